@@ -1,0 +1,39 @@
+"""Pure array functions that two or more architectures share. No state, no input or output."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def random_rows(key: Array, n_rows: int, n_columns: int) -> Float[Array, "n_rows n_columns"]:
+    """Rows of norm 1 in uniformly random directions."""
+    return unit_rows(jax.random.normal(key, (n_rows, n_columns)))
+
+
+def row_norms(matrix: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
+    """Euclidean norm of every row; its gradient at a zero row is zero, not NaN."""
+    squares = jnp.sum(jnp.square(matrix), axis=1)
+    is_zero = squares == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
+
+
+def unit_rows(matrix: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
+    """Every row divided by its norm; a zero row stays zero."""
+    norms = row_norms(matrix)
+    return matrix / jnp.where(norms == 0, 1, norms)[:, None]
+
+
+def remove_parallel(
+    gradient: Float[Array, "rows columns"], matrix: Float[Array, "rows columns"]
+) -> Float[Array, "rows columns"]:
+    """The gradient without its component along each row of `matrix`, so that a step does not change the norms.
+
+    Source: Bricken et al. 2023, "Towards Monosemanticity", Autoencoder training; g - (g·d/‖d‖²) d per row d.
+    """
+    directions = unit_rows(matrix)
+    return gradient - jnp.sum(gradient * directions, axis=1, keepdims=True) * directions
+
+
+def squared_error(x: Float[Array, "batch d_in"], x_hat: Float[Array, "batch d_in"]) -> Float[Array, ""]:
+    """Squared residual norm, summed over d_in and averaged over the batch."""
+    return jnp.mean(jnp.sum(jnp.square(x - x_hat), axis=1))

@@ -1,0 +1,86 @@
+"""The contract between an architecture and everything else.
+
+An architecture is one file in `architectures/` that builds one `Architecture` from pure functions. Training knows
+the functions; evaluation, export and download know only `InferenceSAE`, the one public form.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from sae_service.schema import ArchitectureConfig, Normalization, OptimizerConfig
+
+
+@struct.dataclass
+class LossContext:
+    """What the training step lends a loss: the warm-up factor of its sparsity term and the dead latents."""
+
+    sparsity_scale: Float[Array, ""]
+    is_dead: Bool[Array, " d_sae"]
+
+
+@struct.dataclass
+class LossOutput:
+    """A loss, the named terms that it is the sum of, and what the metrics are computed from."""
+
+    total: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
+    x_hat: Float[Array, "batch d_in"]
+    acts: Float[Array, "batch d_sae"]
+
+
+@struct.dataclass
+class InferenceSAE:
+    """The public form of every trained SAE, in units of the model's raw activations.
+
+    z = x W_enc + b_enc;  acts = ReLU(z) where z > threshold, else 0;  x_hat = acts W_dec + b_dec.
+    No pre-encoder bias and no input scale: both are folded in.
+    """
+
+    W_enc: Float[Array, "d_in d_sae"]
+    b_enc: Float[Array, " d_sae"]
+    W_dec: Float[Array, "d_sae d_in"]
+    b_dec: Float[Array, " d_in"]
+    threshold: Float[Array, " d_sae"]
+
+    def encode(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_sae"]:
+        """Activations of the latents, in units of ‖x‖ (decoder rows have norm 1)."""
+        z = x @ self.W_enc + self.b_enc
+        return jnp.where(z > self.threshold, jax.nn.relu(z), 0)
+
+    def decode(self, acts: Float[Array, "batch d_sae"]) -> Float[Array, "batch d_in"]:
+        """The reconstruction of `acts`."""
+        return acts @ self.W_dec + self.b_dec
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One way to train an SAE, as pure functions over an immutable pytree of parameters.
+
+    Attributes:
+        config: the frozen config; its `kind` is the file's name.
+        init: (config, d_in, key) -> parameters, float32.
+        loss: (config, parameters, x, context) -> (LossOutput, next parameters). No side effect; the second value
+            carries what moves without a gradient, such as an averaged threshold.
+        export: (config, parameters) -> InferenceSAE in units of the rows that it was trained on.
+        optimizer: the optimiser's defaults.
+        normalization: the default scaling of the rows.
+        example: a small config, for documentation and for the shared tests.
+        constrain_gradients: (parameters, gradients) -> gradients, applied before the optimiser.
+        constrain: parameters -> parameters, applied after the update.
+    """
+
+    config: type[ArchitectureConfig]
+    init: Callable[[Any, int, Array], Any]
+    loss: Callable[[Any, Any, Array, LossContext], tuple[LossOutput, Any]]
+    export: Callable[[Any, Any], InferenceSAE]
+    optimizer: OptimizerConfig
+    normalization: Normalization
+    example: ArchitectureConfig
+    constrain_gradients: Callable[[Any, Any], Any] = lambda parameters, gradients: gradients
+    constrain: Callable[[Any], Any] = lambda parameters: parameters

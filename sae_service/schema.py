@@ -1,0 +1,63 @@
+"""The base of everything that crosses a process or a disk, and the types that several of them share."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """An immutable value that refuses unknown keys, NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+Duration = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)],
+    Field(description="A whole number counts steps; a number below 1 is a share of the job's steps."),
+]
+
+Normalization = Literal["unit_mean_square", "sqrt_d_in", "none"]
+"""How one scalar per hook point scales the rows: E‖x‖² = 1, E‖x‖ = sqrt(d_in), or not at all."""
+
+
+class ArchitectureConfig(Frozen):
+    """What every architecture's config has. Fields that are floats are traced: changing one never recompiles."""
+
+    kind: str
+    d_sae: int = Field(gt=0, le=1 << 24, description="Number of latents.")
+
+    def numbers(self) -> dict[str, float]:
+        """The float fields by name: all that may differ between SAEs that share one compiled step."""
+        return {name: value for name, value in self if isinstance(value, float)}
+
+    def structure(self) -> Self:
+        """This config with every float set to 0: the part that is compiled in."""
+        return self.model_copy(update=dict.fromkeys(self.numbers(), 0.0))
+
+    def with_numbers(self, numbers: dict[str, Any]) -> Self:
+        """This config with `numbers` (Python floats or traced arrays) in place of its floats."""
+        return self.model_copy(update=numbers)
+
+
+class OptimizerConfig(Frozen):
+    """Adam and the schedules around it. What a job leaves out is the architecture's own default."""
+
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="Largest norm of the gradient; null does not clip."
+    )
+    lr_warm_up: Duration = Field(default=0, description="Steps, or share of the job, until the learning rate is at its peak.")
+    lr_warm_up_shape: Literal["linear", "cosine"] = Field(
+        default="linear", description="linear from 0, or the cosine from a tenth of the peak that Gemma Scope uses."
+    )
+    lr_decay: Duration = Field(
+        default=0, description="Steps, or share of the job, at its end over which the learning rate falls linearly to 0."
+    )
+    sparsity_warm_up: Duration = Field(
+        default=0, description="Steps, or share of the job, over which the sparsity coefficient rises linearly from 0."
+    )

@@ -1,0 +1,90 @@
+"""Where this installation keeps its things and what it may touch, read once from SAE_SERVICE_* variables.
+
+This is the only module that reads the environment. What a job does is its spec's business, never a setting's.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "SAE_SERVICE_"
+
+
+class Settings(BaseSettings):
+    """All settings. Every field can be set by the environment variable SAE_SERVICE_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    data_dir: Path = Field(default=Path("sae_service_data"), description="Folder of the database, the checkpoints and the logs.")
+    database_url: str | None = Field(
+        default=None, description="postgresql://... for many hosts. Default: a SQLite file in data_dir."
+    )
+    storage_url: str | None = Field(
+        default=None, description="s3://bucket/prefix for many hosts. Default: the folder data_dir/storage."
+    )
+    allowed_roots: tuple[Path, ...] = Field(
+        default=(),
+        description="JSON list of folders from which jobs may read models and text, beside data_dir, "
+        "the demo that ships with the package and the folder that the server was started in.",
+    )
+    api_key_sha256: tuple[str, ...] = Field(
+        default=(), description="JSON list of SHA-256 hex digests of the API keys that are accepted. Empty: no key is asked for."
+    )
+    lease_s: float = Field(default=60, gt=0, description="Seconds without a sign of life after which a worker counts as dead.")
+    gpu_memory_fraction: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."
+    )
+    torch_threads: int = Field(default=1, ge=1, description="CPU threads of the language model.")
+
+    def resolved_database_url(self) -> str:
+        """The SQLAlchemy URL of the database."""
+        if self.database_url is None:
+            return f"sqlite:///{(self.data_dir / 'service.db').resolve()}"
+        return self.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    def resolved_storage_url(self) -> str:
+        """The URL of the folder or bucket in which checkpoints are kept."""
+        return self.storage_url or (self.data_dir / "storage").resolve().as_uri()
+
+    def readable_roots(self) -> tuple[Path, ...]:
+        """The folders below which a job may read files."""
+        demo = Path(__file__).parent / "demo"
+        return tuple(root.expanduser().resolve() for root in (*self.allowed_roots, self.data_dir, demo, Path.cwd()))
+
+
+def child_environment(settings: Settings, device: str | None) -> dict[str, str]:
+    """The environment for a training process, fixed before its Python starts.
+
+    torch and JAX share one GPU by agreement: JAX preallocates its share, torch takes what it needs of the rest.
+    Thread counts are set on purpose: torch's threads spin while they wait, which starves JAX's.
+
+    Args:
+        device: value of CUDA_VISIBLE_DEVICES, or None to inherit it.
+    """
+    threads = str(settings.torch_threads)
+    environment = {
+        **os.environ,
+        "XLA_CLIENT_MEM_FRACTION": str(settings.gpu_memory_fraction),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "WANDB_MODE": "disabled",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return environment if device is None else {**environment, "CUDA_VISIBLE_DEVICES": device}
+
+
+def is_offline() -> bool:
+    """Whether the user has forbidden the Hugging Face libraries to use the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "TRUE", "YES", "ON"}
+
+
+def hub_host() -> str:
+    """The host name of the model hub."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    return endpoint.split("://")[-1].split("/")[0]

@@ -1,0 +1,187 @@
+"""A training job as its user writes it: one activation stream and the SAEs that train on it.
+
+Everything that can be checked without a model or text is checked here, with the path of the field to blame.
+A parsed spec has no gaps: what the user left out is filled in, so the stored spec says all that was done.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from sae_service.architectures import ARCHITECTURES, AnyArchitectureConfig
+from sae_service.schema import Frozen, Name, Normalization, OptimizerConfig
+
+HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
+MAX_BUFFER_ROWS = 1 << 20
+MAX_DEAD_AFTER_TOKENS = 10_000_000
+
+
+class ModelSpec(Frozen):
+    """Which language model the activations come from."""
+
+    name: str = Field(
+        min_length=1,
+        description="A folder in Hugging Face format (it starts with '/', '.' or '~') or a hub name such as gpt2.",
+    )
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub model.")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    weight_processing: Literal["none", "compatibility"] = Field(
+        default="none",
+        description="none: the published weights. compatibility: TransformerLens folds layer norms and centres weights, "
+        "which changes the activations.",
+    )
+
+
+class DatasetSpec(Frozen):
+    """Which text is read, and which part of it is held out from training."""
+
+    path: str = Field(
+        min_length=1,
+        description="A file (.jsonl, .txt, .parquet; .xz and .gz too), a folder of such files (it starts with '/', '.' or '~'), "
+        "or a hub name.",
+    )
+    name: str | None = Field(default=None, description="Configuration of a hub dataset.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
+    split: str = "train"
+    column: str = Field(default="text", description="Column that holds a document's text.")
+    held_out_split: str | None = Field(
+        default=None, description="Split for evaluation. Default: a share of the documents of `split`, chosen by their hash."
+    )
+    held_out_share: float = Field(
+        default=0.02, gt=0, lt=0.5, description="Share of the documents that is held out when no held_out_split is named."
+    )
+
+
+class StreamSpec(Frozen):
+    """The activations that every SAE of the job trains on, in the order in which they are served."""
+
+    model: ModelSpec
+    dataset: DatasetSpec
+    context_size: int = Field(default=128, ge=2, description="Tokens in each row that the model reads.")
+    exclude: tuple[Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0)], ...] = Field(
+        default=("bos", "eos", "pad"), description="Positions with these tokens (names or ids) are not trained on."
+    )
+    tokens: int = Field(gt=0, description="Rows of activations to train on, one for each token.")
+    batch: int = Field(default=4096, gt=0, description="Rows in a training step.")
+    buffer_rows: int = Field(
+        default=0, ge=0, description="Rows that are harvested and shuffled together; 0: about a million, less for a short job."
+    )
+    prompts: int = Field(default=16, gt=0, description="Rows of context_size tokens in one forward pass of the model.")
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.tokens < self.batch:
+            _refuse(("tokens",), f"must be at least batch ({self.batch}): a job has at least one step", self.tokens)
+        if 0 < self.buffer_rows < self.batch:
+            _refuse(("buffer_rows",), f"must be at least batch ({self.batch})", self.buffer_rows)
+        return self
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps of the whole job."""
+        return self.tokens // self.batch
+
+    @property
+    def steps_per_fill(self) -> int:
+        """Batches that one fill of the buffer serves. By default a job has at least eight fills, so that the model
+        and the SAEs work at the same time from early on."""
+        rows = self.buffer_rows or min(MAX_BUFFER_ROWS, max(self.tokens // 8, 16 * self.batch))
+        return max(1, min(rows // self.batch, self.n_steps))
+
+
+class SAESpec(Frozen):
+    """One SAE: where it reads, what it is and how it is trained."""
+
+    name: Name = Field(default="", validate_default=False, description="Unique in the job. Default: kind and width.")
+    hook_name: str = Field(pattern=HOOK_NAME_PATTERN, description="TransformerLens name, such as blocks.8.hook_resid_post.")
+    architecture: AnyArchitectureConfig
+    optimizer: OptimizerConfig = Field(description="Fields left out take the architecture's own defaults.")
+    normalization: Normalization = Field(description="Default: the architecture's own.")
+    dead_after_tokens: int = Field(
+        default=0, ge=0, description="A latent that has not fired for so many tokens is dead; 0: 10 million, "
+        "or a tenth of a shorter job.",
+    )  # fmt: skip
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_defaults(cls, data: Any) -> Any:
+        """Completes the optimiser, the normalisation and the name from the architecture's defaults."""
+        config = data.get("architecture") if isinstance(data, dict) else None
+        kind = config.get("kind") if isinstance(config, dict) else getattr(config, "kind", None)
+        if not isinstance(kind, str) or kind not in ARCHITECTURES:
+            return {"optimizer": {"lr": 1.0}, "normalization": "none", **data} if isinstance(data, dict) else data
+        default = ARCHITECTURES[kind]
+        d_sae = config.get("d_sae") if isinstance(config, dict) else getattr(config, "d_sae", None)
+        filled = {"name": f"{kind}_{d_sae}", "normalization": default.normalization, **data}
+        given = data.get("optimizer", {})
+        if isinstance(given, dict):
+            filled["optimizer"] = {**default.optimizer.model_dump(), **given}
+        return filled
+
+
+class CheckpointSpec(Frozen):
+    """When the state is saved, so that a job survives its worker."""
+
+    every_tokens: int = Field(default=0, ge=0, description="Tokens between two checkpoints; 0: a tenth of the job.")
+    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept beside the last one of the job.")
+
+
+class EvaluationSpec(Frozen):
+    """How much held-out text the finished SAEs are measured on."""
+
+    tokens: int = Field(default=65_536, gt=0, description="Held-out tokens; all that there are, if fewer.")
+
+
+class JobSpec(Frozen):
+    """A whole training job."""
+
+    schema_version: Literal[1] = 1
+    stream: StreamSpec
+    saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
+    checkpoints: CheckpointSpec = CheckpointSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    log_every: int = Field(default=50, gt=0, description="Steps between two rows of metrics.")
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
+    queue: Name = "default"
+    metadata: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    ] = Field(default={}, description="The user's own labels; jobs can be listed by them.")
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Self:
+        seen: dict[str, int] = {}
+        for index, sae in enumerate(self.saes):
+            if sae.name in seen:
+                other = f"saes[{seen[sae.name]}]"
+                _refuse(("saes", index, "name"), f"must be unique; {other} is called {sae.name!r} too", sae.name)
+            seen[sae.name] = index
+        if self.evaluation.tokens < self.stream.context_size:
+            minimum = self.stream.context_size
+            _refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)
+        return self
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """The hook points that are read, each once, in the order of first use."""
+        return tuple(dict.fromkeys(sae.hook_name for sae in self.saes))
+
+    @property
+    def checkpoint_every_steps(self) -> int:
+        """Steps between two checkpoints."""
+        tokens = self.checkpoints.every_tokens or self.stream.tokens // 10
+        return max(1, tokens // self.stream.batch)
+
+    def dead_after_tokens(self, sae: SAESpec) -> int:
+        """Tokens without firing after which a latent of `sae` counts as dead."""
+        return sae.dead_after_tokens or max(1, min(MAX_DEAD_AFTER_TOKENS, self.stream.tokens // 10))
+
+
+def _refuse(location: tuple[str | int, ...], message: str, value: object) -> None:
+    """Raises a validation error that blames the field at `location` below the model being validated."""
+    error = PydanticCustomError("invalid", message)  # pyright: ignore[reportArgumentType]
+    raise ValidationError.from_exception_data(
+        "spec", [InitErrorDetails(type=error, loc=location, input=value)]
+    )

@@ -1,0 +1,130 @@
+"""Files of finished writes, in a folder or in an S3 bucket, through one small interface.
+
+Nothing is ever overwritten: a set of files is published once under a prefix of its own, its manifest last, and
+readers trust only what a manifest lists.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, from_url
+
+from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
+
+MANIFEST = "manifest.json"
+
+
+class Storage:
+    """Objects by key below one root."""
+
+    def __init__(self, url: str) -> None:
+        """Opens the storage at `file:///folder` (made if absent) or `s3://bucket/prefix`."""
+        self.root = Path(unquote(urlparse(url).path)) if url.startswith("file:") else None
+        try:
+            if self.root is not None:
+                self.root.mkdir(parents=True, exist_ok=True)
+                self._store = LocalStore(self.root)
+            else:
+                self._store = from_url(url)
+        except (BaseError, OSError, ValueError) as error:
+            raise StorageFailure(f"cannot open the storage {url}: {error}") from error
+
+    def put(self, key: str, content: bytes) -> None:
+        """Writes a new object, durably. Raises StorageFailure if it exists or cannot be written."""
+        try:
+            obstore.put(self._store, key, content, mode="create")
+            if self.root is not None:
+                _flush(self.root / key, self.root)
+        except AlreadyExistsError as error:
+            raise StorageFailure(f"{key} exists already") from error
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot write {key}: {error}") from error
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises NotFound or StorageFailure."""
+        try:
+            return bytes(obstore.get(self._store, key).bytes())
+        except FileNotFoundError as error:
+            raise NotFound(f"there is no file {key}") from error
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot read {key}: {error}") from error
+
+    def size(self, key: str) -> int:
+        """Length of the object in bytes. Raises NotFound."""
+        try:
+            return obstore.head(self._store, key)["size"]
+        except FileNotFoundError as error:
+            raise NotFound(f"there is no file {key}") from error
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot read {key}: {error}") from error
+
+    def stream(self, key: str, start: int, end: int, chunk: int = 1 << 20) -> Iterator[bytes]:
+        """Bytes `start` up to but not including `end`, in pieces."""
+        for position in range(start, end, chunk):
+            try:
+                yield bytes(obstore.get_range(self._store, key, start=position, end=min(position + chunk, end)))
+            except (BaseError, OSError) as error:
+                raise StorageFailure(f"cannot read {key}: {error}") from error
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys of all objects below a prefix, sorted."""
+        return sorted(item["path"] for batch in obstore.list(self._store, prefix) for item in batch)
+
+    def delete(self, prefix: str) -> None:
+        """Deletes everything below a prefix, its manifest first, so that no reader trusts a half-deleted set."""
+        keys = self.keys(prefix)
+        manifest = f"{prefix}/{MANIFEST}"
+        for group in ([manifest] if manifest in keys else [], [key for key in keys if key != manifest]):
+            if group:
+                obstore.delete(self._store, group)
+        if self.root is not None and (self.root / prefix).is_dir():
+            for folder, _, _ in os.walk(self.root / prefix, topdown=False):
+                Path(folder).rmdir()
+
+    def publish(self, prefix: str, files: Mapping[str, bytes]) -> list[dict[str, str | int]]:
+        """Writes `files` below a new prefix and their manifest last. Returns the manifest's entries."""
+        entries: list[dict[str, str | int]] = [
+            {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for path, content in sorted(files.items())
+        ]
+        for path, content in sorted(files.items()):
+            self.put(f"{prefix}/{path}", content)
+        self.put(f"{prefix}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
+        return entries
+
+    def read_published(self, prefix: str, below: str = "") -> dict[str, bytes]:
+        """The files of a published set whose path starts with `below`, each checked against the manifest."""
+        try:
+            entries = json.loads(self.get(f"{prefix}/{MANIFEST}"))["files"]
+        except (NotFound, ValueError, KeyError) as error:
+            raise DamagedCheckpoint(f"{prefix} has no readable manifest") from error
+        files: dict[str, bytes] = {}
+        for entry in entries:
+            if not entry["path"].startswith(below):
+                continue
+            try:
+                content = self.get(f"{prefix}/{entry['path']}")
+            except NotFound as error:
+                raise DamagedCheckpoint(f"{prefix}/{entry['path']} is missing") from error
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise DamagedCheckpoint(f"{prefix}/{entry['path']} does not match its manifest")
+            files[entry["path"]] = content
+        return files
+
+
+def _flush(path: Path, root: Path) -> None:
+    """Makes a file and the entries of its folders durable: the store renames but does not flush."""
+    for target in (path, *path.parents):
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if target == root:
+            return
