@@ -84,3 +84,15 @@ class Architecture:
     example: ArchitectureConfig
     constrain_gradients: Callable[[Any, Any], Any] = lambda parameters, gradients: gradients
     constrain: Callable[[Any], Any] = lambda parameters: parameters
+
+
+def unscaled(sae: InferenceSAE, activation_scale: float) -> InferenceSAE:
+    """The SAE for raw activations, of one that was trained on activations times `activation_scale`.
+
+    Weights stay; biases and thresholds are divided by the scale, and the latents come out in raw units.
+    """
+    return sae.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        b_enc=sae.b_enc / activation_scale,
+        b_dec=sae.b_dec / activation_scale,
+        threshold=sae.threshold / activation_scale,
+    )

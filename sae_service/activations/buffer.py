@@ -1,0 +1,75 @@
+"""Fill, shuffle, drain: rows of activations in an order that depends on three small values alone.
+
+The buffer fills completely, is permuted with a key derived from (seed, index of the fill) and drains completely.
+Its content is a function of where the fill started to read, so a position is all that a checkpoint needs.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from sae_service.activations.model import LanguageModel, keep_mask
+from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.schema import Frozen
+
+
+class FillStart(Frozen):
+    """Where a fill begins: the cursor of a batch of prompts and how many of its kept rows earlier fills took."""
+
+    cursor: Cursor = Cursor()
+    rows_taken: int = 0
+
+
+class Harvest:
+    """Reads tokens and collects the activations of the positions that are kept, fill after fill."""
+
+    def __init__(
+        self, model: LanguageModel, tokens: PackedTokens, hook_names: tuple[str, ...], excluded: tuple[int, ...],
+        start: FillStart,
+    ) -> None:  # fmt: skip
+        self._hook_names = hook_names
+        self._start = start
+        self._pending: dict[str, torch.Tensor] = {}
+        self._batches = self._read(model, tokens, excluded, start)
+
+    def _read(
+        self, model: LanguageModel, tokens: PackedTokens, excluded: tuple[int, ...], start: FillStart
+    ) -> Iterator[tuple[dict[str, torch.Tensor], Cursor]]:
+        for batch, cursor in tokens.read(start.cursor):
+            keep = torch.from_numpy(keep_mask(batch, excluded)).to(model.device)
+            found = model.activations(batch, self._hook_names)
+            yield {name: rows[keep] for name, rows in found.items()}, cursor
+
+    def fill(self, n_rows: int) -> tuple[dict[str, torch.Tensor], FillStart]:
+        """The next `n_rows` rows of every hook point, in reading order, and where the following fill starts."""
+        filled: dict[str, torch.Tensor] = {}
+        done = 0
+        while done < n_rows:
+            if not self._pending or not len(next(iter(self._pending.values()))):
+                self._advance()
+            take = min(n_rows - done, len(next(iter(self._pending.values()))))
+            for name, rows in self._pending.items():
+                if name not in filled:
+                    filled[name] = rows.new_empty((n_rows, rows.shape[1]))
+                filled[name][done : done + take] = rows[:take]
+            self._pending = {name: rows[take:] for name, rows in self._pending.items()}
+            self._start = self._start.model_copy(update={"rows_taken": self._start.rows_taken + take})
+            done += take
+        return filled, self._start
+
+    def _advance(self) -> None:
+        is_first = not self._pending
+        self._pending, cursor = next(self._batches)
+        skip = self._start.rows_taken if is_first else 0
+        self._pending = {name: rows[skip:] for name, rows in self._pending.items()}
+        self._start = FillStart(cursor=cursor, rows_taken=skip)
+
+
+def permutation(seed: int, fill_index: int, n_rows: int) -> Int[np.ndarray, " n_rows"]:
+    """The order in which the rows of one fill are served; all hook points share it."""
+    key: Any = jax.random.fold_in(jax.random.key(seed), fill_index)
+    return np.asarray(jax.random.permutation(key, n_rows))

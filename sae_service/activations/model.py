@@ -1,0 +1,154 @@
+"""The language model: activations at hook points, and its loss with a hook point replaced.
+
+The only adapter of TransformerLens 4. Tokens go in as integers that we packed, never as strings, because the
+library's default for BOS differs between model families.
+"""
+
+import re
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from sae_service.activations.tokens import is_path
+from sae_service.errors import InvalidSpec, ModelNotFound
+from sae_service.settings import hub_host, is_offline
+from sae_service.spec import ModelSpec
+
+Replace = Callable[[torch.Tensor], torch.Tensor]
+
+
+class LanguageModel:
+    """A TransformerLens bridge, ready to be read. One forward pass at a time; callers on threads wait their turn."""
+
+    def __init__(self, spec: ModelSpec, device: str) -> None:
+        """Loads the model. Raises ModelNotFound, at once where there is no network."""
+        self.device = device
+        self.bridge = _load(spec, device)
+        self.tokenizer: Any = self.bridge.tokenizer
+        self._lock = threading.Lock()
+
+    @property
+    def bos(self) -> int:
+        """The token that starts a row and separates documents: BOS, or EOS where a tokenizer has no BOS."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise InvalidSpec("the model's tokenizer has neither a BOS nor an EOS token", param="/stream/model/name")
+
+    def excluded_tokens(self, exclude: tuple[str | int, ...]) -> tuple[int, ...]:
+        """Token ids for names such as "bos"; names that the tokenizer lacks are left out."""
+        ids = (getattr(self.tokenizer, f"{item}_token_id") if isinstance(item, str) else item for item in exclude)
+        return tuple(sorted({int(i) for i in ids if i is not None} | ({self.bos} if "bos" in exclude else set())))
+
+    def encode(self, documents: list[str]) -> list[list[int]]:
+        """Token ids of each document, without special tokens."""
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def check(self, hook_names: tuple[str, ...], context_size: int) -> dict[str, int]:
+        """The width d_in at each hook point, by a short forward pass. Raises InvalidSpec for what cannot run."""
+        limit = self.bridge.cfg.n_ctx
+        if context_size > limit:
+            raise InvalidSpec(
+                f"must be at most the model's context of {limit}: {context_size}", param="/stream/context_size"
+            )
+        unknown = [name for name in hook_names if name not in self.bridge.hook_dict]
+        if unknown:
+            raise InvalidSpec(self._unknown_hook(unknown[0]), param="/saes")
+        found = self.activations(np.full((1, 2), self.bos, dtype=np.int32), hook_names)
+        return {name: found[name].shape[-1] for name in hook_names}
+
+    def _unknown_hook(self, name: str) -> str:
+        import difflib
+
+        close = difflib.get_close_matches(name, list(self.bridge.hook_dict), n=3)
+        return f"the model has no hook point {name!r}." + (f" Close: {', '.join(close)}." if close else "")
+
+    def activations(
+        self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: tuple[str, ...]
+    ) -> dict[str, Float[torch.Tensor, "prompts context_size d_in"]]:
+        """Activations at each hook point in one forward pass, which stops after the last layer needed."""
+        with self._lock, torch.inference_mode():
+            _, cache = self.bridge.run_with_cache(
+                torch.from_numpy(tokens).long().to(self.device),
+                names_filter=list(hook_names),
+                stop_at_layer=last_layer(hook_names),
+                return_type=None,
+            )
+        missing = [name for name in hook_names if name not in cache]
+        if missing:
+            raise InvalidSpec(f"the model computed nothing at hook point {missing[0]!r}", param="/saes")
+        return {name: cache[name].flatten(start_dim=2) for name in hook_names}
+
+    def token_losses(
+        self, tokens: Int[np.ndarray, "prompts context_size"], replace: Mapping[str, Replace] | None = None
+    ) -> Float[torch.Tensor, "prompts predicted"]:
+        """Next-token loss in nats at every position but the last, with the hook points in `replace` replaced."""
+        ids = torch.from_numpy(tokens).long().to(self.device)
+
+        def hook(tensor: torch.Tensor, hook: Any, function: Replace) -> torch.Tensor:
+            return function(tensor.flatten(start_dim=2)).reshape(tensor.shape).to(tensor.dtype)
+
+        hooks = [(name, partial(hook, function=function)) for name, function in (replace or {}).items()]
+        with self._lock, torch.inference_mode():
+            logits = self.bridge.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits")
+            return torch.nn.functional.cross_entropy(
+                logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+            ).view(len(ids), -1)
+
+
+def keep_mask(tokens: Int[np.ndarray, "prompts context_size"], excluded: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
+    """True where a position is trained on and measured."""
+    return ~np.isin(tokens, excluded)
+
+
+def last_layer(hook_names: tuple[str, ...]) -> int | None:
+    """The layer before which the forward pass may stop, or None if a hook point lies outside the blocks.
+
+    One more than the last layer named, even for its input: one lower would silently leave the cache empty.
+    """
+    layers = [re.match(r"blocks\.(\d+)\.", name) for name in hook_names]
+    numbers = [int(match.group(1)) for match in layers if match]
+    return max(numbers) + 1 if len(numbers) == len(hook_names) else None
+
+
+def _load(spec: ModelSpec, device: str) -> Any:
+    from transformer_lens import TransformerBridge
+
+    name = spec.name
+    if is_path(name):
+        folder = Path(name).expanduser().resolve()
+        if not (folder / "config.json").is_file():
+            raise ModelNotFound(f"{folder} has no config.json", param="/stream/model/name")
+        name = str(folder)
+    else:
+        _check_hub(name)
+    try:
+        dtype = getattr(torch, spec.dtype)
+        bridge = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, revision=spec.revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelNotFound(f"cannot load {spec.name}: {error}", param="/stream/model/name") from error
+    if spec.weight_processing == "compatibility":
+        bridge.enable_compatibility_mode()
+    return bridge
+
+
+def _check_hub(name: str) -> None:
+    """Raises ModelNotFound at once if a hub model is neither in the local cache nor reachable."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str) or is_offline():
+        return
+    try:
+        socket.create_connection((hub_host(), 443), timeout=5).close()
+    except OSError as error:
+        hint = "Give a folder in Hugging Face format instead; its name starts with '/', '.' or '~'."
+        message = f"{name} is not on this machine and {hub_host()} cannot be reached."
+        raise ModelNotFound(message, param="/stream/model/name", hint=hint) from error

@@ -1,0 +1,164 @@
+"""From text to packed tokens, with a cursor from which reading goes on exactly.
+
+Documents are packed into rows of `context_size`: each row starts with BOS, and BOS stands between the documents of
+a row. Source: Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147, section 3.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.schema import Frozen
+from sae_service.spec import DatasetSpec
+
+DOCUMENTS_AT_ONCE = 64
+LOADERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
+Part = Literal["train", "held_out"]
+Encode = Callable[[list[str]], list[list[int]]]
+
+
+class Cursor(Frozen):
+    """A place in the packed text: all that is needed to go on reading there.
+
+    `dataset_state` and `unfinished` (tokens of a row that is not full yet) are those before the current group of
+    documents, of which `rows_served` packed rows have been handed out.
+    """
+
+    dataset_state: dict[str, Any] | None = None
+    epoch: int = 0
+    unfinished: tuple[int, ...] = ()
+    rows_served: int = 0
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's or dataset's name means a file or folder, not something on a hub."""
+    return name.startswith(("/", ".", "~"))
+
+
+def is_held_out(document: str, share: float) -> bool:
+    """Whether a document belongs to the held-out share: a property of its text alone, so copies stay together."""
+    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def open_dataset(spec: DatasetSpec, split: str) -> Any:
+    """The dataset's `split` as a stream of its text column. Raises DataNotFound or InvalidSpec."""
+    import datasets
+
+    arguments: dict[str, Any] = {"path": spec.path, "name": spec.name, "revision": spec.revision}
+    if is_path(spec.path):
+        path = Path(spec.path).expanduser().resolve()
+        if not path.exists():
+            raise DataNotFound(f"there is no file or folder {path}", param="/stream/dataset/path")
+        arguments = {"path": str(path)}
+        if path.is_file():
+            endings = [ending for ending in path.suffixes if ending in LOADERS]
+            if not endings:
+                known = ", ".join(LOADERS)
+                raise DataNotFound(f"{path.name} is none of {known}", param="/stream/dataset/path")
+            arguments = {"path": LOADERS[endings[-1]], "data_files": {split: str(path)}}
+    try:
+        dataset: Any = datasets.load_dataset(**arguments, split=split, streaming=True)
+        columns = dataset.column_names or list(next(iter(dataset), {}))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        hint = "A hub dataset needs a network; a folder's name starts with '/', '.' or '~'."
+        message = f"cannot read split {split!r} of {spec.path}: {error}"
+        raise DataNotFound(message, param="/stream/dataset", hint="" if is_path(spec.path) else hint) from error
+    if spec.column not in columns:
+        raise InvalidSpec(
+            f"{spec.path} has no column {spec.column!r}; it has {', '.join(columns)}.", param="/stream/dataset/column"
+        )
+    return dataset.select_columns([spec.column])
+
+
+
+
+@dataclass
+class PackedTokens:
+    """Iterates over batches of packed rows, each with the cursor of the next one."""
+
+    spec: DatasetSpec
+    part: Part
+    encode: Encode
+    bos: int
+    context_size: int
+    prompts: int
+    repeat: bool
+
+    def documents(self, batch: dict[str, list[Any]]) -> list[str]:
+        """The non-empty texts of a group that belong to this part."""
+        texts = [text for text in batch[self.spec.column] if isinstance(text, str) and text]
+        if self.spec.held_out_split is not None:
+            return texts
+        share = self.spec.held_out_share
+        return [text for text in texts if is_held_out(text, share) == (self.part == "held_out")]
+
+    def pack(self, unfinished: list[int], texts: list[str]) -> tuple[list[list[int]], list[int]]:
+        """Full rows, and the tokens of the row that is not full yet."""
+        flat = list(unfinished)
+        for ids in self.encode(texts) if texts else []:
+            flat.append(self.bos)
+            flat.extend(ids)
+        rows: list[list[int]] = []
+        start = 0
+        while len(flat) - start >= self.context_size:
+            rows.append(flat[start : start + self.context_size])
+            start += self.context_size
+            # The next row must start with BOS; where a document ends exactly here, its own separator serves.
+            if start < len(flat) and flat[start] != self.bos:
+                start -= 1
+                flat[start] = self.bos
+        return rows, flat[start:]
+
+    def groups(self, cursor: Cursor) -> Iterator[tuple[list[list[int]], Cursor]]:
+        """Rows of each group of documents, with the cursor of the group's start."""
+        split = self.spec.split
+        if self.part == "held_out" and self.spec.held_out_split is not None:
+            split = self.spec.held_out_split
+        epoch, state, unfinished = cursor.epoch, cursor.dataset_state, list(cursor.unfinished)
+        while True:
+            dataset = open_dataset(self.spec, split)
+            if state is not None:
+                dataset.load_state_dict(state)
+            found = False
+            before = dataset.state_dict()
+            for batch in dataset.iter(batch_size=DOCUMENTS_AT_ONCE):
+                start = Cursor(dataset_state=before, epoch=epoch, unfinished=tuple(unfinished))
+                rows, unfinished = self.pack(unfinished, self.documents(batch))
+                found = found or bool(rows)
+                before = dataset.state_dict()
+                yield rows, start
+            if not self.repeat:
+                return
+            if not found and state is None:
+                message = f"split {split!r} of {self.spec.path} is shorter than one row of {self.context_size} tokens"
+                raise DataNotFound(message, param="/stream/dataset")
+            epoch, state = epoch + 1, None
+
+    def read(self, cursor: Cursor) -> Iterator[tuple[Int[np.ndarray, "prompts context_size"], Cursor]]:
+        """Batches of `prompts` rows from `cursor` on; without `repeat` the last one may have fewer.
+
+        Each comes with the cursor of its own start, from which reading again yields the same batch.
+        """
+        skip = cursor.rows_served
+        pending: list[list[int]] = []
+        pending_start = cursor
+        for rows, group in self.groups(cursor):
+            for index, row in enumerate(rows):
+                if skip:
+                    skip -= 1
+                    continue
+                if not pending:
+                    pending_start = group.model_copy(update={"rows_served": index})
+                pending.append(row)
+                if len(pending) == self.prompts:
+                    yield np.asarray(pending, dtype=np.int32), pending_start
+                    pending = []
+        if pending:
+            yield np.asarray(pending, dtype=np.int32), pending_start

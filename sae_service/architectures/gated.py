@@ -1,0 +1,108 @@
+"""Gated: one encoder decides which latents fire, its rescaled and shifted copy how much.
+
+Source: Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders",
+arXiv:2404.16014, sections 3.2 and 3.3. The paper is silent on initialisation: random unit decoder rows, the encoder
+their transpose, everything else 0.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+from pydantic import Field
+
+from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
+from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.schema import ArchitectureConfig, OptimizerConfig
+
+
+class GatedConfig(ArchitectureConfig):
+    """Gate and magnitude with tied weights."""
+
+    kind: Literal["gated"] = "gated"
+    l1_coefficient: float = Field(default=0.1, ge=0, description="Weight of the sum of the positive gate pre-activations.")
+    aux: Literal["full", "unfrozen", "off"] = Field(
+        default="full",
+        description="Auxiliary reconstruction from the gate: through a frozen decoder as published, unfrozen, or none.",
+    )
+
+
+@struct.dataclass
+class GatedParameters:
+    """W_mag is W_gate with column i scaled by exp(r_mag_i). `b_dec` is subtracted from the input too."""
+
+    W_gate: Float[Array, "d_in d_sae"]
+    b_gate: Float[Array, " d_sae"]
+    r_mag: Float[Array, " d_sae"]
+    b_mag: Float[Array, " d_sae"]
+    W_dec: Float[Array, "d_sae d_in"]
+    b_dec: Float[Array, " d_in"]
+
+
+def init(config: GatedConfig, d_in: int, key: Any) -> GatedParameters:
+    """Random unit decoder rows, the encoder their transpose, everything else 0."""
+    W_dec = random_rows(key, config.d_sae, d_in)
+    zeros = [jnp.zeros(config.d_sae) for _ in range(3)]
+    return GatedParameters(W_dec.T, *zeros, W_dec, jnp.zeros(d_in))
+
+
+def loss(
+    config: GatedConfig, parameters: GatedParameters, x: Float[Array, "batch d_in"], context: LossContext
+) -> tuple[LossOutput, GatedParameters]:
+    """Reconstruction + λ ‖ReLU(gate)‖₁ + reconstruction from the gate alone, whose decoder is frozen."""
+    u = (x - parameters.b_dec) @ parameters.W_gate
+    gate = u + parameters.b_gate
+    magnitude = jax.nn.relu(u * jnp.exp(parameters.r_mag) + parameters.b_mag)
+    acts = jnp.where(gate > 0, magnitude, 0)
+    x_hat = acts @ parameters.W_dec + parameters.b_dec
+    positive = jax.nn.relu(gate)
+    terms = {
+        "mse": squared_error(x, x_hat),
+        "sparsity": context.sparsity_scale * config.l1_coefficient * jnp.mean(jnp.sum(positive, axis=1)),
+    }
+    if config.aux != "off":
+        decoder = parameters.W_dec, parameters.b_dec
+        W_dec, b_dec = jax.lax.stop_gradient(decoder) if config.aux == "full" else decoder
+        terms["aux"] = squared_error(x, positive @ W_dec + b_dec)
+    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
+
+
+def export(config: GatedConfig, parameters: GatedParameters) -> InferenceSAE:
+    """The equivalent thresholds: z = exp(r) u + b_mag fires where z > b_mag - exp(r) b_gate.
+
+    Source: arXiv:2404.16014, appendix on the equivalence with JumpReLU.
+    """
+    scale = jnp.exp(parameters.r_mag)
+    W_enc = parameters.W_gate * scale
+    return InferenceSAE(
+        W_enc=W_enc,
+        b_enc=parameters.b_mag - parameters.b_dec @ W_enc,
+        W_dec=parameters.W_dec,
+        b_dec=parameters.b_dec,
+        threshold=parameters.b_mag - scale * parameters.b_gate,
+    )
+
+
+def constrain_gradients(parameters: GatedParameters, gradients: GatedParameters) -> GatedParameters:
+    """Takes out what would change the decoder's norms."""
+    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def constrain(parameters: GatedParameters) -> GatedParameters:
+    """Decoder rows of norm 1."""
+    return parameters.replace(W_dec=unit_rows(parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+ARCHITECTURE = Architecture(
+    config=GatedConfig,
+    init=init,
+    loss=loss,
+    export=export,
+    optimizer=OptimizerConfig(lr=3e-4, beta1=0.0, lr_warm_up=1000, lr_warm_up_shape="cosine"),
+    normalization="unit_mean_square",
+    example=GatedConfig(d_sae=64),
+    constrain_gradients=constrain_gradients,
+    constrain=constrain,
+)

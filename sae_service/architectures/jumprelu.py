@@ -1,0 +1,148 @@
+"""JumpReLU: a learned threshold for every latent, trained on the number of active latents itself.
+
+Source: Rajamanoharan et al. 2024, "Jumping Ahead", arXiv:2407.14435; hyperparameters and initialisation as restated
+in Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147. The inner ReLU before the jump is left out: thresholds are
+positive, so the forward pass is the same.
+"""
+
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+from pydantic import Field, model_validator
+
+from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
+from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.schema import ArchitectureConfig, OptimizerConfig
+
+
+class JumpReLUConfig(ArchitectureConfig):
+    """Thresholds and an L0 penalty, linear or with a target."""
+
+    kind: Literal["jumprelu"] = "jumprelu"
+    l0_coefficient: float = Field(default=6e-4, ge=0, description="Weight of L0, or of (L0 / target_l0 - 1)².")
+    target_l0: float | None = Field(default=None, gt=0, description="The L0 to aim at; null penalises L0 linearly.")
+    bandwidth: float = Field(default=0.001, gt=0, description="Width of the window that gives thresholds a gradient.")
+    initial_threshold: float = Field(default=0.001, gt=0)
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        if self.target_l0 is not None and self.target_l0 > self.d_sae:
+            raise ValueError(f"target_l0 must be at most d_sae: target_l0={self.target_l0}, d_sae={self.d_sae}")
+        return self
+
+
+@struct.dataclass
+class JumpReLUParameters:
+    """`b_dec` is subtracted from the input too; the threshold is exp(log_threshold)."""
+
+    W_enc: Float[Array, "d_in d_sae"]
+    b_enc: Float[Array, " d_sae"]
+    W_dec: Float[Array, "d_sae d_in"]
+    b_dec: Float[Array, " d_in"]
+    log_threshold: Float[Array, " d_sae"]
+
+
+def _window(z: Array, threshold: Array, bandwidth: Array) -> Array:
+    """1 / bandwidth inside the window around the threshold, else 0."""
+    return jnp.where(jnp.abs(z - threshold) < bandwidth / 2, 1 / bandwidth, 0)
+
+
+@jax.custom_vjp
+def jumprelu(z: Array, threshold: Array, bandwidth: Array) -> Array:
+    """z where z > threshold, else 0. Its derivative by the threshold is that of the expected loss, by a kernel."""
+    return jnp.where(z > threshold, z, 0)
+
+
+def _jumprelu_forward(z: Array, threshold: Array, bandwidth: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return jumprelu(z, threshold, bandwidth), (z, threshold, bandwidth)
+
+
+def _jumprelu_backward(saved: tuple[Array, Array, Array], upstream: Array) -> tuple[Array, Array, Array]:
+    z, threshold, bandwidth = saved
+    by_threshold = jnp.sum(-threshold * _window(z, threshold, bandwidth) * upstream, axis=0)
+    return jnp.where(z > threshold, upstream, 0), by_threshold, jnp.zeros_like(bandwidth)
+
+
+jumprelu.defvjp(_jumprelu_forward, _jumprelu_backward)
+
+
+@jax.custom_vjp
+def step(z: Array, threshold: Array, bandwidth: Array) -> Array:
+    """1 where z > threshold, else 0, with a kernel for the derivative by the threshold and none by z."""
+    return (z > threshold).astype(z.dtype)
+
+
+def _step_forward(z: Array, threshold: Array, bandwidth: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return step(z, threshold, bandwidth), (z, threshold, bandwidth)
+
+
+def _step_backward(saved: tuple[Array, Array, Array], upstream: Array) -> tuple[Array, Array, Array]:
+    z, threshold, bandwidth = saved
+    by_threshold = jnp.sum(-_window(z, threshold, bandwidth) * upstream, axis=0)
+    return jnp.zeros_like(z), by_threshold, jnp.zeros_like(bandwidth)
+
+
+step.defvjp(_step_forward, _step_backward)
+
+
+def init(config: JumpReLUConfig, d_in: int, key: Any) -> JumpReLUParameters:
+    """Random unit decoder rows, the encoder their transpose, biases 0."""
+    W_dec = random_rows(key, config.d_sae, d_in)
+    log_threshold = jnp.full(config.d_sae, jnp.log(config.initial_threshold))
+    return JumpReLUParameters(W_dec.T, jnp.zeros(config.d_sae), W_dec, jnp.zeros(d_in), log_threshold)
+
+
+def loss(
+    config: JumpReLUConfig, parameters: JumpReLUParameters, x: Float[Array, "batch d_in"], context: LossContext
+) -> tuple[LossOutput, JumpReLUParameters]:
+    """Mean ‖x - x_hat‖² + λ L0, or + λ (L0 / target - 1)² with the batch's mean L0."""
+    threshold, bandwidth = jnp.exp(parameters.log_threshold), jnp.asarray(config.bandwidth, x.dtype)
+    z = (x - parameters.b_dec) @ parameters.W_enc + parameters.b_enc
+    acts = jumprelu(z, threshold, bandwidth)
+    x_hat = acts @ parameters.W_dec + parameters.b_dec
+    l0 = jnp.mean(jnp.sum(step(z, threshold, bandwidth), axis=1))
+    penalty = l0 if config.target_l0 is None else jnp.square(l0 / config.target_l0 - 1)
+    terms = {
+        "mse": squared_error(x, x_hat),
+        "sparsity": context.sparsity_scale * config.l0_coefficient * penalty,
+    }
+    return LossOutput(terms["mse"] + terms["sparsity"], terms, x_hat, acts), parameters
+
+
+def export(config: JumpReLUConfig, parameters: JumpReLUParameters) -> InferenceSAE:
+    """The pre-encoder bias folded into `b_enc`."""
+    return InferenceSAE(
+        W_enc=parameters.W_enc,
+        b_enc=parameters.b_enc - parameters.b_dec @ parameters.W_enc,
+        W_dec=parameters.W_dec,
+        b_dec=parameters.b_dec,
+        threshold=jnp.exp(parameters.log_threshold),
+    )
+
+
+def constrain_gradients(parameters: JumpReLUParameters, gradients: JumpReLUParameters) -> JumpReLUParameters:
+    """Takes out what would change the decoder's norms."""
+    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def constrain(parameters: JumpReLUParameters) -> JumpReLUParameters:
+    """Decoder rows of norm 1."""
+    return parameters.replace(W_dec=unit_rows(parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+ARCHITECTURE = Architecture(
+    config=JumpReLUConfig,
+    init=init,
+    loss=loss,
+    export=export,
+    optimizer=OptimizerConfig(
+        lr=7e-5, beta1=0.0, lr_warm_up=1000, lr_warm_up_shape="cosine", sparsity_warm_up=10_000
+    ),
+    normalization="unit_mean_square",
+    example=JumpReLUConfig(d_sae=64),
+    constrain_gradients=constrain_gradients,
+    constrain=constrain,
+)

@@ -1,0 +1,74 @@
+"""An SAE as files that other tools read: `cfg.json` and `sae_weights.safetensors` in the layout of SAELens 6.
+
+A ReLU SAE is written as `standard`; every SAE with thresholds as `jumprelu`, whatever trained it. Scale, decoder
+norms and pre-encoder bias are folded in, so a reader applies nothing to its input.
+"""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from sae_service.errors import DamagedCheckpoint
+from sae_service.sae import InferenceSAE
+from sae_service.spec import JobSpec, SAESpec
+
+CONFIG, WEIGHTS, METRICS, PROVENANCE = "cfg.json", "sae_weights.safetensors", "metrics.json", "provenance.json"
+SAE_LENS_VERSION = "6.54.12"
+
+
+def to_files(sae: InferenceSAE, job: JobSpec, spec: SAESpec, provenance: dict[str, Any]) -> dict[str, bytes]:
+    """The files of one SAE by name."""
+    tensors = {name: np.asarray(getattr(sae, name), np.float32) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    is_relu = not np.any(np.asarray(sae.threshold))
+    if not is_relu:
+        tensors["threshold"] = np.asarray(sae.threshold, np.float32)
+    config = {
+        "architecture": "standard" if is_relu else "jumprelu",
+        "d_in": int(sae.W_enc.shape[0]),
+        "d_sae": int(sae.W_enc.shape[1]),
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if spec.hook_name.endswith("hook_z") else "none",
+        "metadata": {
+            "sae_lens_version": SAE_LENS_VERSION,
+            "training_architecture": spec.architecture.kind,
+            "training_architecture_details": spec.architecture.model_dump(),
+            "model_name": job.stream.model.name,
+            "model_class_name": "TransformerBridge",
+            "hook_name": spec.hook_name,
+            "context_size": job.stream.context_size,
+            "prepend_bos": True,
+            "dataset_path": job.stream.dataset.path,
+        },
+    }
+    return {
+        CONFIG: json.dumps(config, indent=1).encode(),
+        WEIGHTS: save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}),
+        PROVENANCE: json.dumps(provenance, indent=1).encode(),
+    }
+
+
+def from_files(files: dict[str, bytes]) -> InferenceSAE:
+    """The SAE in `files` that `to_files` wrote. Raises DamagedCheckpoint."""
+    try:
+        tensors = load(files[WEIGHTS])
+        threshold = tensors.get("threshold", np.zeros_like(tensors["b_enc"]))
+        return InferenceSAE(tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"], threshold)  # pyright: ignore[reportArgumentType]
+    except (KeyError, ValueError) as error:
+        raise DamagedCheckpoint(f"these are not the files of an SAE: {error}") from error
+
+
+def as_json(metrics: dict[str, Any]) -> bytes:
+    """Metrics as strict JSON: what is not a number is null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(metrics), indent=1).encode()

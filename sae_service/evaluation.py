@@ -1,0 +1,165 @@
+"""What a finished SAE is worth, on held-out text: reconstruction, sparsity and what it does to the model's loss."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sae_service.activations.handover import to_jax, to_torch
+from sae_service.activations.model import LanguageModel, Replace, keep_mask
+from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.errors import DataNotFound
+from sae_service.sae import InferenceSAE
+from sae_service.spec import JobSpec
+
+DENSITY_EDGES = tuple(x / 2 for x in range(-14, 1))
+"""Edges of the latent density histogram, as powers of ten from 1e-7 to 1."""
+
+
+@jax.jit
+def _reconstruct(sae: InferenceSAE, x: Float[Array, "rows d_in"]) -> tuple[Array, dict[str, Array]]:
+    """The reconstruction, and sums over the rows."""
+    acts = sae.encode(x.astype(jnp.float32))
+    x_hat = sae.decode(acts)
+    fired = acts > 0
+    sums = {
+        "n_active": jnp.sum(fired),
+        "squared_error": jnp.sum(jnp.square(x - x_hat)),
+        "squares": jnp.sum(jnp.square(x)),
+        "x_hat_squares": jnp.sum(jnp.square(x_hat)),
+        "products": jnp.sum(x * x_hat),
+        "rows": jnp.sum(x, axis=0),
+        "fired": jnp.sum(fired, axis=0),
+    }
+    return x_hat, sums
+
+
+@dataclass
+class Tally:
+    """Sums over the whole evaluation set, in float64 on the host."""
+
+    n_rows: int = 0
+    n_predicted: int = 0
+    sums: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def add(self, n_rows: int, sums: dict[str, Any]) -> None:
+        """Counts the rows of one batch."""
+        self.n_rows += n_rows
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0) + np.asarray(value, np.float64)
+
+    def add_losses(self, counted: Any, losses: dict[str, Any]) -> None:
+        """Counts the token losses of one batch at the positions `counted`."""
+        self.n_predicted += int(counted.sum())
+        for name, values in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + float(values[counted].double().sum())
+
+
+def held_out_batches(job: JobSpec, model: LanguageModel) -> Iterator[Int[np.ndarray, "prompts context_size"]]:
+    """Packed held-out tokens until there are `evaluation.tokens` of them, or no more text."""
+    stream = job.stream
+    packed = PackedTokens(
+        stream.dataset, "held_out", model.encode, model.bos, stream.context_size, stream.prompts, repeat=False
+    )
+    left = job.evaluation.tokens // stream.context_size
+    for tokens, _ in packed.read(Cursor()):
+        if left <= 0:
+            return
+        yield tokens[:left]
+        left -= len(tokens)
+
+
+def evaluate(job: JobSpec, model: LanguageModel, saes: dict[str, tuple[str, InferenceSAE]]) -> dict[str, Any]:
+    """Metrics of each SAE on held-out text, by its name.
+
+    A position counts for the cross-entropies if neither its own token nor the next one is excluded; excluded
+    positions are left unspliced.
+
+    Args:
+        saes: hook name and SAE, for raw activations, by the SAE's name.
+
+    Raises:
+        DataNotFound: there is not one row of held-out text.
+    """
+    excluded = model.excluded_tokens(job.stream.exclude)
+    tallies = {name: Tally() for name in saes}
+    for tokens in held_out_batches(job, model):
+        keep = to_torch(jnp.asarray(keep_mask(tokens, excluded))).to(model.device)
+        clean = model.token_losses(tokens)
+        counted = keep[:, :-1] & keep[:, 1:]
+        zeroed: dict[str, Any] = {}
+        for name, (hook_name, sae) in saes.items():
+            if hook_name not in zeroed:
+                zeroed[hook_name] = model.token_losses(tokens, {hook_name: _spliced(keep, lambda rows: rows * 0)})
+            spliced = model.token_losses(tokens, {hook_name: _spliced(keep, _measuring(sae, tallies[name]))})
+            losses = {"ce_loss": clean, "ce_loss_sae": spliced, "ce_loss_zero": zeroed[hook_name]}
+            tallies[name].add_losses(counted, losses)
+    if not all(tally.n_predicted for tally in tallies.values()):
+        raise DataNotFound(
+            f"the held-out text is shorter than one row of {job.stream.context_size} tokens.",
+            param="/stream/dataset",
+            hint="Name a held_out_split or raise held_out_share.",
+        )
+    return {name: summary(tally) for name, tally in tallies.items()}
+
+
+def _spliced(keep: Any, function: Replace) -> Replace:
+    """Replaces the kept positions of a hook point by `function` of their rows."""
+
+    def replace(tensor: Any) -> Any:
+        result = tensor.clone()
+        result[keep] = function(tensor[keep]).to(tensor.dtype)
+        return result
+
+    return replace
+
+
+def _measuring(sae: InferenceSAE, tally: Tally) -> Replace:
+    """The SAE as a function of torch rows that also counts what it sees."""
+
+    def reconstruct(rows: Any) -> Any:
+        x_hat, sums = _reconstruct(sae, to_jax(rows))
+        tally.add(len(rows), jax.device_get(sums))
+        return to_torch(x_hat)
+
+    return reconstruct
+
+
+def summary(tally: Tally) -> dict[str, Any]:
+    """The metrics, from the sums over the whole set; their definitions:
+
+    l0: mean count of active latents. mse: mean squared residual norm. fvu: sum of squared residuals over sum of
+    squared deviations from the mean. ce_loss, _sae, _zero: mean next-token loss in nats, clean, spliced, zeroed.
+    ce_loss_recovered: (zero - sae) / (zero - clean). relative_reconstruction_bias: E‖x_hat‖² / E[x·x_hat].
+    latent_density: histogram of the share of tokens on which a latent fires.
+    """
+    n, sums = tally.n_rows, tally.sums
+    deviations = sums["squares"] - (sums["rows"] ** 2).sum() / n
+    losses = {name: total / tally.n_predicted for name, total in tally.losses.items()}
+    clean, spliced, zero = losses["ce_loss"], losses["ce_loss_sae"], losses["ce_loss_zero"]
+    products = float(sums["products"])
+    return {
+        "l0": float(sums["n_active"]) / n,
+        "fvu": float(sums["squared_error"] / deviations),
+        "mse": float(sums["squared_error"]) / n,
+        **losses,
+        "delta_ce_loss": spliced - clean,
+        "ce_loss_recovered": (zero - spliced) / (zero - clean) if zero != clean else math.nan,
+        "relative_reconstruction_bias": float(sums["x_hat_squares"]) / products if products else math.nan,
+        "never_fired_share": float((sums["fired"] == 0).mean()),
+        "latent_density": density_histogram(sums["fired"] / n),
+        "evaluation_tokens": n,
+    }
+
+
+def density_histogram(density: Float[np.ndarray, " d_sae"]) -> dict[str, Any]:
+    """Counts of latents by the power of ten of their density; latents that never fired are counted apart."""
+    fires = density[density > 0]
+    counts, _ = np.histogram(np.log10(np.maximum(fires, 1e-7)), bins=DENSITY_EDGES)
+    return {"log10_edges": list(DENSITY_EDGES), "counts": counts.tolist(), "never": int((density == 0).sum())}

@@ -1,0 +1,167 @@
+"""A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Protocol
+from uuid import uuid4
+
+import jax
+
+from sae_service import __version__, artifacts, checkpoint, errors
+from sae_service.activations.model import LanguageModel
+from sae_service.activations.stream import ActivationStream, StreamPosition
+from sae_service.architectures import ARCHITECTURES
+from sae_service.evaluation import evaluate
+from sae_service.sae import InferenceSAE, unscaled
+from sae_service.spec import JobSpec, SAESpec
+from sae_service.storage import Storage
+from sae_service.training.loop import Trainer, activation_scale, initial_state
+from sae_service.training.optimizer import warm_up_warnings
+
+
+class Reporter(Protocol):
+    """Where a job's news goes."""
+
+    def event(self, level: str, message: str) -> None:
+        """Something happened that a user may want to read: level info, warning or error."""
+        ...
+
+    def metrics(self, rows: list[dict[str, Any]]) -> None:
+        """One row of training metrics for each SAE."""
+        ...
+
+    def checkpoint(self, written: "Checkpoint") -> None:
+        """A checkpoint is on storage, complete."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint. Each SAE's files are below `saes/<name>/`; a final one has their metrics."""
+
+    key: str
+    step: int
+    tokens: int
+    is_final: bool
+    files: list[dict[str, str | int]]
+    metrics: dict[str, Any]
+
+
+def run(
+    job: JobSpec,
+    storage: Storage,
+    prefix: str,
+    reporter: Reporter,
+    should_stop: Callable[[], bool] = lambda: False,
+    resume_from: str | None = None,
+    device: str = "cpu",
+) -> Checkpoint | None:
+    """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
+
+    Args:
+        prefix: key below which checkpoints are published, each under a name of its own.
+        resume_from: key of the checkpoint to go on from; the result is the same as without the interruption.
+        device: the language model's device, "cpu" or "cuda".
+    """
+    model = LanguageModel(job.stream.model, device)
+    widths = model.check(job.hook_names, job.stream.context_size)
+    for index, sae in enumerate(job.saes):
+        for warning in warm_up_warnings(sae.optimizer, job.stream.n_steps):
+            reporter.event("warning", f"saes[{index}].{warning}")
+    training = _Training(job, storage, prefix, reporter, model, widths, resume_from)
+    try:
+        return training.finish() if training.train(should_stop) else None
+    finally:
+        training.stream.close()
+
+
+class _Training:
+    """The moving parts of one attempt at a job."""
+
+    def __init__(
+        self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, model: LanguageModel,
+        widths: dict[str, int], resume_from: str | None,
+    ) -> None:  # fmt: skip
+        self.job, self.storage, self.prefix, self.reporter, self.model = job, storage, prefix, reporter, model
+        states = {sae.name: initial_state(job, sae, widths[sae.hook_name]) for sae in job.saes}
+        values: dict[str, Any] = {"position": {}, "n_steps": 0, "scales": {}}
+        if resume_from is not None:
+            files = storage.read_published(resume_from, below="state/")
+            states, values = checkpoint.from_files(files, states)
+        self.position = StreamPosition.model_validate(values["position"])
+        self.stream = ActivationStream(job.stream, model, job.hook_names, self.position)
+        self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
+        self.trainer: Trainer | None = None
+
+    def train(self, should_stop: Callable[[], bool]) -> bool:
+        """Trains to the end, or to the next step at which it should stop. Returns whether the end was reached."""
+        for fill in self.stream.fills():
+            if self.trainer is None:
+                # The first fill is complete before its first row is served: measuring it uses up no row.
+                rows = fill.rows
+                scales = self.scales or {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
+                self.trainer = Trainer(self.job, self.states, scales, self.reporter.metrics, self.n_steps)
+            for batch, position in self.stream.batches(fill):
+                if should_stop():
+                    return False
+                self.trainer.step(batch)
+                self.position = position
+                is_last = self.trainer.n_steps == self.job.stream.n_steps
+                if not is_last and self.trainer.n_steps % self.job.checkpoint_every_steps == 0:
+                    self.publish(is_final=False, metrics={})
+        if self.trainer is None:
+            raise errors.DamagedCheckpoint("the checkpoint is at the end of the job already")
+        return True
+
+    def finish(self) -> Checkpoint:
+        """Evaluates the SAEs on held-out text and publishes the final checkpoint."""
+        assert self.trainer is not None
+        self.trainer.check()
+        exported = {sae.name: (sae.hook_name, self.exported(sae)) for sae in self.job.saes}
+        measured = evaluate(self.job, self.model, exported)
+        for sae in self.job.saes:
+            measured[sae.name]["dead_share"] = self.trainer.dead_share(sae)
+            measured[sae.name]["tokens_per_s"] = self.trainer.tokens_per_s()
+        return self.publish(is_final=True, metrics=measured)
+
+    def exported(self, sae: SAESpec) -> InferenceSAE:
+        """The public form of one SAE, for raw activations."""
+        assert self.trainer is not None
+        parameters = self.trainer.states[sae.name].parameters
+        inference = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, parameters)
+        return unscaled(inference, self.trainer.scales[sae.name])
+
+    def publish(self, is_final: bool, metrics: dict[str, Any]) -> Checkpoint:
+        """Writes the state and the SAEs under a key of their own, and reports them once they are complete."""
+        trainer = self.trainer
+        assert trainer is not None
+        trainer.check()
+        values = {
+            "position": self.position.model_dump(mode="json"),
+            "n_steps": trainer.n_steps,
+            "scales": trainer.scales,
+        }
+        files = checkpoint.to_files(trainer.states, values)
+        for sae in self.job.saes:
+            found = artifacts.to_files(self.exported(sae), self.job, sae, self.provenance())
+            if is_final:
+                found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
+            files |= {f"saes/{sae.name}/{name}": content for name, content in found.items()}
+        key = f"{self.prefix}/step-{trainer.n_steps:09d}-{uuid4().hex[:12]}"
+        entries = self.storage.publish(key, files)
+        tokens = trainer.n_steps * self.job.stream.batch
+        written = Checkpoint(key, trainer.n_steps, tokens, is_final, entries, metrics)
+        self.reporter.checkpoint(written)
+        return written
+
+    def provenance(self) -> dict[str, Any]:
+        """What a reader needs to make the SAE again."""
+        packages = ("jax", "torch", "transformer-lens", "datasets", "optax")
+        return {
+            "spec": self.job.model_dump(mode="json"),
+            "code": {"sae-service": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in packages},
+            "device": jax.devices()[0].device_kind,
+        }

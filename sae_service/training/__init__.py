@@ -1,0 +1,1 @@
+"""From rows of activations to an SAE."""

@@ -1,0 +1,105 @@
+"""The training loop over several SAEs that share one stream."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sae_service.architectures import ARCHITECTURES
+from sae_service.spec import JobSpec, SAESpec
+from sae_service.training import metrics, optimizer
+from sae_service.training.step import Numbers, TrainState, init_state, train_step
+
+
+def initial_state(job: JobSpec, sae: SAESpec, d_in: int) -> TrainState:
+    """The state of one SAE before its first step; its key depends on the job's and the SAE's seed."""
+    key: Any = jax.random.fold_in(jax.random.key(job.stream.seed), sae.seed)
+    return init_state(ARCHITECTURES[sae.architecture.kind], sae.architecture, d_in, key)
+
+
+def activation_scale(sae: SAESpec, rows: Float[Array, "rows d_in"]) -> float:
+    """The scalar that normalises rows like these, by the SAE's convention."""
+    squares = jnp.sum(jnp.square(rows.astype(jnp.float32)), axis=1)
+    match sae.normalization:
+        case "unit_mean_square":
+            return float(1 / jnp.sqrt(jnp.mean(squares)))
+        case "sqrt_d_in":
+            return float(jnp.sqrt(rows.shape[1]) / jnp.mean(jnp.sqrt(squares)))
+        case _:
+            return 1.0
+
+
+@dataclass
+class Trainer:
+    """The states of all SAEs of a job, and the steps on them."""
+
+    job: JobSpec
+    states: dict[str, TrainState]
+    scales: dict[str, float]
+    report: Callable[[list[dict[str, Any]]], None]
+    n_steps: int = 0
+    _numbers: dict[str, Numbers] = field(default_factory=dict)
+    _started: tuple[float, int] | None = None
+
+    def __post_init__(self) -> None:
+        for sae in self.job.saes:
+            self._numbers[sae.name] = Numbers(
+                architecture={name: jnp.float32(value) for name, value in sae.architecture.numbers().items()},
+                schedule=optimizer.schedule(sae.optimizer, self.job.stream.n_steps),
+                activation_scale=jnp.float32(self.scales[sae.name]),
+                dead_after_tokens=jnp.int32(self.job.dead_after_tokens(sae)),
+            )
+
+    def step(self, rows: dict[str, Float[Array, "batch d_in"]]) -> None:
+        """One step of every SAE on its hook point's rows; reports metrics every `log_every` steps."""
+        for sae in self.job.saes:
+            self.states[sae.name] = train_step(
+                ARCHITECTURES[sae.architecture.kind],
+                sae.architecture.structure(),
+                self.states[sae.name],
+                self._numbers[sae.name],
+                rows[sae.hook_name],
+            )
+        self.n_steps += 1
+        if self._started is None:
+            jax.block_until_ready(self.states)
+            self._started = time.monotonic(), self.n_steps
+        if self.n_steps % self.job.log_every == 0 or self.n_steps == self.job.stream.n_steps:
+            self.report([self._read(sae) for sae in self.job.saes])
+
+    def tokens_per_s(self) -> float:
+        """Trained tokens per second since the first step of this attempt."""
+        if self._started is None or self.n_steps == self._started[1]:
+            return 0.0
+        seconds = time.monotonic() - self._started[0]
+        return (self.n_steps - self._started[1]) * self.job.stream.batch / seconds
+
+    def dead_share(self, sae: SAESpec) -> float:
+        """Share of the latents that have not fired for `dead_after_tokens`."""
+        return float(jnp.mean(self.states[sae.name].tokens_since_fired > self.job.dead_after_tokens(sae)))
+
+    def check(self) -> None:
+        """Raises NonFiniteLoss if a loss since the last reading was not finite, so that no such state is saved."""
+        for state in self.states.values():
+            metrics.read(state.window, self.n_steps)
+
+    def _read(self, sae: SAESpec) -> dict[str, Any]:
+        state, numbers = self.states[sae.name], self._numbers[sae.name]
+        row = metrics.read(state.window, self.n_steps)
+        last = state.n_steps - 1
+        emptied = metrics.empty(tuple(state.window.terms), len(state.window.rows))
+        self.states[sae.name] = state.replace(window=emptied)  # pyright: ignore[reportAttributeAccessIssue]
+        return {
+            "sae": sae.name,
+            "step": self.n_steps,
+            "tokens": self.n_steps * self.job.stream.batch,
+            **row,
+            "dead_share": self.dead_share(sae),
+            "learning_rate": float(optimizer.learning_rate(numbers.schedule, last)),
+            "sparsity_scale": float(optimizer.sparsity_scale(numbers.schedule, last)),
+            "tokens_per_s": self.tokens_per_s(),
+        }

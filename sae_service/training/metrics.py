@@ -1,0 +1,73 @@
+"""Training metrics: sums and counts kept on the device, read and divided once every `log_every` steps."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from sae_service.errors import NonFiniteLoss
+from sae_service.sae import LossOutput
+
+
+@struct.dataclass
+class Window:
+    """Sums over the rows since the last reading."""
+
+    n_rows: Float[Array, ""]
+    n_steps: Float[Array, ""]
+    loss: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
+    grad_norm: Float[Array, ""]
+    n_active: Float[Array, ""]
+    squared_error: Float[Array, ""]
+    squares: Float[Array, ""]
+    rows: Float[Array, " d_in"]
+
+
+def empty(term_names: tuple[str, ...], d_in: int) -> Window:
+    """A window that has seen nothing."""
+
+    # One array each: the step donates its buffers, and one buffer cannot be donated twice.
+    def zero() -> Array:
+        return jnp.zeros(())
+
+    terms = {name: zero() for name in term_names}
+    return Window(zero(), zero(), zero(), terms, zero(), zero(), zero(), zero(), jnp.zeros(d_in))
+
+
+def add(window: Window, x: Float[Array, "batch d_in"], output: LossOutput, grad_norm: Float[Array, ""]) -> Window:
+    """The window with one step more."""
+    return Window(
+        n_rows=window.n_rows + len(x),
+        n_steps=window.n_steps + 1,
+        loss=window.loss + output.total,
+        terms={name: window.terms[name] + term for name, term in output.terms.items()},
+        grad_norm=window.grad_norm + grad_norm,
+        n_active=window.n_active + jnp.sum(output.acts > 0),
+        squared_error=window.squared_error + jnp.sum(jnp.square(x - output.x_hat)),
+        squares=window.squares + jnp.sum(jnp.square(x)),
+        rows=window.rows + jnp.sum(x, axis=0),
+    )
+
+
+def read(window: Window, step: int) -> dict[str, float]:
+    """The means over the window: loss and its terms, l0, fvu, grad_norm. Raises NonFiniteLoss."""
+    host = jax.device_get(window)
+    n_rows, n_steps = max(float(host.n_rows), 1), max(float(host.n_steps), 1)
+    deviation = float(host.squares) - float((host.rows.astype("float64") ** 2).sum()) / n_rows
+    means = {
+        "loss": float(host.loss) / n_steps,
+        **{name: float(term) / n_steps for name, term in host.terms.items()},
+        "l0": float(host.n_active) / n_rows,
+        "fvu": float(host.squared_error) / deviation if deviation else 0.0,
+        "grad_norm": float(host.grad_norm) / n_steps,
+    }
+    broken = [name for name, value in means.items() if not math.isfinite(value)]
+    if broken:
+        raise NonFiniteLoss(
+            f"{', '.join(broken)} became NaN or infinite in the {int(n_steps)} steps up to step {step}.",
+            hint="Lower the learning rate, or look for NaN in the model's activations (dtype float16?).",
+        )
+    return means

@@ -1,0 +1,92 @@
+"""Adam with schedules whose every number is traced, so that SAEs that differ in numbers share one compiled step."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from sae_service.schema import Duration, OptimizerConfig
+
+
+@struct.dataclass
+class Schedule:
+    """The optimiser's numbers for one job, durations resolved to steps."""
+
+    lr: Float[Array, ""]
+    beta1: Float[Array, ""]
+    beta2: Float[Array, ""]
+    eps: Float[Array, ""]
+    clip_norm: Float[Array, ""]
+    lr_warm_up_steps: Float[Array, ""]
+    lr_warm_up_start: Float[Array, ""]
+    lr_warm_up_is_cosine: Float[Array, ""]
+    lr_decay_steps: Float[Array, ""]
+    sparsity_warm_up_steps: Float[Array, ""]
+    n_steps: Float[Array, ""]
+
+
+def steps_of(duration: Duration, n_steps: int) -> int:
+    """A duration in steps, for a job of `n_steps`."""
+    return duration if isinstance(duration, int) else round(duration * n_steps)
+
+
+def schedule(config: OptimizerConfig, n_steps: int) -> Schedule:
+    """The traced numbers of `config` for a job of `n_steps`; no clipping is clipping at infinity."""
+    is_cosine = config.lr_warm_up_shape == "cosine"
+    numbers = {
+        "lr": config.lr, "beta1": config.beta1, "beta2": config.beta2, "eps": config.eps,
+        "clip_norm": jnp.inf if config.clip_norm is None else config.clip_norm,
+        "lr_warm_up_steps": steps_of(config.lr_warm_up, n_steps),
+        "lr_warm_up_start": 0.1 if is_cosine else 0.0,
+        "lr_warm_up_is_cosine": float(is_cosine),
+        "lr_decay_steps": steps_of(config.lr_decay, n_steps),
+        "sparsity_warm_up_steps": steps_of(config.sparsity_warm_up, n_steps),
+        "n_steps": n_steps,
+    }  # fmt: skip
+    return Schedule(**{name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()})
+
+
+def warm_up_warnings(config: OptimizerConfig, n_steps: int) -> list[str]:
+    """What a user should know of a job that spends most of itself on warming up."""
+    return [
+        f"optimizer.{name} takes {steps} of the job's {n_steps} steps; give a share below 1 for a short job"
+        for name in ("lr_warm_up", "sparsity_warm_up")
+        if (steps := steps_of(getattr(config, name), n_steps)) > n_steps // 2
+    ]
+
+
+def learning_rate(numbers: Schedule, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The learning rate of the step after `step` finished ones: warm-up, constant, linear decay to 0.
+
+    Source (cosine): Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147: 0.1 + 0.9 (1 - cos(pi t / steps)) / 2.
+    """
+    t = step.astype(jnp.float32)
+    progress = jnp.minimum((t + 1) / jnp.maximum(numbers.lr_warm_up_steps, 1), 1)
+    curve = jnp.where(numbers.lr_warm_up_is_cosine > 0, (1 - jnp.cos(jnp.pi * progress)) / 2, progress)
+    rise = numbers.lr_warm_up_start + (1 - numbers.lr_warm_up_start) * curve
+    fall = jnp.minimum((numbers.n_steps - t) / jnp.maximum(numbers.lr_decay_steps, 1), 1)
+    return numbers.lr * rise * fall
+
+
+def sparsity_scale(numbers: Schedule, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The factor on the sparsity coefficient: linear from 0 to 1 over its warm-up."""
+    return jnp.minimum((step.astype(jnp.float32) + 1) / jnp.maximum(numbers.sparsity_warm_up_steps, 1), 1)
+
+
+def init(parameters: Any) -> optax.OptState:
+    """The state of an optimiser that has seen nothing."""
+    return optax.scale_by_adam().init(parameters)
+
+
+def update(
+    numbers: Schedule, gradients: Any, state: optax.OptState, step: Int[Array, ""]
+) -> tuple[Any, optax.OptState, Float[Array, ""]]:
+    """The change to add to the parameters, the next state, and the gradient's norm before clipping."""
+    norm = optax.tree.norm(gradients)
+    factor = jnp.minimum(1, numbers.clip_norm / jnp.maximum(norm, 1e-12))
+    clipped = optax.tree.scale(factor, gradients)
+    adam = optax.scale_by_adam(b1=numbers.beta1, b2=numbers.beta2, eps=numbers.eps)  # pyright: ignore[reportArgumentType]
+    direction, state = adam.update(clipped, state)
+    return optax.tree.scale(-learning_rate(numbers, step), direction), state, norm

@@ -1,0 +1,177 @@
+"""The whole job on the model and the text that ship with the package."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+import sae_service
+from sae_service import artifacts, pipeline
+from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss
+from sae_service.spec import JobSpec
+from sae_service.storage import Storage
+
+DEMO = Path(sae_service.__file__).parent / "demo"
+KINDS = {
+    "standard": {"l1_coefficient": 1.0},
+    "gated": {"l1_coefficient": 0.1},
+    "jumprelu": {"l0_coefficient": 0.003, "bandwidth": 0.05, "initial_threshold": 0.05},
+}
+
+
+def small_job(**stream: Any) -> dict[str, Any]:
+    """Three SAEs, 24 steps in three fills."""
+    return {
+        "stream": {
+            "model": {"name": str(DEMO / "model")},
+            "dataset": {"path": str(DEMO / "text"), "held_out_split": "test"},
+            "tokens": 24 * 256, "batch": 256, "buffer_rows": 8 * 256, "prompts": 4, "seed": 3,
+        } | stream,
+        "saes": [
+            {
+                "hook_name": "blocks.1.hook_resid_post" if kind == "gated" else "blocks.2.hook_resid_post",
+                "architecture": {"kind": kind, "d_sae": 256, **numbers},
+                "optimizer": {"lr": 1e-3, "lr_warm_up": 0.1, "sparsity_warm_up": 0.2},
+            }
+            for kind, numbers in KINDS.items()
+        ],
+        "checkpoints": {"every_tokens": 7 * 256},
+        "evaluation": {"tokens": 1024},
+        "log_every": 5,
+    }  # fmt: skip
+
+
+class Recorder:
+    """Keeps what a job reports."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.checkpoints: list[pipeline.Checkpoint] = []
+
+    def event(self, level: str, message: str) -> None:
+        self.events.append((level, message))
+
+    def metrics(self, rows: list[dict[str, Any]]) -> None:
+        self.rows.extend(rows)
+
+    def checkpoint(self, written: pipeline.Checkpoint) -> None:
+        self.checkpoints.append(written)
+
+
+def train(
+    folder: Path, job: dict[str, Any], resume_from: str | None = None, stop_after: int | None = None
+) -> tuple[Recorder, dict[str, bytes]]:
+    """Runs a job; returns its news and the files of its final checkpoint (none if it was stopped)."""
+    recorder, storage = Recorder(), Storage(folder.as_uri())
+    calls = iter(range(10**6))
+    final = pipeline.run(
+        JobSpec.model_validate(job), storage, "jobs/test", recorder,
+        should_stop=lambda: stop_after is not None and next(calls) >= stop_after, resume_from=resume_from,
+    )  # fmt: skip
+    return recorder, storage.read_published(final.key) if final else {}
+
+
+def weights(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {path: content for path, content in files.items() if path.endswith("safetensors")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, dict[str, bytes]]:
+    return train(tmp_path_factory.mktemp("finished"), small_job())
+
+
+def test_a_job_makes_three_saes_with_metrics_from_held_out_text(finished: tuple[Recorder, dict[str, bytes]]) -> None:
+    recorder, files = finished
+    for kind in KINDS:
+        measured = json.loads(files[f"saes/{kind}_256/metrics.json"])
+        assert measured["ce_loss"] < 3.3
+        assert measured["ce_loss"] < measured["ce_loss_sae"] < measured["ce_loss_zero"]
+        assert 0 < measured["fvu"] < 1
+        assert measured["l0"] > 0
+        density = measured["latent_density"]
+        assert sum(density["counts"]) + density["never"] == 256
+        tensors = load(files[f"saes/{kind}_256/sae_weights.safetensors"])
+        assert tensors["W_enc"].shape == (128, 256)
+        norms = np.linalg.norm(tensors["W_dec"], axis=1)
+        np.testing.assert_allclose(norms, 1, atol=1e-4)
+        assert artifacts.from_files({"sae_weights.safetensors": files[f"saes/{kind}_256/sae_weights.safetensors"]})
+    assert [row["step"] for row in recorder.rows[::3]] == [5, 10, 15, 20, 24]
+    assert recorder.rows[-1]["loss"] < recorder.rows[2]["loss"]
+    assert [written.step for written in recorder.checkpoints] == [7, 14, 21, 24]
+    assert [written.is_final for written in recorder.checkpoints] == [False, False, False, True]
+
+
+def test_the_same_seed_gives_the_same_bytes(finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path) -> None:
+    _, again = train(tmp_path, small_job())
+    assert weights(again) == weights(finished[1])
+
+
+def test_another_seed_gives_other_weights(finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path) -> None:
+    _, other = train(tmp_path, small_job(seed=4))
+    path = "saes/gated_256/sae_weights.safetensors"
+    assert other[path] != finished[1][path]
+
+
+@pytest.mark.parametrize("stop_after", [9, 16])
+def test_a_stopped_job_goes_on_from_its_checkpoint_to_the_same_bytes(
+    finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path, stop_after: int
+) -> None:
+    recorder, nothing = train(tmp_path, small_job(), stop_after=stop_after)
+    assert nothing == {}
+    resumed, files = train(tmp_path, small_job(), resume_from=recorder.checkpoints[-1].key)
+    assert weights(files) == weights(finished[1])
+    comparable = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in resumed.rows]
+    undisturbed = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in finished[0].rows]
+    assert comparable == undisturbed[-len(comparable) :]
+
+
+def test_a_checkpoint_in_the_middle_is_a_usable_sae(finished: tuple[Recorder, dict[str, bytes]]) -> None:
+    paths = {entry["path"] for entry in finished[0].checkpoints[0].files}
+    assert {"saes/standard_256/cfg.json", "saes/standard_256/sae_weights.safetensors"} <= paths
+
+
+def test_logging_more_often_changes_nothing(finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path) -> None:
+    _, files = train(tmp_path, small_job() | {"log_every": 1})
+    path = "saes/jumprelu_256/sae_weights.safetensors"
+    assert files[path] == finished[1][path]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "param", "text"),
+    [
+        ({"context_size": 256}, InvalidSpec, "/stream/context_size", "128"),
+        ({"model": {"name": "/nowhere"}}, ModelNotFound, "/stream/model/name", "config.json"),
+        ({"model": {"name": "nobody/nothing"}}, ModelNotFound, "/stream/model/name", "nobody/nothing"),
+        ({"dataset": {"path": "/nowhere"}}, DataNotFound, "/stream/dataset/path", "/nowhere"),
+        ({"dataset": {"path": str(DEMO / "text"), "column": "body"}}, InvalidSpec, "/stream/dataset/column", "text"),
+        ({"dataset": {"path": str(DEMO / "text"), "split": "dev"}}, DataNotFound, "/stream/dataset", "dev"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_training(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], param: str, text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        train(tmp_path, small_job(**change))
+    assert caught.value.param == param  # pyright: ignore[reportAttributeAccessIssue]
+    assert text in str(caught.value)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_unknown_hook_point_is_refused_with_close_names(tmp_path: Path) -> None:
+    job = copy.deepcopy(small_job())
+    job["saes"][1]["hook_name"] = "blocks.2.hook_resid_pots"
+    with pytest.raises(InvalidSpec, match=r"blocks\.2\.hook_resid_post"):
+        train(tmp_path, job)
+
+
+def test_a_loss_that_is_not_finite_stops_the_job_and_keeps_no_such_state(tmp_path: Path) -> None:
+    job = small_job()
+    job["saes"][0]["optimizer"] = {"lr": 1e30, "clip_norm": None}
+    with pytest.raises(NonFiniteLoss, match="learning rate"):
+        train(tmp_path, job)
+    assert not list(tmp_path.rglob("manifest.json"))
