@@ -1,6 +1,6 @@
 """The base of everything that crosses a process or a disk, and the types that several of them share."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,11 +32,11 @@ class ArchitectureConfig(Frozen):
         """The float fields by name: all that may differ between SAEs that share one compiled step."""
         return {name: value for name, value in self if isinstance(value, float)}
 
-    def structure(self) -> Self:
+    def structure(self) -> "ArchitectureConfig":
         """This config with every float set to 0: the part that is compiled in."""
         return self.model_copy(update=dict.fromkeys(self.numbers(), 0.0))
 
-    def with_numbers(self, numbers: dict[str, Any]) -> Self:
+    def with_numbers(self, numbers: dict[str, Any]) -> "ArchitectureConfig":
         """This config with `numbers` (Python floats or traced arrays) in place of its floats."""
         return self.model_copy(update=numbers)
 

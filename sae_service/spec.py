@@ -4,7 +4,7 @@ Everything that can be checked without a model or text is checked here, with the
 A parsed spec has no gaps: what the user left out is filled in, so the stored spec says all that was done.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -71,7 +71,7 @@ class StreamSpec(Frozen):
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
+    def _check_sizes(self) -> "StreamSpec":
         if self.tokens < self.batch:
             _refuse(("tokens",), f"must be at least batch ({self.batch}): a job has at least one step", self.tokens)
         if 0 < self.buffer_rows < self.batch:
@@ -96,7 +96,7 @@ class SAESpec(Frozen):
 
     name: Name = Field(default="", validate_default=False, description="Unique in the job. Default: kind and width.")
     hook_name: str = Field(pattern=HOOK_NAME_PATTERN, description="TransformerLens name, such as blocks.8.hook_resid_post.")
-    architecture: AnyArchitectureConfig
+    architecture: AnyArchitectureConfig  # pyright: ignore[reportInvalidTypeForm]  discovered
     optimizer: OptimizerConfig = Field(description="Fields left out take the architecture's own defaults.")
     normalization: Normalization = Field(description="Default: the architecture's own.")
     dead_after_tokens: int = Field(
@@ -151,7 +151,7 @@ class JobSpec(Frozen):
     ] = Field(default={}, description="The user's own labels; jobs can be listed by them.")
 
     @model_validator(mode="after")
-    def _check_across_fields(self) -> Self:
+    def _check_across_fields(self) -> "JobSpec":
         seen: dict[str, int] = {}
         for index, sae in enumerate(self.saes):
             if sae.name in seen:

@@ -71,9 +71,10 @@ class ActivationStream:
     def _put(self, item: Fill | BaseException) -> None:
         while not self._closed.is_set():
             try:
-                return self._filled.put(item, timeout=0.2)
+                self._filled.put(item, timeout=0.2)
             except queue.Full:
                 continue
+            return
 
     def fills(self) -> Iterator[Fill]:
         """The fills from the position on."""

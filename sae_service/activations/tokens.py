@@ -50,6 +50,7 @@ def is_held_out(document: str, share: float) -> bool:
 def open_dataset(spec: DatasetSpec, split: str) -> Any:
     """The dataset's `split` as a stream of its text column. Raises DataNotFound or InvalidSpec."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     arguments: dict[str, Any] = {"path": spec.path, "name": spec.name, "revision": spec.revision}
     if is_path(spec.path):
@@ -66,7 +67,7 @@ def open_dataset(spec: DatasetSpec, split: str) -> Any:
     try:
         dataset: Any = datasets.load_dataset(**arguments, split=split, streaming=True)
         columns = dataset.column_names or list(next(iter(dataset), {}))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         hint = "A hub dataset needs a network; a folder's name starts with '/', '.' or '~'."
         message = f"cannot read split {split!r} of {spec.path}: {error}"
         raise DataNotFound(message, param="/stream/dataset", hint="" if is_path(spec.path) else hint) from error

@@ -21,7 +21,7 @@ from sae_service.schema import ArchitectureConfig, OptimizerConfig
 class GatedConfig(ArchitectureConfig):
     """Gate and magnitude with tied weights."""
 
-    kind: Literal["gated"] = "gated"
+    kind: Literal["gated"] = "gated"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
     l1_coefficient: float = Field(default=0.1, ge=0, description="Weight of the sum of the positive gate pre-activations.")
     aux: Literal["full", "unfrozen", "off"] = Field(
         default="full",
@@ -44,8 +44,14 @@ class GatedParameters:
 def init(config: GatedConfig, d_in: int, key: Any) -> GatedParameters:
     """Random unit decoder rows, the encoder their transpose, everything else 0."""
     W_dec = random_rows(key, config.d_sae, d_in)
-    zeros = [jnp.zeros(config.d_sae) for _ in range(3)]
-    return GatedParameters(W_dec.T, *zeros, W_dec, jnp.zeros(d_in))
+    return GatedParameters(
+        W_gate=W_dec.T,
+        b_gate=jnp.zeros(config.d_sae),
+        r_mag=jnp.zeros(config.d_sae),
+        b_mag=jnp.zeros(config.d_sae),
+        W_dec=W_dec,
+        b_dec=jnp.zeros(d_in),
+    )
 
 
 def loss(

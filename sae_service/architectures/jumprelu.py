@@ -5,7 +5,7 @@ in Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147. The inner ReLU before 
 positive, so the forward pass is the same.
 """
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,14 @@ from sae_service.schema import ArchitectureConfig, OptimizerConfig
 class JumpReLUConfig(ArchitectureConfig):
     """Thresholds and an L0 penalty, linear or with a target."""
 
-    kind: Literal["jumprelu"] = "jumprelu"
+    kind: Literal["jumprelu"] = "jumprelu"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
     l0_coefficient: float = Field(default=6e-4, ge=0, description="Weight of L0, or of (L0 / target_l0 - 1)².")
     target_l0: float | None = Field(default=None, gt=0, description="The L0 to aim at; null penalises L0 linearly.")
     bandwidth: float = Field(default=0.001, gt=0, description="Width of the window that gives thresholds a gradient.")
     initial_threshold: float = Field(default=0.001, gt=0)
 
     @model_validator(mode="after")
-    def _check_target(self) -> Self:
+    def _check_target(self) -> "JumpReLUConfig":
         if self.target_l0 is not None and self.target_l0 > self.d_sae:
             raise ValueError(f"target_l0 must be at most d_sae: target_l0={self.target_l0}, d_sae={self.d_sae}")
         return self

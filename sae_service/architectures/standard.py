@@ -22,7 +22,7 @@ INITIAL_DECODER_NORM = 0.1
 class StandardConfig(ArchitectureConfig):
     """ReLU and L1."""
 
-    kind: Literal["standard"] = "standard"
+    kind: Literal["standard"] = "standard"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
     l1_coefficient: float = Field(default=5.0, ge=0, description="Weight of the sum of acts times decoder norms.")
 
 
@@ -75,5 +75,5 @@ ARCHITECTURE = Architecture(
     export=export,
     optimizer=OptimizerConfig(lr=5e-5, clip_norm=1.0, lr_decay=0.2, sparsity_warm_up=0.05),
     normalization="sqrt_d_in",
-    example=StandardConfig(d_sae=64),
+    example=StandardConfig(d_sae=64, l1_coefficient=0.1),
 )

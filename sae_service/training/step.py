@@ -41,13 +41,13 @@ def init_state(architecture: Architecture, config: ArchitectureConfig, d_in: int
     """The state before the first step."""
     parameters = architecture.init(config, d_in, key)
     context = LossContext(jnp.ones(()), jnp.zeros(config.d_sae, bool))
-    output, _ = jax.eval_shape(partial(architecture.loss, config), parameters, jnp.zeros((1, d_in)), context)
+    terms = jax.eval_shape(lambda x: architecture.loss(config, parameters, x, context)[0].terms, jnp.zeros((1, d_in)))
     return TrainState(
         parameters=parameters,
         optimizer=optimizer.init(parameters),
         tokens_since_fired=jnp.zeros(config.d_sae, jnp.int32),
         n_steps=jnp.zeros((), jnp.int32),
-        window=metrics.empty(tuple(output.terms), d_in),
+        window=metrics.empty(tuple(terms), d_in),
     )
 
 

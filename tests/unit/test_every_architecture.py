@@ -1,0 +1,116 @@
+"""What holds for every architecture, whichever files there are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from sae_service.architectures import ARCHITECTURES
+from sae_service.sae import Architecture, LossContext, unscaled
+from sae_service.training import metrics
+from sae_service.training.optimizer import schedule
+from sae_service.training.step import Numbers, TrainState, init_state, train_step
+
+D_IN, BATCH = 16, 64
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    return ARCHITECTURES[request.param]
+
+
+def planted_rows(n_rows: int, seed: int = 0) -> jax.Array:
+    """Sparse combinations of 24 fixed directions, with E‖x‖² about 1."""
+    random = np.random.default_rng(7)
+    directions = random.normal(size=(24, D_IN))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    random = np.random.default_rng(seed)
+    strengths = random.uniform(0.5, 1.5, (n_rows, 24)) * (random.uniform(size=(n_rows, 24)) < 0.1)
+    return jnp.asarray(strengths @ directions / 1.6, jnp.float32)
+
+
+def numbers(architecture: Architecture, lr: float = 3e-3, n_steps: int = 400) -> Numbers:
+    config = architecture.optimizer.model_copy(update={"lr": lr, "lr_warm_up": 0, "lr_decay": 0, "sparsity_warm_up": 0})
+    return Numbers(
+        architecture={name: jnp.float32(value) for name, value in architecture.example.numbers().items()},
+        schedule=schedule(config, n_steps),
+        activation_scale=jnp.float32(1),
+        dead_after_tokens=jnp.int32(1000),
+    )
+
+
+def trained(architecture: Architecture, n_steps: int, lr: float = 3e-3) -> tuple[TrainState, list[float]]:
+    state = init_state(architecture, architecture.example, D_IN, jax.random.key(0))
+    losses = []
+    for step in range(n_steps):
+        rows = planted_rows(BATCH, seed=step)
+        state = train_step(architecture, architecture.example.structure(), state, numbers(architecture, lr), rows)
+        if step in (0, n_steps - 1):
+            losses.append(metrics.read(state.window, step)["fvu"])
+            state = state.replace(window=metrics.empty(tuple(state.window.terms), D_IN))
+    return state, losses
+
+
+def test_training_halves_the_error_on_planted_features(architecture: Architecture) -> None:
+    _, (first, last) = trained(architecture, 400)
+    assert last < first / 2
+
+
+def test_the_export_reconstructs_as_training_did(architecture: Architecture) -> None:
+    state, _ = trained(architecture, 20)
+    x = planted_rows(BATCH, seed=99)
+    context = LossContext(jnp.ones(()), jnp.zeros(64, bool))
+    output, _ = architecture.loss(architecture.example, state.parameters, x, context)
+    exported = architecture.export(architecture.example, state.parameters)
+    np.testing.assert_allclose(exported.decode(exported.encode(x)), output.x_hat, atol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(exported.W_dec, axis=1), 1, atol=1e-5)
+
+
+def test_encoding_a_row_does_not_depend_on_its_neighbours(architecture: Architecture) -> None:
+    state, _ = trained(architecture, 5)
+    x = planted_rows(8)
+    exported = architecture.export(architecture.example, state.parameters)
+    whole = exported.encode(x)
+    for index in range(8):
+        np.testing.assert_allclose(exported.encode(x[index : index + 1])[0], whole[index], atol=1e-6)
+
+
+def test_unscaling_gives_the_same_sae_for_raw_rows(architecture: Architecture) -> None:
+    state, _ = trained(architecture, 5)
+    x, scale = planted_rows(BATCH), 0.05
+    exported = architecture.export(architecture.example, state.parameters)
+    raw = unscaled(exported, scale)
+    np.testing.assert_allclose(raw.decode(raw.encode(x / scale)) * scale, exported.decode(exported.encode(x)), atol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [-1e4, 1e4])
+def test_all_dead_and_all_alive_are_finite(architecture: Architecture, offset: float) -> None:
+    state = init_state(architecture, architecture.example, D_IN, jax.random.key(0))
+    names = [name for name in ("b_enc", "b_gate") if hasattr(state.parameters, name)]
+    shifted = {name: getattr(state.parameters, name) + offset for name in names}
+    state = state.replace(parameters=state.parameters.replace(**shifted))
+    state = train_step(architecture, architecture.example.structure(), state, numbers(architecture), planted_rows(BATCH))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
+    assert (metrics.read(state.window, 1)["l0"] == 0) == (offset < 0)
+
+
+def test_other_numbers_do_not_compile_again(architecture: Architecture) -> None:
+    trained(architecture, 2)
+    compiled = train_step._cache_size()
+    trained(architecture, 2, lr=1e-4)
+    assert train_step._cache_size() == compiled
+
+
+def test_every_parameter_moves(architecture: Architecture) -> None:
+    before = init_state(architecture, architecture.example, D_IN, jax.random.key(0)).parameters
+    after = trained(architecture, 60)[0].parameters
+    assert all(not jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
+def test_the_config_refuses_what_it_does_not_know(architecture: Architecture) -> None:
+    with pytest.raises(ValidationError, match="unknown_key"):
+        architecture.config.model_validate({"d_sae": 64, "unknown_key": 1})
+    for name in architecture.example.numbers():
+        with pytest.raises(ValidationError, match="finite"):
+            architecture.config.model_validate({"d_sae": 64, name: float("nan")})
