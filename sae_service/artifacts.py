@@ -64,11 +64,14 @@ def from_files(files: dict[str, bytes]) -> InferenceSAE:
 
 
 def as_json(metrics: dict[str, Any]) -> bytes:
-    """Metrics as strict JSON: what is not a number is null."""
+    """Metrics as strict JSON."""
+    return json.dumps(finite_or_null(metrics), indent=1).encode()
 
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(clean(metrics), indent=1).encode()
+def finite_or_null(value: Any) -> Any:
+    """`value` with None in place of every NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

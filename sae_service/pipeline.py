@@ -60,6 +60,8 @@ def run(
 ) -> Checkpoint | None:
     """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
 
+    Asked to stop, it publishes a checkpoint of where it is, so that nothing is computed twice.
+
     Args:
         prefix: key below which checkpoints are published, each under a name of its own.
         resume_from: key of the checkpoint to go on from; the result is the same as without the interruption.
@@ -105,12 +107,13 @@ class _Training:
                 self.trainer = Trainer(self.job, self.states, scales, self.reporter.metrics, self.n_steps)
             for batch, position in self.stream.batches(fill):
                 if should_stop():
+                    self.publish_unless_known()
                     return False
                 self.trainer.step(batch)
                 self.position = position
                 is_last = self.trainer.n_steps == self.job.stream.n_steps
                 if not is_last and self.trainer.n_steps % self.job.checkpoint_every_steps == 0:
-                    self.publish(is_final=False, metrics={})
+                    self.publish_unless_known()
         if self.trainer is None:
             raise errors.DamagedCheckpoint("the checkpoint is at the end of the job already")
         return True
@@ -133,6 +136,11 @@ class _Training:
         inference = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, parameters)
         return unscaled(inference, self.trainer.scales[sae.name])
 
+    def publish_unless_known(self) -> None:
+        """Publishes a checkpoint if there has been a step since the last one."""
+        if self.trainer is not None and self.trainer.n_steps > self.n_steps:
+            self.publish(is_final=False, metrics={})
+
     def publish(self, is_final: bool, metrics: dict[str, Any]) -> Checkpoint:
         """Writes the state and the SAEs under a key of their own, and reports them once they are complete."""
         trainer = self.trainer
@@ -153,6 +161,7 @@ class _Training:
         entries = self.storage.publish(key, files)
         tokens = trainer.n_steps * self.job.stream.batch
         written = Checkpoint(key, trainer.n_steps, tokens, is_final, entries, metrics)
+        self.n_steps = trainer.n_steps
         self.reporter.checkpoint(written)
         return written
 

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 class Frozen(BaseModel):
@@ -60,4 +61,11 @@ class OptimizerConfig(Frozen):
     )
     sparsity_warm_up: Duration = Field(
         default=0, description="Steps, or share of the job, over which the sparsity coefficient rises linearly from 0."
+    )
+
+def refuse(location: tuple[str | int, ...], message: str, value: object) -> None:
+    """Raises a validation error that blames the field at `location` below the model being validated."""
+    error = PydanticCustomError("invalid", message)  # pyright: ignore[reportArgumentType]
+    raise ValidationError.from_exception_data(
+        "spec", [InitErrorDetails(type=error, loc=location, input=value)]
     )

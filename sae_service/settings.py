@@ -79,6 +79,12 @@ def child_environment(settings: Settings, device: str | None) -> dict[str, str]:
     return environment if device is None else {**environment, "CUDA_VISIBLE_DEVICES": device}
 
 
+def environment(changes: dict[str, str | None]) -> dict[str, str]:
+    """This process's environment with settings replaced, for a process of the service; None leaves a setting."""
+    changed = {f"{PREFIX}{name}": value for name, value in changes.items() if value is not None}
+    return {**os.environ, **changed}
+
+
 def is_offline() -> bool:
     """Whether the user has forbidden the Hugging Face libraries to use the network."""
     return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "TRUE", "YES", "ON"}

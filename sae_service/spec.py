@@ -6,11 +6,10 @@ A parsed spec has no gaps: what the user left out is filled in, so the stored sp
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, model_validator
 
 from sae_service.architectures import ARCHITECTURES, AnyArchitectureConfig
-from sae_service.schema import Frozen, Name, Normalization, OptimizerConfig
+from sae_service.schema import Frozen, Name, Normalization, OptimizerConfig, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 MAX_BUFFER_ROWS = 1 << 20
@@ -73,9 +72,9 @@ class StreamSpec(Frozen):
     @model_validator(mode="after")
     def _check_sizes(self) -> "StreamSpec":
         if self.tokens < self.batch:
-            _refuse(("tokens",), f"must be at least batch ({self.batch}): a job has at least one step", self.tokens)
+            refuse(("tokens",), f"must be at least batch ({self.batch}): a job has at least one step", self.tokens)
         if 0 < self.buffer_rows < self.batch:
-            _refuse(("buffer_rows",), f"must be at least batch ({self.batch})", self.buffer_rows)
+            refuse(("buffer_rows",), f"must be at least batch ({self.batch})", self.buffer_rows)
         return self
 
     @property
@@ -156,11 +155,11 @@ class JobSpec(Frozen):
         for index, sae in enumerate(self.saes):
             if sae.name in seen:
                 other = f"saes[{seen[sae.name]}]"
-                _refuse(("saes", index, "name"), f"must be unique; {other} is called {sae.name!r} too", sae.name)
+                refuse(("saes", index, "name"), f"must be unique; {other} is called {sae.name!r} too", sae.name)
             seen[sae.name] = index
         if self.evaluation.tokens < self.stream.context_size:
             minimum = self.stream.context_size
-            _refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)
+            refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)
         return self
 
     @property
@@ -177,11 +176,3 @@ class JobSpec(Frozen):
     def dead_after_tokens(self, sae: SAESpec) -> int:
         """Tokens without firing after which a latent of `sae` counts as dead."""
         return sae.dead_after_tokens or max(1, min(MAX_DEAD_AFTER_TOKENS, self.stream.tokens // 10))
-
-
-def _refuse(location: tuple[str | int, ...], message: str, value: object) -> None:
-    """Raises a validation error that blames the field at `location` below the model being validated."""
-    error = PydanticCustomError("invalid", message)  # pyright: ignore[reportArgumentType]
-    raise ValidationError.from_exception_data(
-        "spec", [InitErrorDetails(type=error, loc=location, input=value)]
-    )

@@ -1,9 +1,73 @@
-"""Settings that must stand before JAX or a Hugging Face library is imported."""
+"""Settings that must stand before JAX or a Hugging Face library is imported, and the demo's job made small."""
 
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+DEMO = Path(__file__).parents[1] / "sae_service" / "demo"
+
+
+@pytest.fixture
+def spec() -> dict[str, Any]:
+    """Two small SAEs, 40 steps in five fills, a checkpoint every 6 steps."""
+    optimizer = {"lr": 1e-3, "lr_warm_up": 0.1, "sparsity_warm_up": 0.2}
+    return {
+        "stream": {
+            "model": {"name": str(DEMO / "model")},
+            "dataset": {"path": str(DEMO / "text"), "held_out_split": "test"},
+            "tokens": 40 * 256, "batch": 256, "buffer_rows": 8 * 256, "prompts": 4, "seed": 3,
+        },
+        "saes": [
+            {
+                "name": "a", "hook_name": "blocks.1.hook_resid_post", "optimizer": optimizer,
+                "architecture": {"kind": "jumprelu", "d_sae": 256, "bandwidth": 0.05, "initial_threshold": 0.05},
+            },
+            {
+                "name": "b", "hook_name": "blocks.2.hook_mlp_out", "optimizer": optimizer,
+                "architecture": {"kind": "standard", "d_sae": 256, "l1_coefficient": 1.0},
+            },
+        ],
+        "checkpoints": {"every_tokens": 6 * 256},
+        "evaluation": {"tokens": 1024},
+        "log_every": 5,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of an empty database on a PostgreSQL server of our own, on loopback."""
+    found = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+    binaries = next((Path(str(path)).resolve().parent for path in reversed(found) if path), None)
+    if binaries is None:
+        pytest.skip("no PostgreSQL server on this machine (Debian: apt-get install postgresql)")
+    # The server refuses to be root, and its user must be able to reach the folder.
+    user = "postgres" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    if user:
+        shutil.chown(folder, user)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options: dict[str, Any] = {"user": user, "cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
+    subprocess.run([binaries / "initdb", "-D", folder / "data", "-U", "sae", "-A", "trust", "-N"], **options)
+    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    control = [binaries / "pg_ctl", "-D", folder / "data", "-w"]
+    subprocess.run([*control, "-l", folder / "log", "-o", settings, "start"], **options)
+    try:
+        yield f"postgresql+psycopg://sae@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **options)
+        shutil.rmtree(folder)

@@ -47,37 +47,44 @@ def is_held_out(document: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
+def load_arguments(spec: DatasetSpec, split: str) -> dict[str, Any]:
+    """What `datasets.load_dataset` is to be called with. Raises DataNotFound for a path that is no dataset."""
+    if not is_path(spec.path):
+        return {"path": spec.path, "name": spec.name, "revision": spec.revision}
+    path = Path(spec.path).expanduser().resolve()
+    if not path.exists():
+        raise DataNotFound(f"there is no file or folder {path}", param="/stream/dataset/path")
+    if not path.is_file():
+        return {"path": str(path)}
+    endings = [ending for ending in path.suffixes if ending in LOADERS]
+    if not endings:
+        known = ", ".join(LOADERS)
+        raise DataNotFound(f"{path.name} is none of {known}", param="/stream/dataset/path")
+    return {"path": LOADERS[endings[-1]], "data_files": {split: str(path)}}
+
+
 def open_dataset(spec: DatasetSpec, split: str) -> Any:
     """The dataset's `split` as a stream of its text column. Raises DataNotFound or InvalidSpec."""
     import datasets
     from datasets.exceptions import DatasetsError
 
-    arguments: dict[str, Any] = {"path": spec.path, "name": spec.name, "revision": spec.revision}
-    if is_path(spec.path):
-        path = Path(spec.path).expanduser().resolve()
-        if not path.exists():
-            raise DataNotFound(f"there is no file or folder {path}", param="/stream/dataset/path")
-        arguments = {"path": str(path)}
-        if path.is_file():
-            endings = [ending for ending in path.suffixes if ending in LOADERS]
-            if not endings:
-                known = ", ".join(LOADERS)
-                raise DataNotFound(f"{path.name} is none of {known}", param="/stream/dataset/path")
-            arguments = {"path": LOADERS[endings[-1]], "data_files": {split: str(path)}}
     try:
-        dataset: Any = datasets.load_dataset(**arguments, split=split, streaming=True)
+        dataset: Any = datasets.load_dataset(**load_arguments(spec, split), split=split, streaming=True)
         columns = dataset.column_names or list(next(iter(dataset), {}))
     except (OSError, ValueError, DatasetsError) as error:
         hint = "A hub dataset needs a network; a folder's name starts with '/', '.' or '~'."
         message = f"cannot read split {split!r} of {spec.path}: {error}"
         raise DataNotFound(message, param="/stream/dataset", hint="" if is_path(spec.path) else hint) from error
+    check_column(spec, columns)
+    return dataset.select_columns([spec.column])
+
+
+def check_column(spec: DatasetSpec, columns: list[str]) -> None:
+    """Raises InvalidSpec if the text column is not among `columns`."""
     if spec.column not in columns:
         raise InvalidSpec(
             f"{spec.path} has no column {spec.column!r}; it has {', '.join(columns)}.", param="/stream/dataset/column"
         )
-    return dataset.select_columns([spec.column])
-
-
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
-from sae_service.schema import ArchitectureConfig, OptimizerConfig
+from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
 
 
 class JumpReLUConfig(ArchitectureConfig):
@@ -30,7 +30,7 @@ class JumpReLUConfig(ArchitectureConfig):
     @model_validator(mode="after")
     def _check_target(self) -> "JumpReLUConfig":
         if self.target_l0 is not None and self.target_l0 > self.d_sae:
-            raise ValueError(f"target_l0 must be at most d_sae: target_l0={self.target_l0}, d_sae={self.d_sae}")
+            refuse(("target_l0",), f"must be at most d_sae ({self.d_sae})", self.target_l0)
         return self
 
 

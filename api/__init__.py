@@ -1,0 +1,1 @@
+"""HTTP, and only HTTP: requests in, records out. Nothing here imports torch."""

@@ -1,0 +1,106 @@
+"""The application: one factory that puts the routes, the errors and the database together."""
+
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from fastapi import Depends, FastAPI
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import catalog, events, files, jobs, problems
+from api.dependencies import Jobs, caller
+from sae_service import __version__
+from sae_service.errors import ServiceUnavailable
+from sae_service.jobs import queue
+from sae_service.jobs.database import Database
+from sae_service.jobs.store import JobStore
+from sae_service.jobs.sweep import Sweep
+from sae_service.settings import Settings
+from sae_service.storage import Storage
+
+log = logging.getLogger("api")
+MAX_BODY = 1 << 20
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for these settings. The database is reached when it starts."""
+    database = Database(settings.resolved_database_url())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database.migrate(also=lambda: queue.migrate(database))
+        app.state.store = JobStore(database)
+        app.state.storage = Storage(settings.resolved_storage_url())
+        over = threading.Event()
+        # Workers may all be busy or gone, so lost jobs are looked for from here too.
+        thread = threading.Thread(target=_sweep, args=(database, settings.lease_s, over), name="sweep", daemon=True)
+        thread.start()
+        yield
+        over.set()
+        thread.join()
+
+    app = FastAPI(title="SAE training service", version=__version__, description=__doc__ or "", lifespan=lifespan)
+    app.state.settings = settings
+    for module in (jobs, events, files, catalog):
+        app.include_router(module.router, prefix="/v1", dependencies=[Depends(caller)], responses=problems.RESPONSES)
+    app.add_api_route("/healthz", healthz, tags=["health"])
+    app.add_api_route("/readyz", readyz, tags=["health"], responses=problems.RESPONSES)
+    problems.install(app)
+    app.add_middleware(Requests)
+    return app
+
+
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+def readyz(store: Jobs) -> dict[str, str]:
+    """The database answers."""
+    store.find(limit=1)
+    return {"status": "ok"}
+
+
+def _sweep(database: Database, lease_s: float, over: threading.Event) -> None:
+    sweep = Sweep(database, lease_s)
+    while not over.wait(lease_s / 6):
+        try:
+            sweep.look()
+        except ServiceUnavailable as error:
+            log.warning("%s", error)
+
+
+class Requests:
+    """Gives each request an id, which every answer carries, and refuses bodies that are too long."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope["request_id"] = f"req_{uuid4().hex}"
+
+        async def numbered(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        if _body_length(scope) > MAX_BODY:
+            body = {"title": "Content Too Large", "status": 413, "code": "too_large", "detail": f"At most {MAX_BODY} bytes."}
+            await JSONResponse(body, 413, media_type="application/problem+json")(scope, receive, numbered)
+            return
+        await self._app(scope, receive, numbered)
+
+
+def _body_length(scope: Scope) -> int:
+    headers = dict(scope["headers"])
+    if b"chunked" in headers.get(b"transfer-encoding", b""):
+        return MAX_BODY + 1
+    length = headers.get(b"content-length", b"0")
+    return int(length) if length.isdigit() else 0

@@ -1,0 +1,69 @@
+"""The events of a job, as a page or as a stream (server-sent events)."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+
+from api.dependencies import Jobs
+from api.jobs import Page, page
+from sae_service.errors import ServiceUnavailable
+from sae_service.jobs.records import Event
+from sae_service.jobs.store import JobStore
+
+router = APIRouter(tags=["events"])
+POLL_S = 0.5
+KEEP_ALIVE_S = 15.0
+STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    response_model=Page[Event],
+    responses={200: {"content": {"text/event-stream": {}}}, 204: {"description": "The stream has ended."}},
+)
+def list_events(
+    job_id: str,
+    jobs: Jobs,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[int, Query(ge=0, description="The id of the last event seen.")] = 0,
+    stream: Annotated[bool, Query(description="Send events as they happen, until the job ends.")] = False,
+    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+) -> Response | Page[Event]:
+    """What happened to a job, oldest first. Event ids count from 1 without a gap; metrics in a stream carry no id."""
+    job = jobs.get(job_id)
+    after = after if last_event_id is None else last_event_id
+    if not stream:
+        return page(jobs.events(job_id, after, limit + 1), limit)
+    if job.is_terminal and not jobs.events(job_id, after, 1):
+        return Response(status_code=204)
+    return StreamingResponse(_stream(jobs, job_id, after), media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+async def _stream(jobs: JobStore, job_id: str, after: int) -> AsyncIterator[str]:
+    yield "retry: 2000\n\n"
+    step, silent_s = 0, 0.0
+    while True:
+        try:
+            job = await asyncio.to_thread(jobs.get, job_id)
+            found = await asyncio.to_thread(jobs.events, job_id, after)
+        except ServiceUnavailable:
+            # The client comes back by itself, with the last id that it has seen.
+            return
+        for event in found:
+            after = event.id
+            yield f"id: {event.id}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
+        if job.progress is not None and job.progress.step != step:
+            step = job.progress.step
+            yield f"event: metrics\ndata: {json.dumps(job.progress.model_dump())}\n\n"
+        elif not found:
+            silent_s += POLL_S
+        if found or silent_s >= KEEP_ALIVE_S:
+            silent_s = 0.0
+            yield ": still here\n\n"
+        if job.is_terminal and not found:
+            return
+        await asyncio.sleep(0 if found else POLL_S)

@@ -1,0 +1,41 @@
+"""Examples for the interface's description."""
+
+from typing import Any
+
+_STREAM: dict[str, Any] = {
+    "model": {"name": "gpt2"},
+    "dataset": {"path": "monology/pile-uncopyrighted"},
+    "context_size": 1024,
+    "tokens": 500_000_000,
+    "batch": 4096,
+}
+
+JOB_EXAMPLES: dict[str, Any] = {
+    "one": {
+        "summary": "One JumpReLU SAE",
+        "value": {
+            "stream": _STREAM,
+            "saes": [{"hook_name": "blocks.8.hook_resid_pre", "architecture": {"kind": "jumprelu", "d_sae": 24_576}}],
+        },
+    },
+    "several": {
+        "summary": "Two SAEs on two hook points from one forward pass",
+        "value": {
+            "stream": _STREAM,
+            "saes": [
+                {
+                    "name": "resid-8-gated",
+                    "hook_name": "blocks.8.hook_resid_pre",
+                    "architecture": {"kind": "gated", "d_sae": 16_384, "l1_coefficient": 0.3},
+                },
+                {
+                    "name": "mlp-8-standard",
+                    "hook_name": "blocks.8.hook_mlp_out",
+                    "architecture": {"kind": "standard", "d_sae": 16_384},
+                    "optimizer": {"lr": 1e-4},
+                },
+            ],
+            "metadata": {"project": "layer-8"},
+        },
+    },
+}

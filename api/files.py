@@ -1,0 +1,87 @@
+"""Downloads: the files of a checkpoint, whole or in part, never before the checkpoint is committed."""
+
+import base64
+import re
+from http import HTTPStatus
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import StreamingResponse
+
+from api.dependencies import Files, Jobs
+from api.problems import problem
+from sae_service.errors import NotFound
+from sae_service.jobs.records import FileEntry
+
+router = APIRouter(tags=["files"])
+MEDIA_TYPES = {".json": "application/json"}
+PATH = "/jobs/{job_id}/checkpoints/{checkpoint_id}/files/{path:path}"
+
+
+@router.head(PATH, include_in_schema=False)
+@router.get(
+    PATH,
+    response_class=StreamingResponse,
+    responses={status: {"description": HTTPStatus(status).phrase} for status in (206, 304, 416)},
+)
+def download(
+    request: Request,
+    job_id: str,
+    checkpoint_id: str,
+    path: str,
+    jobs: Jobs,
+    storage: Files,
+    if_none_match: Annotated[str | None, Header()] = None,
+    range: Annotated[str | None, Header()] = None,
+    if_range: Annotated[str | None, Header()] = None,
+) -> Response:
+    """One file. Its ETag is the SHA-256 of its content; a single byte range may be asked for."""
+    jobs.get(job_id)
+    checkpoint = jobs.checkpoint(job_id, checkpoint_id)
+    entry = next((entry for entry in checkpoint.files if entry.path == path), None)
+    if entry is None:
+        raise NotFound(f"checkpoint {checkpoint.id} has no file {path}")
+    headers = _headers(entry)
+    if if_none_match is not None and (if_none_match == "*" or headers["ETag"] in if_none_match):
+        return Response(status_code=304, headers=headers)
+    start, end, status = 0, entry.size, 200
+    wanted = byte_range(range, entry.size) if range and if_range in (None, headers["ETag"]) else None
+    if wanted is not None:
+        start, end, status = *wanted, 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{entry.size}"
+        if start >= end:
+            headers = {"Content-Range": f"bytes */{entry.size}"}
+            return problem(request, 416, "range_not_satisfiable", f"{path} has {entry.size} bytes.", headers=headers)
+    headers["Content-Length"] = str(end - start)
+    kind = MEDIA_TYPES.get(PurePosixPath(path).suffix, "application/octet-stream")
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=kind)
+    key = f"{checkpoint.key}/{entry.path}"
+    # Asked for before the headers go out: a missing file is an error, not a broken download.
+    storage.size(key)
+    return StreamingResponse(storage.stream(key, start, end), status, headers, kind)
+
+
+def _headers(entry: FileEntry) -> dict[str, str]:
+    digest = base64.b64encode(bytes.fromhex(entry.sha256)).decode()
+    return {
+        "ETag": f'"{entry.sha256}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Content-Disposition": f'attachment; filename="{PurePosixPath(entry.path).name}"',
+        "Repr-Digest": f"sha-256=:{digest}:",
+    }
+
+
+def byte_range(header: str, size: int) -> tuple[int, int] | None:
+    """Start and end of a single range, or None for a header that is to be ignored; empty if it lies outside."""
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
+    if match is None or match.group(0) == "bytes=-":
+        return None
+    first, last = match.groups()
+    if not first:
+        return max(0, size - int(last)), size
+    if last and int(last) < int(first):
+        return None
+    return int(first), min(size, int(last) + 1) if last else size

@@ -1,0 +1,130 @@
+"""Jobs: create, list, look at, cancel; their metrics and checkpoints."""
+
+import hashlib
+import json
+from typing import Annotated, Generic, Literal, TypeVar
+
+from fastapi import APIRouter, Body, Header, Query, Request, Response
+from pydantic import BaseModel
+
+from api.dependencies import Caller, Jobs, TheSettings
+from api.examples import JOB_EXAMPLES
+from api.problems import problem
+from sae_service import preflight
+from sae_service.errors import NotFound
+from sae_service.jobs.records import Checkpoint, Job, MetricsRow, Status
+from sae_service.spec import JobSpec
+
+router = APIRouter(tags=["jobs"])
+Item = TypeVar("Item")
+QUOTE = '"'
+
+
+class Page(BaseModel, Generic[Item]):
+    """A part of a list. The next part is asked for with `after=<last_id>`."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+@router.post("/jobs", status_code=201)
+def create_job(
+    spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)],
+    jobs: Jobs,
+    settings: TheSettings,
+    caller: Caller,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=255, description="A repetition with the same key returns the first job.")
+    ] = None,
+) -> Job:
+    """Checks a job and queues it. A repeated request with the same Idempotency-Key returns 200 and the same job."""
+    preflight.check(spec, settings.readable_roots())
+    content = spec.model_dump(mode="json")
+    key = None
+    if idempotency_key is not None:
+        key = hashlib.sha256(f"{caller} {idempotency_key.strip(QUOTE)}".encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    job, is_new = jobs.submit(content, key, digest)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+@router.get("/jobs")
+def list_jobs(
+    request: Request,
+    jobs: Jobs,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="The last id of the part before.")] = None,
+    order: Literal["asc", "desc"] = "desc",
+    status: Status | None = None,
+) -> Page[Job]:
+    """Jobs in the order of submission, newest first. `metadata[name]=value` selects by label."""
+    labels = {
+        name.removeprefix("metadata[").removesuffix("]"): value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    try:
+        found = jobs.find(limit + 1, after, order == "desc", status, labels)
+    except NotFound:
+        return problem(request, 400, "unknown_cursor", f"There is no job {after} to go on after.", "after")  # pyright: ignore[reportReturnType]
+    return page(found, limit)
+
+
+def page(found: list[Item], limit: int) -> Page[Item]:
+    """A page of `limit` items out of a list that is longer if there are more."""
+    data = found[:limit]
+    ids = [str(item.id) for item in data]  # pyright: ignore[reportAttributeAccessIssue]
+    return Page(data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=len(found) > limit)
+
+
+@router.get("/jobs/{job_id}", responses={304: {"description": "Not Modified"}})
+def get_job(job_id: str, jobs: Jobs, response: Response, if_none_match: Annotated[str | None, Header()] = None) -> Job:
+    """One job. Its ETag changes when anything about it does."""
+    job = jobs.get(job_id)
+    etag = f'"{hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:32]}"'
+    if if_none_match is not None and etag in if_none_match:
+        return Response(status_code=304, headers={"ETag": etag})  # pyright: ignore[reportReturnType]
+    response.headers["ETag"] = etag
+    return job
+
+
+@router.post("/jobs/{job_id}/cancel", responses={202: {"model": Job, "description": "The job is being stopped."}})
+def cancel_job(job_id: str, jobs: Jobs, response: Response) -> Job:
+    """Ends a job. 200 when it has ended; 202 while its training process still has to stop."""
+    job = jobs.cancel(job_id)
+    response.status_code = 200 if job.is_terminal else 202
+    return job
+
+
+@router.get("/jobs/{job_id}/metrics")
+def list_metrics(
+    job_id: str,
+    jobs: Jobs,
+    sae: Annotated[str | None, Query(description="Only this SAE's rows.")] = None,
+    after_step: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> Page[MetricsRow]:
+    """Training metrics by step, oldest first."""
+    jobs.get(job_id)
+    found = jobs.metrics(job_id, sae, after_step, limit + 1)
+    return Page(data=found[:limit], has_more=len(found) > limit)
+
+
+@router.get("/jobs/{job_id}/checkpoints")
+def list_checkpoints(job_id: str, jobs: Jobs) -> Page[Checkpoint]:
+    """The checkpoints that are kept, newest first; each is complete and can be downloaded."""
+    jobs.get(job_id)
+    return page(jobs.checkpoints(job_id), limit=1 << 30)
+
+
+@router.get("/jobs/{job_id}/checkpoints/{checkpoint_id}")
+def get_checkpoint(job_id: str, checkpoint_id: str, jobs: Jobs) -> Checkpoint:
+    """One checkpoint; `latest` names the newest."""
+    jobs.get(job_id)
+    return jobs.checkpoint(job_id, checkpoint_id)

@@ -1,0 +1,214 @@
+"""The command line. Exit codes: 0 done, 1 the job failed or was cancelled, 2 wrong input, 3 no such thing,
+4 the service does not answer, 5 anything else.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sae_service import errors
+from sae_service.client import DEFAULT_URL, Client
+from sae_service.jobs.records import Job
+from sae_service.settings import environment
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+EXIT_CODES = {errors.InvalidSpec: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4}
+
+Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+JobId = Annotated[str, typer.Argument(help="The job's id.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
+
+
+@app.command()
+def serve(
+    data_dir: DataDir = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    workers: Annotated[int, typer.Option(min=0, help="Jobs that are trained at the same time.")] = 1,
+    devices: Annotated[
+        str | None, typer.Option(help="GPUs of each worker, such as '0;1' for two workers; overrides --workers.")
+    ] = None,
+) -> None:
+    """Runs the whole service on this machine: the API and its workers. Ctrl-C stops it; jobs in hand are kept."""
+    arguments = ["--host", host, "--port", str(port), "--workers", str(workers)]
+    _become("workers.serve", [*arguments, *(["--devices", devices] if devices else [])], data_dir)
+
+
+@app.command()
+def worker(
+    data_dir: DataDir = None,
+    queue: Annotated[str, typer.Option(help="The queue to take jobs from.")] = "default",
+    device: Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of its training processes.")] = None,
+) -> None:
+    """Runs one worker. Many machines share SAE_SERVICE_DATABASE_URL (PostgreSQL) and SAE_SERVICE_STORAGE_URL (S3)."""
+    _become("workers", ["--queue", queue, *(["--device", device] if device else [])], data_dir)
+
+
+def _become(module: str, arguments: list[str], data_dir: Path | None) -> None:
+    # The same process goes on as the service: its signals and its exit status are the service's own.
+    changed = environment({"DATA_DIR": None if data_dir is None else str(data_dir.resolve())})
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], changed)
+
+
+@app.command()
+def demo(output: Annotated[Path, typer.Option(help="Folder for the SAEs and the picture.")] = Path("demo_output")) -> None:
+    """Trains a standard, a gated and a JumpReLU SAE on the language model that comes with the package."""
+    from sae_service.demo import show
+
+    with _reported():
+        raise typer.Exit(show.main(output))
+
+
+@app.command()
+def submit(
+    spec: Annotated[str, typer.Argument(help="A job as YAML or JSON; - reads standard input.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="A repetition returns the first job.")] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Queues a job. Paths in the file that begin with '.' are relative to the file."""
+    with _reported():
+        client = Client(url, api_key)
+        job = client.submit(read_spec(spec), idempotency_key)
+        typer.echo(job.model_dump_json(indent=1) if as_json and not follow else job.id)
+        if follow:
+            raise typer.Exit(_watch(client, job.id, as_json))
+
+
+def read_spec(source: str) -> dict[str, Any]:
+    """The job in a file, paths made absolute. Raises InvalidSpec."""
+    import yaml
+
+    folder = Path.cwd() if source == "-" else Path(source).expanduser().resolve().parent
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).expanduser().read_text()
+        spec = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise errors.InvalidSpec(f"cannot read {source}: {error}") from error
+    if not isinstance(spec, dict):
+        raise errors.InvalidSpec(f"{source} is no job: it must be a mapping with the keys stream and saes")
+    stream = spec.get("stream")
+    for part, key in (("model", "name"), ("dataset", "path")):
+        named = stream.get(part) if isinstance(stream, dict) else None
+        value = named.get(key) if isinstance(named, dict) else None
+        if isinstance(value, str) and value.startswith((".", "~")):
+            spec["stream"][part][key] = str((folder / Path(value).expanduser()).resolve())
+    return spec
+
+
+@app.command("list")
+def list_jobs(
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    status: Annotated[str | None, typer.Option(help="Only jobs with this status.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shows all jobs, newest first."""
+    from sae_service import tables
+
+    with _reported():
+        jobs = list(Client(url, api_key).jobs(status))
+        if as_json:
+            typer.echo(json.dumps([job.model_dump() for job in jobs], indent=1))
+        else:
+            tables.show(tables.jobs(jobs))
+
+
+@app.command()
+def show(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Shows one job: its state, its figures, its checkpoints and its events."""
+    from sae_service import tables
+
+    with _reported():
+        client = Client(url, api_key)
+        job = client.job(job_id)
+        if as_json:
+            typer.echo(job.model_dump_json(indent=1))
+            return
+        checkpoints = client.checkpoints(job_id)
+        tables.show(tables.job(job), tables.checkpoints(checkpoints), tables.events(client.events(job_id)))
+        if checkpoints and checkpoints[0].is_final:
+            tables.show(tables.results(job, checkpoints[0]))
+
+
+@app.command()
+def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Follows a job to its end. Exit code 0 if it succeeded, 1 if not."""
+    with _reported():
+        raise typer.Exit(_watch(Client(url, api_key), job_id, as_json))
+
+
+def _watch(client: Client, job_id: str, as_json: bool) -> int:
+    from sae_service import tables
+
+    changes = client.watch(job_id)
+    if as_json:
+        last: Job | None = None
+        for last in changes:
+            typer.echo(last.model_dump_json(exclude={"spec"}))
+    else:
+        last = tables.follow(changes)
+    assert last is not None
+    if last.error is not None:
+        typer.echo(f"{last.error.code}: {last.error.message}", err=True)
+    return 0 if last.status == "succeeded" else 1
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Ends a job. What it has saved stays."""
+    with _reported():
+        job = Client(url, api_key).cancel(job_id)
+        typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
+
+
+@app.command()
+def download(
+    job_id: JobId,
+    output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id.")] = "latest",
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Downloads the SAEs of a job's checkpoint."""
+    with _reported():
+        paths = [str(path) for path in Client(url, api_key).download(job_id, output, checkpoint)]
+        typer.echo(json.dumps(paths, indent=1) if as_json else "\n".join(paths))
+
+
+@app.command()
+def key() -> None:
+    """Makes an API key: the key for clients, and the line that makes the service accept it."""
+    import hashlib
+    import secrets
+
+    made = f"sae_{secrets.token_urlsafe(32)}"
+    typer.echo(f"key, shown only now:  {made}")
+    typer.echo(f"for the service:      SAE_SERVICE_API_KEY_SHA256='[\"{hashlib.sha256(made.encode()).hexdigest()}\"]'")
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turns the service's errors into one line and an exit code, and Ctrl-C into a quiet end."""
+    try:
+        yield
+    except errors.SAEServiceError as error:
+        typer.echo(f"sae-service: {error}", err=True)
+        codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        raise typer.Exit(next(codes, 5)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None

@@ -1,0 +1,173 @@
+"""The service from a program: submit, follow, download. Pure HTTP; imports neither torch nor jax."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sae_service import errors
+from sae_service.jobs.records import Checkpoint, Event, FileEntry, Job, MetricsRow
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+OUTAGE_S = 60.0
+CHUNK = 1 << 20
+ERRORS = {
+    error.code: error
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, errors.SAEServiceError)
+}
+
+
+class Client:
+    """One service. Every method raises the service's own errors, and ServiceUnavailable if it does not answer."""
+
+    def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.url = url
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=30)
+
+    def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> Job:
+        """Queues a job. With an idempotency key a repetition returns the first job instead of making another."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return _parse(Job, self._ask("POST", "/v1/jobs", json=spec, headers=headers).json())
+
+    def job(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return _parse(Job, self._ask("GET", f"/v1/jobs/{job_id}").json())
+
+    def jobs(self, status: str | None = None, metadata: dict[str, str] | None = None) -> Iterator[Job]:
+        """All jobs, newest first."""
+        query: dict[str, Any] = {"limit": 100} | {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
+        if status is not None:
+            query["status"] = status
+        while True:
+            page = self._ask("GET", "/v1/jobs", params=query).json()
+            yield from (_parse(Job, item) for item in page["data"])
+            if not page["has_more"]:
+                return
+            query["after"] = page["last_id"]
+
+    def cancel(self, job_id: str) -> Job:
+        """Asks for the job's end; it may still be `cancelling` in the answer."""
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{job_id}/cancel").json())
+
+    def events(self, job_id: str, after: int = 0) -> list[Event]:
+        """The events behind the event `after`, up to 1000."""
+        query = {"after": after, "limit": 1000}
+        data = self._ask("GET", f"/v1/jobs/{job_id}/events", params=query).json()["data"]
+        return [_parse(Event, item) for item in data]
+
+    def metrics(self, job_id: str) -> Iterator[MetricsRow]:
+        """All rows of training metrics, by step."""
+        step = 0
+        while True:
+            query = {"after_step": step, "limit": 10_000}
+            page = self._ask("GET", f"/v1/jobs/{job_id}/metrics", params=query).json()
+            rows = [_parse(MetricsRow, item) for item in page["data"]]
+            # A page may end within a step; that step is then asked for again as a whole.
+            last = rows[-1].step if page["has_more"] else None
+            yield from (row for row in rows if row.step != last)
+            if last is None:
+                return
+            step = last - 1
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """The checkpoints that can be downloaded, newest first."""
+        data = self._ask("GET", f"/v1/jobs/{job_id}/checkpoints").json()["data"]
+        return [_parse(Checkpoint, item | {"key": ""}) for item in data]
+
+    def watch(self, job_id: str, pause_s: float = 1.0) -> Iterator[Job]:
+        """The job now, and again whenever it has changed, until it has ended. Rides out short outages."""
+        before, answered = None, time.monotonic()
+        while True:
+            try:
+                job = self.job(job_id)
+                answered = time.monotonic()
+            except errors.ServiceUnavailable:
+                if before is None or time.monotonic() - answered > OUTAGE_S:
+                    raise
+                time.sleep(pause_s)
+                continue
+            if job != before:
+                yield job
+            if job.is_terminal:
+                return
+            before = job
+            time.sleep(pause_s)
+
+    def download(self, job_id: str, folder: Path, checkpoint: str = "latest") -> list[Path]:
+        """Writes each SAE of a checkpoint to `folder/<sae name>/`. Files that are there already are left alone."""
+        found = self._ask("GET", f"/v1/jobs/{job_id}/checkpoints/{checkpoint}").json()
+        chosen = _parse(Checkpoint, found | {"key": ""})
+        base = f"/v1/jobs/{job_id}/checkpoints/{chosen.id}/files"
+        paths: list[Path] = []
+        for entry in chosen.files:
+            if not entry.path.startswith("saes/"):
+                continue
+            target = folder / entry.path.removeprefix("saes/")
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise errors.StorageFailure(f"the service named a file outside {folder}: {entry.path}")
+            self._fetch(f"{base}/{entry.path}", entry, target)
+            paths.append(target)
+        return paths
+
+    def _fetch(self, url: str, entry: FileEntry, target: Path) -> None:
+        if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == entry.sha256:
+            return
+        partial = target.with_name(f"{target.name}.part")
+        digest = hashlib.sha256()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self._http.stream("GET", url) as response, partial.open("wb") as file:
+                if response.is_error:
+                    response.read()
+                    raise _error(response)
+                for chunk in response.iter_bytes(CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from error
+        except OSError as error:
+            raise errors.StorageFailure(f"cannot write {target}: {error}") from error
+        if digest.hexdigest() != entry.sha256:
+            raise errors.StorageFailure(f"{entry.path} arrived damaged; download it again")
+        partial.replace(target)
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from error
+        if response.is_error:
+            raise _error(response)
+        return response
+
+    def _unavailable(self, error: Exception) -> errors.ServiceUnavailable:
+        hint = "Start it with `sae-service serve`, or name another one with --url."
+        return errors.ServiceUnavailable(f"{self.url} does not answer: {error}.", hint=hint)
+
+
+def _parse(record: Any, data: dict[str, Any]) -> Any:
+    # A newer service may say more than this client knows.
+    return record.model_validate(data, extra="ignore")
+
+
+def _error(response: httpx.Response) -> errors.SAEServiceError:
+    """The service's own error, from its problem document."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    if not isinstance(body, dict):
+        body = {}
+    kind = ERRORS.get(body.get("code", ""))
+    if kind is None:
+        kind = {404: errors.NotFound, 422: errors.InvalidSpec, 400: errors.InvalidSpec}.get(
+            response.status_code, errors.ServiceUnavailable if response.status_code >= 502 else errors.SAEServiceError
+        )
+    listed = [f"{item['pointer']}: {item['detail']}" for item in body.get("errors", [])]
+    detail = body.get("detail") or f"the service answered {response.status_code}"
+    return kind("; ".join(listed) or detail, None if listed else body.get("param"))

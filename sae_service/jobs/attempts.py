@@ -1,0 +1,176 @@
+"""What a worker does with a job: claim an attempt, show signs of life, record results, end it.
+
+Every write is conditional on the attempt's number, in the same transaction: an attempt that was declared lost can
+compute on, but nothing that it reports counts.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+
+from sae_service.errors import LeaseLost
+from sae_service.jobs import database as db
+from sae_service.jobs.queue import Queue
+from sae_service.jobs.records import ACTIVE, Checkpoint
+from sae_service.jobs.rows import add_event, add_status_event, new_id, now, to_checkpoint
+
+MAX_CRASHES = 3
+
+
+class Attempt:
+    """One attempt at one job, as its worker sees it. Every method raises LeaseLost if the job is no longer ours."""
+
+    def __init__(self, database: db.Database, job_id: str, number: int) -> None:
+        self._database, self.job_id, self.number = database, job_id, number
+        self._queue = Queue(database)
+
+    def claim(self, worker: str) -> dict[str, Any] | None:
+        """Starts the attempt and returns the job's spec, or None if it is not to be started (any more)."""
+        update = (
+            sa.update(db.jobs)
+            .where(db.jobs.c.id == self.job_id, db.jobs.c.attempt == self.number, db.jobs.c.status == "queued")
+            .values(
+                status="running", status_reason=None, worker=worker, heartbeat=0,
+                started_at=sa.func.coalesce(db.jobs.c.started_at, now()),
+            )
+            .returning(db.jobs.c.spec)
+        )  # fmt: skip
+        with self._database.transaction() as connection:
+            spec = connection.execute(update).scalar_one_or_none()
+            if spec is not None:
+                message = f"Attempt {self.number} started on {worker}."
+                add_status_event(connection, self.job_id, "running", message)
+        return spec
+
+    def renew(self) -> str:
+        """A sign of life. Returns the job's status, which is "cancelling" when a user has asked for that."""
+        with self._owned() as (_, row):
+            return row.status
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to go on from."""
+        table = db.checkpoints
+        query = sa.select(table).where(table.c.job_id == self.job_id).order_by(table.c.step.desc()).limit(1)
+        with self._database.transaction() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else to_checkpoint(row)
+
+    def event(self, level: str, message: str) -> None:
+        """Records something that a user may want to read."""
+        with self._owned() as (connection, _):
+            add_event(connection, self.job_id, "message", message, {}, level)
+
+    def metrics(self, rows: list[dict[str, Any]], progress: dict[str, Any]) -> None:
+        """Records one row for each SAE; a row for the same step from an earlier attempt is replaced."""
+        table = db.metrics
+        with self._owned() as (connection, _):
+            for row in rows:
+                here = (table.c.job_id == self.job_id, table.c.sae == row["sae"], table.c.step >= row["step"])
+                connection.execute(sa.delete(table).where(*here))
+                values = {"job_id": self.job_id, "sae": row["sae"], "step": row["step"], "data": row}
+                connection.execute(sa.insert(table).values(values))
+            connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(progress=progress))
+
+    def commit(self, checkpoint: dict[str, Any], keep: int) -> list[str]:
+        """Makes a written checkpoint part of the job. Returns the storage keys of those that it replaces.
+
+        A final checkpoint is the job's success, in the same transaction. While the job is being cancelled nothing is
+        committed.
+        """
+        with self._owned() as (connection, row):
+            if row.status != "running":
+                return [checkpoint["key"]]
+            values = {**checkpoint, "id": new_id("ckpt"), "job_id": self.job_id, "created_at": now()}
+            connection.execute(sa.insert(db.checkpoints).values(values))
+            data = {"checkpoint": values["id"], "step": values["step"], "tokens": values["tokens"]}
+            message = f"Checkpoint at step {values['step']}."
+            add_event(connection, self.job_id, "checkpoint", message, data)
+            if values["is_final"]:
+                self._end(connection, "succeeded", "The job succeeded.")
+            return self._retire(connection, keep)
+
+    def _retire(self, connection: sa.Connection, keep: int) -> list[str]:
+        """Forgets the checkpoints before the last `keep` ones; a final one counts beside them."""
+        table = db.checkpoints
+        mine = sa.select(table.c.id, table.c.key).where(table.c.job_id == self.job_id, ~table.c.is_final)
+        old = connection.execute(mine.order_by(table.c.step.desc()).offset(keep)).all()
+        connection.execute(sa.delete(table).where(table.c.id.in_([row.id for row in old])))
+        return [row.key for row in old]
+
+    def fail(self, error: dict[str, Any]) -> None:
+        """Ends the job in failure."""
+        with self._owned() as (connection, _):
+            self._end(connection, "failed", f"The job failed: {error['message']}", error=error)
+
+    def cancelled(self) -> None:
+        """Ends the job as its user asked; its training process is gone."""
+        with self._owned() as (connection, _):
+            self._end(connection, "cancelled", "The job was cancelled.")
+
+    def release(self) -> None:
+        """Gives the job back unharmed, for another worker to go on with."""
+        with self._owned() as (connection, row):
+            if row.status == "cancelling":
+                self._end(connection, "cancelled", "The job was cancelled.")
+            else:
+                requeue(connection, self._queue, row, "preempted", "The worker stops; the job waits for another one.")
+
+    def crashed(self, error: dict[str, Any]) -> None:
+        """Counts a crash: the job is queued again, or fails at the third."""
+        with self._owned() as (connection, row):
+            if row.status == "cancelling":
+                self._end(connection, "cancelled", "The job was cancelled.")
+            else:
+                count_crash(connection, self._queue, row, error)
+
+    def _end(self, connection: sa.Connection, status: str, message: str, error: dict[str, Any] | None = None) -> None:
+        end_job(connection, self.job_id, status, message, error)
+
+    @contextmanager
+    def _owned(self) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
+        """A transaction that holds the job's row, which shows a sign of life by the way."""
+        columns = db.jobs.c
+        update = (
+            sa.update(db.jobs)
+            .where(columns.id == self.job_id, columns.attempt == self.number, columns.status.in_(ACTIVE))
+            .values(heartbeat=columns.heartbeat + 1)
+            .returning(db.jobs)
+        )
+        with self._database.transaction() as connection:
+            row = connection.execute(update).one_or_none()
+            if row is None:
+                raise LeaseLost(f"attempt {self.number} at job {self.job_id} is over")
+            yield connection, row
+
+
+def end_job(
+    connection: sa.Connection, job_id: str, status: str, message: str, error: dict[str, Any] | None = None
+) -> None:
+    """Moves a job to a terminal status."""
+    values = {"status": status, "status_reason": None, "error": error, "finished_at": now()}
+    connection.execute(sa.update(db.jobs).where(db.jobs.c.id == job_id).values(values))
+    level = "error" if status == "failed" else "info"
+    add_status_event(connection, job_id, status, message, level=level)
+
+
+def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: str, message: str) -> None:
+    """Queues the next attempt; from here on the one before is refused."""
+    following = row.attempt + 1
+    values = {"status": "queued", "status_reason": reason, "attempt": following, "worker": None}
+    connection.execute(sa.update(db.jobs).where(db.jobs.c.id == row.id).values(values))
+    queue.add(connection, row.queue, row.priority, row.id, following)
+    level = "info" if reason == "preempted" else "warning"
+    add_status_event(connection, row.id, "queued", message, reason, level)
+
+
+def count_crash(connection: sa.Connection, queue: Queue, row: sa.Row[Any], error: dict[str, Any]) -> None:
+    """Queues the job again, or fails it if it has crashed too often."""
+    crashes = row.crashes + 1
+    connection.execute(sa.update(db.jobs).where(db.jobs.c.id == row.id).values(crashes=crashes))
+    count = f"(crash {crashes} of {MAX_CRASHES})"
+    if crashes < MAX_CRASHES:
+        requeue(connection, queue, row, "retry_after_crash", f"{error['message']} The job is queued again {count}.")
+    else:
+        end_job(connection, row.id, "failed", f"The job failed {count}: {error['message']}", error)

@@ -1,0 +1,144 @@
+"""The tables of the service, in one SQLite file or one PostgreSQL database, and transactions on them."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+
+from sae_service.errors import ServiceUnavailable
+
+SQLITE = "sqlite:///"
+MIGRATION_LOCK = 5_270_041
+
+schema = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    schema,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("status_reason", sa.String(40)),
+    sa.Column("queue", sa.String(64), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    # Which attempt owns the job; whoever holds a lower number may not write any more.
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("crashes", sa.Integer, nullable=False, default=0),
+    # Grows with each sign of life of the attempt. A count, not a time: no clock can be wrong.
+    sa.Column("heartbeat", sa.BigInteger, nullable=False, default=0),
+    sa.Column("worker", sa.String(128)),
+    sa.Column("n_events", sa.Integer, nullable=False, default=0),
+    sa.Column("progress", sa.JSON),
+    sa.Column("error", sa.JSON),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("started_at", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Column("request_key", sa.String(64), unique=True),
+    sa.Column("request_hash", sa.String(64)),
+)
+
+events = sa.Table(
+    "events",
+    schema,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("type", sa.String(16), nullable=False),
+    sa.Column("level", sa.String(8), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
+metrics = sa.Table(
+    "metrics",
+    schema,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("sae", sa.String(64), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
+checkpoints = sa.Table(
+    "checkpoints",
+    schema,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("key", sa.String(256), nullable=False, unique=True),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("is_final", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("files", sa.JSON, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.UniqueConstraint("job_id", "step"),
+)
+
+
+class Database:
+    """One connection pool, shared by the threads of a process."""
+
+    def __init__(self, url: str) -> None:
+        """Opens the database; nothing is connected yet."""
+        self.url = url
+        self.is_sqlite = url.startswith(SQLITE)
+        if self.is_sqlite:
+            Path(url.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+            self.engine = sa.create_engine(url)
+            event.listen(self.engine, "connect", _prepare_sqlite)
+        else:
+            arguments = {"connect_timeout": 5, "options": "-c idle_in_transaction_session_timeout=60000"}
+            self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """A transaction, committed at the end of the block. Raises ServiceUnavailable if the database is away."""
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except (OperationalError, InterfaceError, TimeoutError) as error:
+            raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
+
+    def migrate(self, also: Any) -> None:
+        """Makes the tables and then calls `also`, one process at a time."""
+        try:
+            with self._migrating():
+                schema.create_all(self.engine)
+                also()
+        except OperationalError as error:
+            raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
+
+    @contextmanager
+    def _migrating(self) -> Iterator[None]:
+        if self.is_sqlite:
+            with Path(self.url.removeprefix(SQLITE) + ".lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+        else:
+            # No transaction may stay open meanwhile: indexes that are built concurrently would wait for its end.
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(sa.select(sa.func.pg_advisory_lock(MIGRATION_LOCK)))
+                try:
+                    yield
+                finally:
+                    connection.execute(sa.select(sa.func.pg_advisory_unlock(MIGRATION_LOCK)))
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    # A writer takes its lock when its transaction begins, so that it never has to give up half-way.
+    connection.isolation_level = "IMMEDIATE"
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", None) or error).strip().split("\n")[0]

@@ -1,0 +1,100 @@
+"""What the service knows of a job, as its users see it."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sae_service.schema import Frozen
+
+Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+ACTIVE: tuple[Status, ...] = ("running", "cancelling")
+"""An attempt owns the job."""
+TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+"""Never left again."""
+
+
+class Failure(Frozen):
+    """Why a job failed: a stable code, a sentence, and the field of the spec that is to blame."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Progress(Frozen):
+    """How far a job is. `metrics` holds the latest row of each SAE, by name."""
+
+    step: int
+    total_steps: int
+    tokens: int
+    total_tokens: int
+    tokens_per_s: float
+    metrics: dict[str, dict[str, Any]]
+
+
+class Job(Frozen):
+    """A job and its state. Times are whole Unix seconds."""
+
+    id: str
+    object: Literal["job"] = "job"
+    status: Status
+    status_reason: str | None = Field(description="Why a queued job waits again: retry_after_crash or preempted.")
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    estimated_finish: int | None = None
+    attempt: int = Field(description="Which attempt this is; it grows when a job goes on after a crash or a preemption.")
+    worker: str | None
+    progress: Progress | None
+    latest_checkpoint: str | None = None
+    error: Failure | None
+    metadata: dict[str, str]
+    spec: dict[str, Any]
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.status in TERMINAL
+
+
+class Event(Frozen):
+    """Something that happened to a job. `id` counts from 1 without a gap."""
+
+    id: int
+    object: Literal["job.event"] = "job.event"
+    created_at: int
+    type: Literal["status", "checkpoint", "message"]
+    level: Literal["info", "warning", "error"]
+    message: str
+    data: dict[str, Any]
+
+
+class MetricsRow(Frozen):
+    """The training metrics of one SAE at one step, means over the steps since the row before."""
+
+    sae: str
+    step: int
+    data: dict[str, Any]
+
+
+class FileEntry(Frozen):
+    """One file of a checkpoint."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Checkpoint(Frozen):
+    """A saved state, and each SAE below `saes/<name>/`. A final one carries the held-out metrics by SAE."""
+
+    id: str
+    object: Literal["job.checkpoint"] = "job.checkpoint"
+    job_id: str
+    created_at: int
+    step: int
+    tokens: int
+    is_final: bool
+    metrics: dict[str, dict[str, Any]]
+    files: tuple[FileEntry, ...]
+    key: str = Field(exclude=True)

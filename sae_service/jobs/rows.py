@@ -1,0 +1,57 @@
+"""What the readers and the writers of the tables share: rows to records, the clock, and the numbering of events."""
+
+import secrets
+import time
+from typing import Any
+
+import sqlalchemy as sa
+
+from sae_service.jobs import database as db
+from sae_service.jobs.records import Checkpoint, Job, Progress
+
+
+def now() -> int:
+    """Unix seconds."""
+    return int(time.time())
+
+
+def new_id(prefix: str) -> str:
+    """An id that sorts by the time of its making."""
+    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"
+
+
+def to_job(row: sa.Row[Any]) -> Job:
+    """The record of one row of `jobs` with `latest_checkpoint`."""
+    columns = {name: value for name, value in row._mapping.items() if name in Job.model_fields}
+    return Job(**columns, estimated_finish=_estimate(row))
+
+
+def _estimate(row: sa.Row[Any]) -> int | None:
+    if row.status != "running" or row.progress is None:
+        return None
+    progress = Progress.model_validate(row.progress)
+    if not progress.tokens_per_s:
+        return None
+    return now() + round((progress.total_tokens - progress.tokens) / progress.tokens_per_s)
+
+
+def to_checkpoint(row: sa.Row[Any]) -> Checkpoint:
+    """The record of one row of `checkpoints`."""
+    return Checkpoint.model_validate(dict(row._mapping))
+
+
+def add_event(
+    connection: sa.Connection, job_id: str, kind: str, message: str, data: dict[str, Any], level: str = "info"
+) -> None:
+    """Appends an event. The job's own row counts them, so that two writers cannot take the same number."""
+    counted = sa.update(db.jobs).where(db.jobs.c.id == job_id).values(n_events=db.jobs.c.n_events + 1)
+    seq = connection.execute(counted.returning(db.jobs.c.n_events)).scalar_one()
+    row = {"job_id": job_id, "seq": seq, "created_at": now(), "type": kind, "level": level, "message": message, "data": data}
+    connection.execute(sa.insert(db.events).values(row))
+
+
+def add_status_event(
+    connection: sa.Connection, job_id: str, status: str, message: str, reason: str | None = None, level: str = "info"
+) -> None:
+    """Appends the event of a new status."""
+    add_event(connection, job_id, "status", message, {"status": status, "status_reason": reason}, level)

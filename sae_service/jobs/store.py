@@ -1,0 +1,156 @@
+"""What a user does with jobs: submit, look, cancel."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from sae_service.errors import Conflict, InvalidSpec, NotFound
+from sae_service.jobs import database as db
+from sae_service.jobs.queue import Queue
+from sae_service.jobs.records import Checkpoint, Event, Job, MetricsRow
+from sae_service.jobs.rows import add_status_event, new_id, now, to_checkpoint, to_job
+
+LATEST_CHECKPOINT = (
+    sa.select(db.checkpoints.c.id)
+    .where(db.checkpoints.c.job_id == db.jobs.c.id)
+    .order_by(db.checkpoints.c.step.desc())
+    .limit(1)
+    .correlate(db.jobs)
+    .scalar_subquery()
+    .label("latest_checkpoint")
+)
+
+
+class JobStore:
+    """All jobs of one database."""
+
+    def __init__(self, database: db.Database) -> None:
+        self._database = database
+        self._queue = Queue(database)
+
+    def submit(self, spec: dict[str, Any], request_key: str | None = None, request_hash: str | None = None) -> tuple[Job, bool]:
+        """Stores a job and queues its first attempt, both or neither. Returns the job and whether it is new.
+
+        Args:
+            spec: a parsed JobSpec as JSON.
+            request_key: one job is made for each key; a repetition returns the first.
+            request_hash: says whether a repetition asks for the same.
+
+        Raises:
+            InvalidSpec: the key was used for another request.
+        """
+        known = self._by_request(request_key, request_hash)
+        if known is not None:
+            return known, False
+        row = {
+            "id": new_id("job"), "status": "queued", "queue": spec["queue"], "priority": spec["priority"], "spec": spec,
+            "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
+            "request_key": request_key, "request_hash": request_hash,
+        }  # fmt: skip
+        try:
+            with self._database.transaction() as connection:
+                connection.execute(sa.insert(db.jobs).values(row))
+                add_status_event(connection, row["id"], "queued", "The job is queued.")
+                self._queue.add(connection, row["queue"], row["priority"], row["id"], attempt=1)
+        except IntegrityError:
+            known = self._by_request(request_key, request_hash)
+            if known is None:
+                raise
+            return known, False
+        return self.get(row["id"]), True
+
+    def _by_request(self, key: str | None, content: str | None) -> Job | None:
+        if key is None:
+            return None
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                sa.select(db.jobs, LATEST_CHECKPOINT).where(db.jobs.c.request_key == key)
+            ).one_or_none()
+        if row is None:
+            return None
+        if row.request_hash != content:
+            raise InvalidSpec("the Idempotency-Key was used for another request already; use a new one")
+        return to_job(row)
+
+    def get(self, job_id: str) -> Job:
+        """One job. Raises NotFound."""
+        with self._database.transaction() as connection:
+            row = connection.execute(sa.select(db.jobs, LATEST_CHECKPOINT).where(db.jobs.c.id == job_id)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no job {job_id}")
+        return to_job(row)
+
+    def find(
+        self, limit: int, after: str | None = None, newest_first: bool = True, status: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> list[Job]:  # fmt: skip
+        """Up to `limit` jobs in the order of submission, those behind the job `after`. Raises NotFound for `after`."""
+        column = db.jobs.c.id
+        query = sa.select(db.jobs, LATEST_CHECKPOINT).order_by(column.desc() if newest_first else column).limit(limit)
+        if after is not None:
+            self.get(after)
+            query = query.where(column < after if newest_first else column > after)
+        if status is not None:
+            query = query.where(db.jobs.c.status == status)
+        for name, value in (metadata or {}).items():
+            query = query.where(db.jobs.c.metadata[name].as_string() == value)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).all()
+        return [to_job(row) for row in rows]
+
+    def cancel(self, job_id: str) -> Job:
+        """Ends a queued job at once and asks a running one to end. Raises NotFound, or Conflict if it has ended.
+
+        A job that is being cancelled, or is cancelled, stays as it is: cancelling twice is no error.
+        """
+        owned = sa.update(db.jobs).where(db.jobs.c.id == job_id)
+        with self._database.transaction() as connection:
+            ended = owned.where(db.jobs.c.status == "queued").values(
+                status="cancelled", status_reason=None, finished_at=now()
+            )
+            asked = owned.where(db.jobs.c.status == "running").values(status="cancelling")
+            was_queued = bool(connection.execute(ended).rowcount)
+            if was_queued:
+                add_status_event(connection, job_id, "cancelled", "The job was cancelled before it started.")
+            elif connection.execute(asked).rowcount:
+                add_status_event(connection, job_id, "cancelling", "The job was asked to stop.")
+        job = self.get(job_id)
+        if was_queued:
+            self._queue.drop(job_id, job.attempt)
+        if job.status not in ("cancelling", "cancelled"):
+            raise Conflict(f"job {job_id} has {job.status} already")
+        return job
+
+    def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:
+        """Up to `limit` events behind the event `after`, oldest first."""
+        table = db.events
+        query = sa.select(table).where(table.c.job_id == job_id, table.c.seq > after).order_by(table.c.seq).limit(limit)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [Event.model_validate({"id": row["seq"]} | {k: row[k] for k in row if k not in ("seq", "job_id")}) for row in rows]
+
+    def metrics(self, job_id: str, sae: str | None = None, after_step: int = 0, limit: int = 1000) -> list[MetricsRow]:
+        """Up to `limit` rows of training metrics behind a step, by step and SAE."""
+        table = db.metrics
+        query = sa.select(table).where(table.c.job_id == job_id, table.c.step > after_step)
+        if sae is not None:
+            query = query.where(table.c.sae == sae)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query.order_by(table.c.step, table.c.sae).limit(limit)).all()
+        return [MetricsRow(sae=row.sae, step=row.step, data=row.data) for row in rows]
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """The committed checkpoints that are kept, newest first."""
+        table = db.checkpoints
+        query = sa.select(table).where(table.c.job_id == job_id).order_by(table.c.step.desc())
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).all()
+        return [to_checkpoint(row) for row in rows]
+
+    def checkpoint(self, job_id: str, checkpoint_id: str) -> Checkpoint:
+        """One checkpoint of a job; "latest" names the newest. Raises NotFound."""
+        for found in self.checkpoints(job_id):
+            if checkpoint_id in (found.id, "latest"):
+                return found
+        raise NotFound(f"job {job_id} has no checkpoint {checkpoint_id}")

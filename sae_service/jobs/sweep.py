@@ -1,0 +1,79 @@
+"""Finds attempts whose worker is gone and queues their jobs again."""
+
+import time
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from sae_service.errors import ServiceUnavailable, WorkerCrashed
+from sae_service.jobs import database as db
+from sae_service.jobs.attempts import count_crash, end_job, requeue
+from sae_service.jobs.queue import Queue
+from sae_service.jobs.records import ACTIVE
+
+Sign = tuple[int, int]
+"""An attempt's number and its count of signs of life."""
+UNCLAIMED = -1
+
+
+class Sweep:
+    """Declares an attempt lost when its heartbeat has not changed for a whole lease *as seen from here*.
+
+    No clock of another machine is read, and whatever happened while the database was away is forgotten: an outage
+    makes every worker look dead.
+    """
+
+    def __init__(self, database: db.Database, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database, self._lease_s, self._clock = database, lease_s, clock
+        self._queue = Queue(database)
+        self._seen: dict[str, tuple[Sign, float]] = {}
+
+    def look(self) -> None:
+        """One look at all attempts; to be called several times a lease. Raises ServiceUnavailable."""
+        try:
+            signs = self._owned() | self._taken()
+        except ServiceUnavailable:
+            self._seen.clear()
+            raise
+        before, self._seen = self._seen, {}
+        for job_id, sign in signs.items():
+            known, since = before.get(job_id, (None, 0.0))
+            self._seen[job_id] = (sign, since if known == sign else self._clock())
+            if self._clock() - self._seen[job_id][1] >= self._lease_s:
+                self._declare_lost(job_id, sign)
+
+    def _owned(self) -> dict[str, Sign]:
+        """The attempts that are being worked on."""
+        columns = db.jobs.c
+        query = sa.select(columns.id, columns.attempt, columns.heartbeat).where(columns.status.in_(ACTIVE))
+        with self._database.transaction() as connection:
+            return {row.id: (row.attempt, row.heartbeat) for row in connection.execute(query)}
+
+    def _taken(self) -> dict[str, Sign]:
+        """The attempts that a worker took out of the queue but has not claimed: it may have died in between."""
+        columns = db.jobs.c
+        query = sa.select(columns.id, columns.attempt).where(columns.status == "queued")
+        with self._database.transaction() as connection:
+            waiting = [(row.id, row.attempt) for row in connection.execute(query)]
+        return {job_id: (attempt, UNCLAIMED) for job_id, attempt in self._queue.taken(waiting)}
+
+    def _declare_lost(self, job_id: str, sign: Sign) -> None:
+        attempt, heartbeat = sign
+        columns = db.jobs.c
+        if heartbeat == UNCLAIMED:
+            unchanged = (columns.status == "queued",)
+        else:
+            unchanged = (columns.status.in_(ACTIVE), columns.heartbeat == heartbeat)
+        # The update takes the row's lock, so that of two sweeps only one finds the attempt unchanged.
+        lost = sa.update(db.jobs).where(columns.id == job_id, columns.attempt == attempt, *unchanged)
+        with self._database.transaction() as connection:
+            row = connection.execute(lost.values(heartbeat=columns.heartbeat + 1).returning(db.jobs)).one_or_none()
+            if row is None:
+                return
+            if row.status == "queued":
+                requeue(connection, self._queue, row, "preempted", "A worker took the job and vanished before it began.")
+            elif row.status == "cancelling":
+                end_job(connection, job_id, "cancelled", "The job was cancelled; its worker was gone.")
+            else:
+                error = WorkerCrashed(f"Worker {row.worker} has shown no sign of life.")
+                count_crash(connection, self._queue, row, error.as_dict())

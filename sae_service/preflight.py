@@ -1,0 +1,154 @@
+"""What can be refused before a job is queued, by looking at files only. Never imports torch.
+
+The training process checks again with the real model and text; this is for an answer within the request.
+"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sae_service.activations.tokens import check_column, is_path, load_arguments
+from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound
+from sae_service.spec import DatasetSpec, JobSpec
+
+BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
+
+_IN_OUT = ("hook_in", "hook_out")
+_NORM = (*_IN_OUT, "hook_normalized")
+BLOCK_SITES = (
+    *("hook_in", "hook_out", "hook_resid_pre", "hook_resid_mid", "hook_resid_post"),
+    *("hook_attn_in", "hook_attn_out", "hook_mlp_in", "hook_mlp_out"),
+    *(f"attn.{site}" for site in (*_IN_OUT, "hook_q", "hook_k", "hook_v", "hook_z", "hook_result")),
+    *(f"attn.{part}.{site}" for part in ("q", "k", "v", "o", "qkv") for site in _IN_OUT),
+    *(f"{norm}.{site}" for norm in ("ln1", "ln2", "ln1_post", "ln2_post") for site in _NORM),
+    *(f"mlp.{site}" for site in (*_IN_OUT, "hook_pre", "hook_post", "hook_pre_linear")),
+    *(f"mlp.{part}.{site}" for part in ("in", "out", "gate") for site in _IN_OUT),
+)
+TOP_SITES = (
+    *("hook_embed", "hook_pos_embed", "hook_unembed"),
+    *(f"{part}.{site}" for part in ("embed", "pos_embed", "unembed") for site in _IN_OUT),
+    *(f"ln_final.{site}" for site in _NORM),
+)
+NO_ROWS = ("hook_pattern", "hook_attn_scores", "hook_scale")
+"""Sites whose values are not one vector of fixed width for each token."""
+
+
+def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
+    """Raises InvalidSpec, ModelNotFound or DataNotFound for the first thing that cannot work.
+
+    Args:
+        roots: resolved folders below which a job may read; nothing outside them is looked at.
+    """
+    model, dataset = job.stream.model, job.stream.dataset
+    if is_path(model.name):
+        _inside(model.name, roots, "/stream/model/name")
+    if is_path(dataset.path):
+        _inside(dataset.path, roots, "/stream/dataset/path")
+    config = model_config(model.name) if is_path(model.name) else {}
+    limit = _first(config, CONTEXT)
+    if limit is not None and job.stream.context_size > limit:
+        raise InvalidSpec(
+            f"must be at most the model's context of {limit}: {job.stream.context_size}", param="/stream/context_size"
+        )
+    for index, sae in enumerate(job.saes):
+        check_hook(sae.hook_name, _first(config, LAYERS), f"/saes/{index}/hook_name")
+    if is_path(dataset.path):
+        for split in dict.fromkeys((dataset.split, dataset.held_out_split or dataset.split)):
+            check_dataset(dataset, split)
+
+
+def _inside(name: str, roots: tuple[Path, ...], param: str) -> None:
+    path = Path(name).expanduser().resolve()
+    if not any(path.is_relative_to(root) for root in roots):
+        hint = "Whoever runs the service adds a folder with SAE_SERVICE_ALLOWED_ROOTS='[\"/folder\"]'."
+        listed = ", ".join(str(root) for root in roots)
+        raise InvalidSpec(f"{name} lies outside the folders that jobs may read: {listed}.", param=param, hint=hint)
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """The configuration of a model in a folder. Raises ModelNotFound if the folder holds no model."""
+    folder, param = Path(name).expanduser().resolve(), "/stream/model/name"
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ModelNotFound(f"{name} is no folder with a config.json", param=param) from None
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"{name}/config.json cannot be read: {error}", param=param) from error
+    if not isinstance(config, dict):
+        raise ModelNotFound(f"{name}/config.json is not a JSON object", param=param)
+    if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
+        raise ModelNotFound(f"{name} has no weights (*.safetensors)", param=param)
+    return config
+
+
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    for part in (config, config.get("text_config")):
+        for name in names:
+            if isinstance(part, dict) and isinstance(part.get(name), int):
+                return part[name]
+    return None
+
+
+def check_hook(hook_name: str, n_layers: int | None, param: str) -> None:
+    """Raises InvalidSpec for a layer that is not there, a site that cannot be trained on, or a likely slip.
+
+    An unknown site that resembles none is let through: families of models differ, and the model itself decides.
+    """
+    block = BLOCK.fullmatch(hook_name)
+    site, known, prefix = hook_name, TOP_SITES, ""
+    if block:
+        layer, site, known = int(block[1]), block[2], BLOCK_SITES
+        prefix = f"blocks.{layer}."
+        if n_layers is not None and layer >= n_layers:
+            raise InvalidSpec(f"the model has no layer {layer}; its layers are 0 to {n_layers - 1}", param=param)
+    if site.split(".")[-1] in NO_ROWS:
+        raise InvalidSpec(f"{hook_name} is not one vector for each token, so no SAE can train on it", param=param)
+    close = difflib.get_close_matches(site, known, n=3)
+    if site not in known and close:
+        names = ", ".join(prefix + name for name in close)
+        raise InvalidSpec(f"there is no hook point {hook_name!r}. Close: {names}.", param=param)
+
+
+def check_dataset(spec: DatasetSpec, split: str) -> None:
+    """Raises DataNotFound or InvalidSpec if local data lacks the split or its text column."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        files: Any = datasets.load_dataset_builder(**load_arguments(spec, split)).config.data_files or {}
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataNotFound(f"cannot read {spec.path}: {error}", param="/stream/dataset/path") from error
+    if split not in files:
+        listed = ", ".join(map(str, files))
+        raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param="/stream/dataset/split")
+    columns = columns_of(str(files[split][0]))
+    if columns is not None:
+        check_column(spec, columns)
+
+
+def columns_of(file: str) -> list[str] | None:
+    """The columns of a file of text, or None if its kind is not one that is looked into here."""
+    import fsspec
+    import pyarrow
+    from pyarrow import parquet
+
+    name = file.split("::")[-1].split("://")[-1]
+    endings = Path(name).suffixes
+    try:
+        if ".parquet" in endings:
+            return parquet.read_schema(name).names
+        if ".txt" in endings:
+            return ["text"]
+        if ".jsonl" not in endings:
+            return None
+        with fsspec.open(name, "rt", compression="infer") as lines:
+            first = json.loads(next((line for line in lines if line.strip()), "null"))  # pyright: ignore[reportGeneralTypeIssues]
+    except (OSError, EOFError, ValueError, pyarrow.ArrowException) as error:
+        raise DataNotFound(f"{name} cannot be read: {error}", param="/stream/dataset/path") from error
+    if not isinstance(first, dict):
+        raise DataNotFound(f"the first line of {name} is not a JSON object", param="/stream/dataset/path")
+    return list(first)

@@ -1,0 +1,124 @@
+"""What the command line draws: tables, and the progress bar of a job."""
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sae_service.jobs.records import Checkpoint, Event, Job
+
+RESULTS = ("l0", "fvu", "ce_loss_recovered", "dead_share", "tokens_per_s")
+
+
+def show(*parts: RenderableType) -> None:
+    """Prints to standard output; a pipe gets plain text of full width."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for part in parts:
+        console.print(part)
+
+
+def clock(seconds: int | None) -> str:
+    """A Unix time for a reader."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def jobs(found: Iterable[Job]) -> Table:
+    """One line for each job."""
+    table = Table("job", "status", "submitted", "progress", "saes", "error", box=None)
+    for one in found:
+        share = f"{one.progress.tokens / one.progress.total_tokens:.0%}" if one.progress else ""
+        names = ", ".join(sae["name"] for sae in one.spec["saes"])
+        table.add_row(one.id, one.status, clock(one.created_at), share, names, one.error.code if one.error else "")
+    return table
+
+
+def job(one: Job) -> Table:
+    """The state of one job."""
+    table = Table(show_header=False, box=None)
+    rows = {
+        "job": one.id,
+        "status": one.status + (f" ({one.status_reason})" if one.status_reason else ""),
+        "attempt": str(one.attempt),
+        "submitted": clock(one.created_at),
+        "started": clock(one.started_at),
+        "finished": clock(one.finished_at),
+        "expected": clock(one.estimated_finish),
+        "tokens": f"{one.progress.tokens:,} of {one.progress.total_tokens:,}" if one.progress else "",
+        "model": one.spec["stream"]["model"]["name"],
+        "dataset": one.spec["stream"]["dataset"]["path"],
+        "error": f"{one.error.code}: {one.error.message}" if one.error else "",
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def checkpoints(found: Iterable[Checkpoint]) -> Table:
+    """One line for each checkpoint."""
+    table = Table("checkpoint", "step", "tokens", "saved", box=None)
+    for one in found:
+        table.add_row(one.id, f"{one.step:,}", f"{one.tokens:,}", clock(one.created_at))
+    return table
+
+
+def events(found: Iterable[Event]) -> Table:
+    """One line for each event."""
+    table = Table("time", "event", box=None)
+    for one in found:
+        mark = "" if one.level == "info" else f"{one.level}: "
+        table.add_row(clock(one.created_at), f"{mark}{one.message}")
+    return table
+
+
+def results(one: Job, final: Checkpoint) -> Table:
+    """The held-out figures of each SAE."""
+    table = Table("name", "architecture", *RESULTS)
+    for sae in one.spec["saes"]:
+        measured = final.metrics[sae["name"]]
+        figures = [number(measured.get(name)) for name in RESULTS]
+        table.add_row(sae["name"], sae["architecture"]["kind"], *figures)
+    return table
+
+
+def number(value: float | None) -> str:
+    """A figure with as many digits as a reader wants."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.4f}"
+
+
+def follow(changes: Iterable[Job]) -> Job | None:
+    """Draws a progress bar while a job changes. Returns the job at its end."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+    )  # fmt: skip
+    last = None
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task("queued", total=None, speed="", figures="")
+        for last in changes:
+            if last.progress is None:
+                bar.update(line, description=last.status)
+                continue
+            progress = last.progress
+            speed = f"{progress.tokens:,} tokens, {progress.tokens_per_s:,.0f}/s"
+            bar.update(
+                line, description=last.status, completed=progress.tokens, total=progress.total_tokens, speed=speed,
+                figures=figures(last),
+            )  # fmt: skip
+    return last
+
+
+def figures(one: Job) -> str:
+    """Loss, FVU and L0 of each SAE, one line each."""
+    if one.progress is None:
+        return ""
+    rows = one.progress.metrics.items()
+    return "\n".join(
+        f"{name}: loss {number(row.get('loss'))} fvu {number(row.get('fvu'))} l0 {number(row.get('l0'))}" for name, row in rows
+    )

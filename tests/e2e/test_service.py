@@ -1,0 +1,226 @@
+"""The service as its users run it: real processes, killed and stopped in the middle of a job."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sae_service.client import Client
+from sae_service.errors import ServiceUnavailable
+from sae_service.jobs.records import Job
+
+CLI = [sys.executable, "-c", "from sae_service.cli import app; app()"]
+PATIENCE_S = 120
+
+
+class Service:
+    """`sae-service serve` on a port of its own, with a short lease."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = Client(self.url)
+        self.start()
+
+    def start(self) -> None:
+        command = [*CLI, "serve", "--data-dir", str(self.data_dir), "--port", str(self.port)]
+        with (self.data_dir / "serve.log").open("ab") as log:
+            environment = os.environ | {"SAE_SERVICE_LEASE_S": "6"}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        self.until(self.answers)
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, (self.data_dir / "serve.log").read_text()
+        try:
+            list(self.client.jobs())
+        except ServiceUnavailable:
+            return False
+        return True
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(PATIENCE_S)
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        before = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < before, (self.data_dir / "serve.log").read_text()[-3000:]
+            time.sleep(0.1)
+
+    def started(self, spec: dict[str, Any]) -> Job:
+        """A job in the middle of its training: it has a checkpoint and is not at its end."""
+        job = self.client.submit(spec)
+        self.until(lambda: self.client.checkpoints(job.id) or self.client.job(job.id).is_terminal)
+        job = self.client.job(job.id)
+        assert job.status == "running", job
+        return job
+
+    def ended(self, job: Job) -> Job:
+        *_, last = self.client.watch(job.id, pause_s=0.2)
+        return last
+
+    def weights(self, job: Job, folder: Path) -> dict[str, bytes]:
+        paths = self.client.download(job.id, folder)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.suffix == ".safetensors"}
+
+
+def worker_of(job: Job) -> int:
+    assert job.worker is not None
+    return int(job.worker.split(":")[1])
+
+
+def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in path.read_text().split()]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(tmp_path_factory.mktemp("service"))
+    yield service
+    if service.process.poll() is None:
+        service.interrupt()
+
+
+@pytest.fixture
+def long_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    spec["stream"]["tokens"] = 300 * 256
+    spec["checkpoints"] = {"every_tokens": 20 * 256}
+    return spec
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, bytes]:
+    """The weights of the long job, filled in by the first test that trains it."""
+    return {}
+
+
+def test_a_job_goes_from_the_command_line_to_saes_on_disk(
+    service: Service, long_spec: dict[str, Any], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    def sae_service(*arguments: str) -> str:
+        command = [*CLI, *arguments, "--url", service.url]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(long_spec))
+    job_id = sae_service("submit", "job.yaml").strip()
+    last = json.loads(sae_service("watch", job_id, "--json").splitlines()[-1])
+    assert (last["status"], last["attempt"], last["progress"]["tokens"]) == ("succeeded", 1, 300 * 256)
+    assert job_id in sae_service("list")
+    assert json.loads(sae_service("list", "--json"))[0]["id"] == job_id
+    shown = sae_service("show", job_id)
+    assert "The job succeeded." in shown
+    assert "ce_loss_recovered" in shown
+    written = json.loads(sae_service("download", job_id, "--output", "saes", "--json"))
+    assert (tmp_path / "saes" / "a" / "metrics.json").is_file()
+    assert len(written) == 8
+    undisturbed.update(service.weights(service.client.job(job_id), tmp_path / "saes"))
+    steps = [(row.sae, row.step) for row in service.client.metrics(job_id)]
+    assert steps == [(sae, step) for step in range(5, 301, 5) for sae in ("a", "b")]
+    kept = [checkpoint.step for checkpoint in service.client.checkpoints(job_id)]
+    assert kept == [300, 280, 260], "the final checkpoint and the last two before it"
+    folders = list((service.data_dir / "storage" / "jobs" / job_id).iterdir())
+    assert len(folders) == len(kept)
+
+
+def test_a_worker_that_is_killed_takes_its_child_along_and_the_job_ends_with_the_same_bytes(
+    service: Service, long_spec: dict[str, Any], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    job = service.started(long_spec)
+    worker, (child,) = worker_of(job), children_of(worker_of(job))
+    os.kill(worker, signal.SIGKILL)
+    service.until(lambda: not is_alive(child))
+    ended = service.ended(job)
+    assert (ended.status, ended.attempt) == ("succeeded", 2)
+    assert worker_of(ended) != worker
+    assert service.weights(ended, tmp_path) == undisturbed
+    rows = [(row.sae, row.step) for row in service.client.metrics(job.id)]
+    assert len(rows) == len(set(rows)) == 120
+    ids = [event.id for event in service.client.events(job.id)]
+    assert ids == list(range(1, len(ids) + 1))
+
+
+def test_a_training_process_that_is_killed_is_started_again_at_its_checkpoint(
+    service: Service, long_spec: dict[str, Any], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    job = service.started(long_spec)
+    (child,) = children_of(worker_of(job))
+    os.kill(child, signal.SIGKILL)
+    ended = service.ended(job)
+    assert (ended.status, ended.attempt) == ("succeeded", 2)
+    assert service.weights(ended, tmp_path) == undisturbed
+    assert any("crash 1 of 3" in event.message for event in service.client.events(job.id))
+
+
+def test_a_cancelled_job_has_no_process_any_more(service: Service, long_spec: dict[str, Any]) -> None:
+    job = service.started(long_spec)
+    (child,) = children_of(worker_of(job))
+    assert service.client.cancel(job.id).status == "cancelling"
+    assert service.ended(job).status == "cancelled"
+    assert not is_alive(child)
+
+
+def test_a_job_whose_loss_explodes_fails_and_the_next_one_is_trained(
+    service: Service, long_spec: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    bad = json.loads(json.dumps(long_spec))
+    bad["saes"][0]["optimizer"]["lr"] = 1e30
+    failed = service.ended(service.client.submit(bad))
+    assert failed.error is not None
+    assert (failed.status, failed.error.code, failed.attempt) == ("failed", "nan_loss", 1)
+    command = [*CLI, "watch", failed.id, "--url", service.url]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 1
+    assert "nan_loss" in told.stderr
+
+
+def test_ctrl_c_keeps_the_job_and_a_new_start_ends_it_with_the_same_bytes(
+    service: Service, long_spec: dict[str, Any], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    job = service.started(long_spec)
+    (child,) = children_of(worker_of(job))
+    assert service.interrupt() == 0
+    assert not is_alive(child)
+    service.start()
+    ended = service.ended(job)
+    assert (ended.status, ended.attempt) == ("succeeded", 2)
+    assert service.weights(ended, tmp_path) == undisturbed
+    assert any(event.data.get("status_reason") == "preempted" for event in service.client.events(job.id))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["show", "job_nothing"], 3, "there is no job job_nothing"),
+        (["submit", "nothing.yaml"], 2, "cannot read nothing.yaml"),
+        (["submit", "bad.yaml"], 2, "/stream: Field required"),
+        (["list", "--url", "http://127.0.0.1:1"], 4, "does not answer"),
+        (["watch"], 2, "Missing argument"),
+    ],
+)
+def test_exit_codes_mean_something(service: Service, tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text("saes: []\n")
+    environment = os.environ | {"SAE_SERVICE_URL": service.url}
+    ended = subprocess.run([*CLI, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr

@@ -1,0 +1,321 @@
+"""The REST interface without a worker: jobs stay queued, what is wrong is refused before that."""
+
+import copy
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from api.files import byte_range
+from sae_service.jobs.attempts import Attempt
+from sae_service.jobs.database import Database
+from sae_service.settings import Settings
+from sae_service.storage import Storage
+
+ROOT = Path(__file__).parents[2]
+CONTENT = bytes(range(256)) * 8
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path)
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_a_job_is_created_found_and_listed(api: TestClient, spec: dict[str, Any]) -> None:
+    made = api.post("/v1/jobs", json=spec)
+    assert made.status_code == 201
+    job = made.json()
+    assert made.headers["Location"] == f"/v1/jobs/{job['id']}"
+    assert (job["object"], job["status"], job["attempt"]) == ("job", "queued", 1)
+    assert job["spec"]["saes"][0]["optimizer"]["beta1"] == 0.0, "defaults are filled in"
+    assert api.get(made.headers["Location"]).json() == job
+    assert api.get("/v1/jobs").json()["data"] == [job]
+
+
+def test_jobs_are_paged_and_selected(api: TestClient, spec: dict[str, Any]) -> None:
+    made = [api.post("/v1/jobs", json=spec | {"metadata": {"n": str(n)}}).json()["id"] for n in range(3)]
+    first = api.get("/v1/jobs", params={"limit": 2}).json()
+    assert ([job["id"] for job in first["data"]], first["has_more"]) == ([made[2], made[1]], True)
+    rest = api.get("/v1/jobs", params={"limit": 2, "after": first["last_id"]}).json()
+    assert ([job["id"] for job in rest["data"]], rest["has_more"]) == ([made[0]], False)
+    assert [job["id"] for job in api.get("/v1/jobs", params={"metadata[n]": "1"}).json()["data"]] == [made[1]]
+    assert api.get("/v1/jobs", params={"status": "running"}).json()["data"] == []
+    assert api.get("/v1/jobs", params={"after": "job_x"}).status_code == 400
+    assert api.get("/v1/jobs", params={"limit": 0}).status_code == 400
+
+
+def test_an_idempotency_key_makes_one_job(api: TestClient, spec: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": '"once"'}
+    first, again = (api.post("/v1/jobs", json=spec, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"]
+    other = api.post("/v1/jobs", json=spec | {"priority": 5}, headers={"Idempotency-Key": "once"})
+    assert other.status_code == 422
+    assert len(api.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_a_queued_job_is_cancelled_at_once(api: TestClient, spec: dict[str, Any]) -> None:
+    job_id = api.post("/v1/jobs", json=spec).json()["id"]
+    cancelled = api.post(f"/v1/jobs/{job_id}/cancel")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    events = api.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert [event["data"]["status"] for event in events] == ["queued", "cancelled"]
+
+
+def test_a_job_that_has_not_changed_is_not_sent_again(api: TestClient, spec: dict[str, Any]) -> None:
+    where = api.post("/v1/jobs", json=spec).headers["Location"]
+    etag = api.get(where).headers["ETag"]
+    assert api.get(where, headers={"If-None-Match": etag}).status_code == 304
+    api.post(f"{where}/cancel")
+    assert api.get(where, headers={"If-None-Match": etag}).status_code == 200
+
+
+def changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(spec: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        place: Any = spec
+        for part in parents:
+            place = place[int(part) if part.isdigit() else part]
+        place[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "text"),
+    [
+        (changed("stream.tokenz", 5), "/stream/tokenz", "not permitted"),
+        (changed("saes.0.architecture.bandwith", 0.1), "/saes/0/architecture/bandwith", "not permitted"),
+        (changed("saes.0.architecture.kind", "transcoder"), "/saes/0/architecture", "jumprelu"),
+        (changed("saes.0.architecture.d_sae", -4), "/saes/0/architecture/d_sae", "greater than 0"),
+        (changed("saes.0.architecture.target_l0", 257), "/saes/0/architecture/target_l0", "at most d_sae"),
+        (changed("saes.0.architecture.bandwidth", float("nan")), "/saes/0/architecture/bandwidth", "finite"),
+        (changed("saes.1.optimizer", {"lr": float("inf")}), "/saes/1/optimizer/lr", "finite"),
+        (changed("saes.1.name", "a"), "/saes/1/name", "unique"),
+        (changed("saes.1.name", "../a"), "/saes/1/name", "pattern"),
+        (changed("saes", []), "/saes", "at least 1"),
+        (changed("stream.tokens", -1), "/stream/tokens", "greater than 0"),
+        (changed("stream.tokens", 100), "/stream/tokens", "at least batch"),
+        (changed("stream.tokens", "many"), "/stream/tokens", "integer"),
+        (changed("stream.context_size", 129), "/stream/context_size", "128"),
+        (changed("stream.model", {"name": "/etc"}), "/stream/model/name", "SAE_SERVICE_ALLOWED_ROOTS"),
+        (changed("stream.dataset", {"path": "/etc/passwd"}), "/stream/dataset/path", "SAE_SERVICE_ALLOWED_ROOTS"),
+        (changed("stream.dataset.column", "body"), "/stream/dataset/column", "text"),
+        (changed("stream.dataset.split", "dev"), "/stream/dataset/split", "train"),
+        (changed("saes.0.hook_name", "blocks.9.hook_resid_post"), "/saes/0/hook_name", "0 to 3"),
+        (changed("saes.0.hook_name", "blocks.1.hook_resid_pots"), "/saes/0/hook_name", "blocks.1.hook_resid_post"),
+        (changed("saes.0.hook_name", "blocks.1.attn.hook_pattern"), "/saes/0/hook_name", "vector"),
+        (changed("saes.0.hook_name", "resid post"), "/saes/0/hook_name", "pattern"),
+        (changed("metadata", {"a": 1}), "/metadata/a", "string"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_fields_path_and_leaves_nothing(
+    api: TestClient, spec: dict[str, Any], change: Callable[[dict[str, Any]], None], pointer: str, text: str
+) -> None:
+    bad = copy.deepcopy(spec)
+    change(bad)
+    refused = api.post("/v1/jobs", content=json.dumps(bad), headers={"Content-Type": "application/json"})
+    assert refused.status_code == 422, refused.text
+    assert refused.headers["Content-Type"] == "application/problem+json"
+    problem = refused.json()
+    assert problem["errors"][0]["pointer"] == pointer
+    assert text in problem["errors"][0]["detail"]
+    assert problem["param"] == pointer
+    assert problem["request_id"] == refused.headers["X-Request-ID"]
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "code"),
+    [
+        ("GET", "/v1/jobs/job_nothing", None, 404, "not_found"),
+        ("POST", "/v1/jobs/job_nothing/cancel", None, 404, "not_found"),
+        ("GET", "/v1/jobs/job_nothing/events", None, 404, "not_found"),
+        ("GET", "/v1/jobs/job_nothing/metrics", None, 404, "not_found"),
+        ("GET", "/v1/jobs/job_nothing/checkpoints", None, 404, "not_found"),
+        ("GET", "/v1/nothing", None, 404, "not_found"),
+        ("DELETE", "/v1/jobs", None, 405, "method_not_allowed"),
+        ("POST", "/v1/jobs", b"{", 400, "malformed_json"),
+        ("POST", "/v1/jobs", b"[]", 422, "invalid_spec"),
+        ("POST", "/v1/jobs", b"", 422, "invalid_spec"),
+        ("POST", "/v1/jobs", b"[" * 100_000, 400, "bad_request"),
+        ("POST", "/v1/jobs", b'"' + b"x" * (1 << 20) + b'"', 413, "too_large"),
+    ],
+)
+def test_every_error_is_a_problem_document(
+    api: TestClient, method: str, path: str, content: bytes | None, status: int, code: str
+) -> None:
+    answer = api.request(method, path, content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["X-Request-ID"].startswith("req_")
+
+
+@pytest.fixture
+def finished(api: TestClient, settings: Settings, spec: dict[str, Any]) -> str:
+    """The address of a job that has succeeded, with one file in its checkpoint."""
+    job_id = api.post("/v1/jobs", json=spec).json()["id"]
+    attempt = Attempt(Database(settings.resolved_database_url()), job_id, 1)
+    attempt.claim("worker-1")
+    entries = Storage(settings.resolved_storage_url()).publish(f"jobs/{job_id}/one", {"saes/a/weights": CONTENT})
+    attempt.metrics([{"sae": "a", "step": 5, "loss": 0.5}], {
+        "step": 5, "total_steps": 40, "tokens": 1280, "total_tokens": 10_240, "tokens_per_s": 100.0,
+        "metrics": {"a": {"loss": 0.5}},
+    })  # fmt: skip
+    written = {"key": f"jobs/{job_id}/one", "step": 40, "tokens": 10_240, "is_final": True, "files": entries}
+    attempt.commit(written | {"metrics": {"a": {"fvu": 0.1}}}, keep=1)
+    return f"/v1/jobs/{job_id}"
+
+
+def test_a_finished_job_cannot_be_cancelled_and_clients_need_not_try_again(api: TestClient, finished: str) -> None:
+    refused = api.post(f"{finished}/cancel")
+    assert (refused.status_code, refused.headers["X-Should-Retry"]) == (409, "false")
+
+
+def test_metrics_and_checkpoints_are_listed(api: TestClient, finished: str) -> None:
+    assert api.get(f"{finished}/metrics").json()["data"] == [
+        {"sae": "a", "step": 5, "data": {"sae": "a", "step": 5, "loss": 0.5}}
+    ]
+    assert api.get(f"{finished}/metrics", params={"after_step": 5}).json()["data"] == []
+    checkpoint = api.get(f"{finished}/checkpoints").json()["data"][0]
+    assert (checkpoint["metrics"], checkpoint["is_final"]) == ({"a": {"fvu": 0.1}}, True)
+    assert "key" not in checkpoint
+    assert api.get(f"{finished}/checkpoints/latest").json() == checkpoint
+    assert api.get(finished).json()["latest_checkpoint"] == checkpoint["id"]
+    assert api.get(f"{finished}/checkpoints/ckpt_x").status_code == 404
+
+
+def test_a_file_is_downloaded_whole_with_its_hash(api: TestClient, finished: str) -> None:
+    whole = api.get(f"{finished}/checkpoints/latest/files/saes/a/weights")
+    assert whole.content == CONTENT
+    assert whole.headers["ETag"] == f'"{hashlib.sha256(CONTENT).hexdigest()}"'
+    head = api.head(f"{finished}/checkpoints/latest/files/saes/a/weights")
+    assert (head.status_code, head.content, head.headers["Content-Length"]) == (200, b"", str(len(CONTENT)))
+    assert api.get(f"{finished}/checkpoints/latest/files/../manifest.json").status_code == 404
+    unchanged = {"If-None-Match": whole.headers["ETag"]}
+    assert api.get(f"{finished}/checkpoints/latest/files/saes/a/weights", headers=unchanged).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("range", "status", "content"),
+    [
+        ("bytes=0-9", 206, CONTENT[:10]),
+        ("bytes=2000-", 206, CONTENT[2000:]),
+        ("bytes=-5", 206, CONTENT[-5:]),
+        ("bytes=2040-9999", 206, CONTENT[2040:]),
+        ("bytes=9-2", 200, CONTENT),
+        ("bytes=0-1,4-5", 200, CONTENT),
+        ("lines=1-2", 200, CONTENT),
+    ],
+)
+def test_a_part_of_a_file_is_downloaded(api: TestClient, finished: str, range: str, status: int, content: bytes) -> None:
+    part = api.get(f"{finished}/checkpoints/latest/files/saes/a/weights", headers={"Range": range})
+    assert (part.status_code, part.content) == (status, content)
+
+
+def test_a_part_that_is_not_there_is_refused_and_a_stale_one_is_sent_whole(api: TestClient, finished: str) -> None:
+    url = f"{finished}/checkpoints/latest/files/saes/a/weights"
+    beyond = api.get(url, headers={"Range": "bytes=2048-"})
+    assert (beyond.status_code, beyond.headers["Content-Range"]) == (416, "bytes */2048")
+    assert api.get(url, headers={"Range": "bytes=0-1", "If-Range": '"other"'}).content == CONTENT
+    assert byte_range("bytes=-", 10) is None
+
+
+def test_events_are_streamed_with_their_ids_and_the_stream_ends_with_the_job(api: TestClient, finished: str) -> None:
+    text = api.get(f"{finished}/events", params={"stream": True}).text
+    ids = [int(line.removeprefix("id: ")) for line in text.splitlines() if line.startswith("id: ")]
+    assert ids == list(range(1, len(ids) + 1))
+    assert "event: metrics" in text
+    assert '"status":"succeeded"' in text
+    again = api.get(f"{finished}/events", params={"stream": True}, headers={"Last-Event-ID": str(ids[-1] - 1)}).text
+    assert f"id: {ids[-1]}\n" in again
+    assert f"id: {ids[-2]}\n" not in again
+    assert api.get(f"{finished}/events?stream=true&after={ids[-1]}").status_code == 204
+
+
+def test_the_catalog_describes_every_architecture(api: TestClient) -> None:
+    found = {entry["kind"]: entry for entry in api.get("/v1/architectures").json()["data"]}
+    assert {"standard", "gated", "jumprelu"} <= set(found)
+    assert found["jumprelu"]["optimizer"]["lr"] == 7e-5
+    assert "bandwidth" in found["jumprelu"]["config_schema"]["properties"]
+
+
+def test_health_and_description_are_there(api: TestClient) -> None:
+    assert api.get("/healthz").json() == {"status": "ok"}
+    assert api.get("/readyz").json() == {"status": "ok"}
+    description = api.get("/openapi.json").json()
+    examples = description["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert len(examples) >= 2
+
+
+def test_with_a_key_set_only_its_holder_is_let_in(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, api_key_sha256=(hashlib.sha256(b"sae_secret").hexdigest(),))
+    with TestClient(create_app(settings)) as api:
+        refused = api.get("/v1/jobs")
+        assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert api.get("/v1/jobs", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert api.get("/v1/jobs", headers={"Authorization": "Bearer sae_secret"}).status_code == 200
+        assert api.get("/healthz").status_code == 200
+
+
+def test_an_address_that_others_can_reach_needs_a_key(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "api", "--host", "0.0.0.0", "--port", "0"]
+    ended = subprocess.run(command, cwd=tmp_path, env=None, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "SAE_SERVICE_API_KEY_SHA256" in ended.stderr
+
+
+def test_the_examples_of_the_description_are_valid_jobs() -> None:
+    from api.examples import JOB_EXAMPLES
+    from sae_service.spec import JobSpec
+
+    for example in JOB_EXAMPLES.values():
+        JobSpec.model_validate(example["value"])
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("sae_service.client", ("torch", "jax", "sqlalchemy")),
+        ("sae_service.cli", ("torch", "jax", "sqlalchemy")),
+        ("workers.__main__", ("torch", "jax")),
+        ("api.__main__", ("torch", "transformer_lens")),
+    ],
+)
+def test_what_a_process_does_not_need_it_does_not_import(module: str, forbidden: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; sys.exit(','.join({set(forbidden)!r} & set(sys.modules)) or None)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_creating_a_job_imports_no_torch(tmp_path: Path, spec: dict[str, Any]) -> None:
+    code = """
+import json, sys
+from pathlib import Path
+from fastapi.testclient import TestClient
+from api.app import create_app
+from sae_service.settings import Settings
+with TestClient(create_app(Settings(data_dir=Path(sys.argv[1])))) as api:
+    assert api.post("/v1/jobs", content=sys.argv[2], headers={"Content-Type": "application/json"}).status_code == 201
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), json.dumps(spec)], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("module", ["sae_service.client", "sae_service.cli"])
+def test_what_a_user_holds_is_imported_in_half_a_second(module: str) -> None:
+    code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
+    seconds = [float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(3)]
+    assert min(seconds) < 0.5

@@ -1,0 +1,241 @@
+"""Who owns a job, and what is recorded, on SQLite and on PostgreSQL."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, ServiceUnavailable
+from sae_service.jobs import queue
+from sae_service.jobs.attempts import MAX_CRASHES, Attempt
+from sae_service.jobs.database import Database
+from sae_service.jobs.records import Job
+from sae_service.jobs.store import JobStore
+from sae_service.jobs.sweep import Sweep
+
+SPEC: dict[str, Any] = {"queue": "default", "priority": 0, "metadata": {"team": "a"}, "saes": []}
+CRASH = {"code": "worker_crashed", "message": "It fell over.", "param": None}
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('database') / 'service.db'}"
+    else:
+        url = request.getfixturevalue("postgres_url")
+    database = Database(url)
+    database.migrate(also=lambda: queue.migrate(database))
+    yield database
+    database.engine.dispose()
+
+
+@pytest.fixture
+def store(database: Database) -> JobStore:
+    return JobStore(database)
+
+
+def submitted(store: JobStore, **changes: Any) -> Job:
+    return store.submit(SPEC | changes)[0]
+
+
+def claimed(database: Database, store: JobStore) -> Attempt:
+    attempt = Attempt(database, submitted(store).id, 1)
+    assert attempt.claim("worker-1") is not None
+    return attempt
+
+
+def checkpoint(step: int, is_final: bool = False) -> dict[str, Any]:
+    return {"step": step, "tokens": step * 256, "is_final": is_final, "files": [], "metrics": {}}
+
+
+def statuses(store: JobStore, job_id: str) -> list[str]:
+    return [event.data["status"] for event in store.events(job_id) if event.type == "status"]
+
+
+def test_migrating_twice_changes_nothing(database: Database, store: JobStore) -> None:
+    job = submitted(store)
+    database.migrate(also=lambda: queue.migrate(database))
+    assert store.get(job.id) == job
+
+
+def test_a_new_job_is_queued_and_says_so(store: JobStore) -> None:
+    job = submitted(store)
+    assert (job.status, job.attempt, job.metadata) == ("queued", 1, {"team": "a"})
+    assert statuses(store, job.id) == ["queued"]
+
+
+def test_a_repeated_key_returns_the_first_job_and_another_request_is_refused(store: JobStore, tmp_path: Path) -> None:
+    key = str(tmp_path)[-60:]
+    first, is_new = store.submit(SPEC, key, "hash")
+    again, is_new_again = store.submit(SPEC, key, "hash")
+    assert (first.id, is_new, is_new_again) == (again.id, True, False)
+    with pytest.raises(InvalidSpec, match="Idempotency-Key"):
+        store.submit(SPEC, key, "other")
+
+
+def test_only_one_worker_can_claim_an_attempt(database: Database, store: JobStore) -> None:
+    job = submitted(store)
+    assert Attempt(database, job.id, 1).claim("worker-1") == SPEC
+    assert Attempt(database, job.id, 1).claim("worker-2") is None
+    assert store.get(job.id).worker == "worker-1"
+
+
+def test_a_queued_job_is_cancelled_at_once_and_never_starts(database: Database, store: JobStore) -> None:
+    job = submitted(store)
+    assert store.cancel(job.id).status == "cancelled"
+    assert store.cancel(job.id).status == "cancelled"
+    assert Attempt(database, job.id, 1).claim("worker-1") is None
+
+
+def test_a_running_job_is_cancelled_once_its_worker_says_so(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    assert store.cancel(attempt.job_id).status == "cancelling"
+    assert attempt.renew() == "cancelling"
+    attempt.cancelled()
+    assert statuses(store, attempt.job_id) == ["queued", "running", "cancelling", "cancelled"]
+
+
+def test_while_a_job_is_being_cancelled_no_checkpoint_is_committed(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    store.cancel(attempt.job_id)
+    assert attempt.commit(checkpoint(5, is_final=True) | {"key": "k/late"}, keep=1) == ["k/late"]
+    assert store.get(attempt.job_id).status == "cancelling"
+    assert store.checkpoints(attempt.job_id) == []
+
+
+def test_a_final_checkpoint_is_the_jobs_success(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    attempt.commit(checkpoint(9, is_final=True) | {"key": f"{attempt.job_id}/9"}, keep=1)
+    assert store.get(attempt.job_id).status == "succeeded"
+    with pytest.raises(LeaseLost):
+        attempt.event("info", "too late")
+    with pytest.raises(Conflict, match="succeeded"):
+        store.cancel(attempt.job_id)
+
+
+def test_old_checkpoints_are_given_up_and_named(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    given_up = [attempt.commit(checkpoint(n) | {"key": f"{attempt.job_id}/{n}"}, keep=2) for n in (1, 2, 3)]
+    assert given_up == [[], [], [f"{attempt.job_id}/1"]]
+    assert [found.step for found in store.checkpoints(attempt.job_id)] == [3, 2]
+    assert store.get(attempt.job_id).latest_checkpoint == store.checkpoint(attempt.job_id, "latest").id
+
+
+def test_events_count_from_one_without_a_gap(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    for number in range(5):
+        attempt.event("info", f"news {number}")
+    ids = [event.id for event in store.events(attempt.job_id)]
+    assert ids == list(range(1, len(ids) + 1))
+    assert [event.id for event in store.events(attempt.job_id, after=3, limit=2)] == [4, 5]
+
+
+def test_metrics_of_an_earlier_attempt_are_replaced_not_repeated(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    for step in (5, 10, 15):
+        attempt.metrics([{"sae": "a", "step": step, "loss": 1.0}], {"step": step})
+    attempt.metrics([{"sae": "a", "step": 10, "loss": 2.0}], {"step": 10})
+    assert [(row.step, row.data["loss"]) for row in store.metrics(attempt.job_id)] == [(5, 1.0), (10, 2.0)]
+
+
+def test_a_released_job_waits_for_the_next_attempt_and_is_no_crash(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    for number in range(2, 2 + MAX_CRASHES + 1):
+        attempt.release()
+        job = store.get(attempt.job_id)
+        assert (job.status, job.status_reason, job.attempt) == ("queued", "preempted", number)
+        attempt = Attempt(database, job.id, number)
+        assert attempt.claim("worker-2") is not None
+
+
+def test_the_third_crash_is_the_last(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    for number in (2, 3):
+        attempt.crashed(CRASH)
+        assert store.get(attempt.job_id).status_reason == "retry_after_crash"
+        attempt = Attempt(database, attempt.job_id, number)
+        attempt.claim("worker-1")
+    attempt.crashed(CRASH)
+    job = store.get(attempt.job_id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error.code == "worker_crashed"
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def swept(database: Database) -> tuple[Sweep, Clock]:
+    clock = Clock()
+    return Sweep(database, lease_s=60, clock=clock), clock
+
+
+def test_an_attempt_without_a_sign_of_life_is_lost_and_can_no_longer_write(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    for clock.now in (0, 30, 59):
+        sweep.look()
+    assert store.get(attempt.job_id).status == "running"
+    clock.now = 60
+    sweep.look()
+    assert (store.get(attempt.job_id).status, store.get(attempt.job_id).attempt) == ("queued", 2)
+    for write in (attempt.renew, attempt.release, attempt.cancelled, lambda: attempt.event("info", "I live")):
+        with pytest.raises(LeaseLost):
+            write()
+    with pytest.raises(LeaseLost):
+        attempt.commit(checkpoint(5) | {"key": "k/zombie"}, keep=1)
+
+
+def test_an_attempt_that_renews_is_never_lost(database: Database, store: JobStore, swept: tuple[Sweep, Clock]) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    for clock.now in range(0, 600, 50):
+        attempt.renew()
+        sweep.look()
+    assert store.get(attempt.job_id).status == "running"
+
+
+def test_a_job_that_was_being_cancelled_when_its_worker_died_is_cancelled(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    attempt = claimed(database, store)
+    store.cancel(attempt.job_id)
+    sweep, clock = swept
+    for clock.now in (0, 60):
+        sweep.look()
+    assert store.get(attempt.job_id).status == "cancelled"
+
+
+def test_an_attempt_that_was_taken_but_never_claimed_is_queued_again(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    job, waiting = submitted(store), submitted(store)
+    queue.Queue(database).drop(job.id, 1)
+    sweep, clock = swept
+    for clock.now in (0, 60):
+        sweep.look()
+    assert (store.get(job.id).status, store.get(job.id).attempt) == ("queued", 2)
+    assert store.get(waiting.id).attempt == 1
+
+
+def test_jobs_are_listed_by_age_status_and_label(store: JobStore) -> None:
+    made = [submitted(store, metadata={"team": "list", "n": str(n)}).id for n in range(3)]
+    assert [job.id for job in store.find(10, metadata={"team": "list"})] == made[::-1]
+    assert [job.id for job in store.find(10, after=made[2], metadata={"team": "list"})] == [made[1], made[0]]
+    assert [job.id for job in store.find(10, newest_first=False, metadata={"n": "1"})] == [made[1]]
+    assert store.find(10, status="succeeded", metadata={"team": "list"}) == []
+    with pytest.raises(NotFound):
+        store.find(10, after="job_unknown")
+
+
+def test_a_database_that_is_away_is_unavailable_and_not_a_bug() -> None:
+    with pytest.raises(ServiceUnavailable, match="database"):
+        JobStore(Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")).get("job_1")

@@ -1,0 +1,1 @@
+"""The operating-system processes: the worker, the training process that it starts, and a server for one machine."""

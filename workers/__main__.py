@@ -1,0 +1,53 @@
+"""A worker: takes jobs from one queue, one at a time, until it is told to stop.
+
+`python -m workers --queue NAME --device 0`; everything else comes from the settings.
+"""
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+
+from sae_service.errors import ServiceUnavailable
+from sae_service.jobs import queue
+from sae_service.jobs.database import Database
+from sae_service.jobs.sweep import Sweep
+from sae_service.settings import Settings
+from workers.supervisor import STOP_WAIT_S, Supervisor
+
+log = logging.getLogger("workers")
+
+
+def main() -> None:
+    """Works until SIGTERM or SIGINT; then the job in hand is saved and given back."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    parser.add_argument("--queue", default="default", help="the queue to take jobs from")
+    parser.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the training processes")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    settings = Settings()
+    worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+    database = Database(settings.resolved_database_url())
+    database.migrate(also=lambda: queue.migrate(database))
+    supervisor = Supervisor(database, settings, worker, arguments.device)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    queue.take_from(database, arguments.queue, worker, supervisor.work)
+    log.info("worker %s takes jobs from queue %s", worker, arguments.queue)
+    sweep = Sweep(database, settings.lease_s)
+    while not stop.wait(settings.lease_s / 6):
+        try:
+            sweep.look()
+        except ServiceUnavailable as error:
+            log.warning("%s", error)
+    supervisor.stopping.set()
+    queue.stop_taking(wait_s=STOP_WAIT_S)
+    log.info("worker %s has stopped", worker)
+
+
+if __name__ == "__main__":
+    main()

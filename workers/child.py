@@ -1,0 +1,86 @@
+"""The training process as its worker sees it: started, listened to, asked to stop, ended."""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LAST_LINES = 15
+KILL_WAIT_S = 30
+
+
+class Child:
+    """A running training process. It dies with its worker: by the parent's death signal, and when its input ends."""
+
+    def __init__(self, environment: dict[str, str], log: Path, assignment: dict[str, Any]) -> None:
+        """Starts the process; what it prints goes to `log`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "workers.job_process"],
+                env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True,
+            )  # fmt: skip
+        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._writing = threading.Lock()
+        threading.Thread(target=self._read, name="child messages", daemon=True).start()
+        self.say(assignment)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                self._messages.put(json.loads(line))
+            except ValueError:
+                # A line cut off by a kill: everything before it has been read.
+                break
+        self._messages.put(None)
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Sends a message; a process that is gone is no error here, its end is noticed by `messages`."""
+        assert self._process.stdin is not None
+        try:
+            with self._writing:
+                self._process.stdin.write(json.dumps(message).encode() + b"\n")
+                self._process.stdin.flush()
+        except OSError:
+            return
+
+    def messages(self, pause_s: float) -> Iterator[dict[str, Any] | None]:
+        """What the process says until it ends; None after each pause without a word."""
+        while True:
+            try:
+                message = self._messages.get(timeout=pause_s)
+            except queue.Empty:
+                yield None
+                continue
+            if message is None:
+                return
+            yield message
+
+    def kill(self) -> int:
+        """Ends the process at once, if it has not ended, and returns its exit status."""
+        if self._process.poll() is None:
+            self._process.kill()
+        return self._process.wait(KILL_WAIT_S)
+
+    def wait(self) -> int:
+        """Waits for a process that is about to end by itself."""
+        try:
+            return self._process.wait(KILL_WAIT_S)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def last_words(self) -> str:
+        """The end of the log."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-LAST_LINES:])

@@ -1,0 +1,143 @@
+"""The training process: reads one assignment from its input, trains, and reports line by line.
+
+Its own output is a private channel to the worker; whatever a library prints goes to the log.
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict
+from typing import Any, TextIO
+
+PR_SET_PDEATHSIG = 1
+ORPHANED = 70
+
+
+def main() -> None:
+    """Carries out the assignment. The exit status is 0 whenever the worker has been told how it ended."""
+    die_with_parent()
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    assignment = json.loads(sys.stdin.buffer.raw.readline())  # pyright: ignore[reportAttributeAccessIssue]
+    orders = Orders(assignment["lease_s"])
+    report = Report(channel)
+    try:
+        report.say(train(assignment, report, orders))
+    except Exception as error:  # noqa: BLE001  the outermost handler: the worker records what it was
+        traceback.print_exc()
+        report.say(failure(error))
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to end this process when the worker's thread that started it ends."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ORPHANED)
+
+
+class Orders:
+    """Listens to the worker on a thread: a stop is remembered, silence for half a lease ends the process."""
+
+    def __init__(self, lease_s: float) -> None:
+        self.stop = threading.Event()
+        self._silence_s = lease_s / 2
+        threading.Thread(target=self._listen, name="orders", daemon=True).start()
+
+    def _listen(self) -> None:
+        heard, pending = time.monotonic(), b""
+        while True:
+            ready, _, _ = select.select([0], [], [], 0.5)
+            if ready:
+                chunk = os.read(0, 1 << 16)
+                if not chunk:
+                    os._exit(ORPHANED)
+                heard = time.monotonic()
+                *lines, pending = (pending + chunk).split(b"\n")
+                if any(json.loads(line)["kind"] == "stop" for line in lines):
+                    self.stop.set()
+            elif time.monotonic() - heard > self._silence_s:
+                os._exit(ORPHANED)
+
+
+class Report:
+    """The pipeline's reporter: each piece of news is one line to the worker."""
+
+    def __init__(self, channel: TextIO) -> None:
+        self._channel = channel
+        self.total_steps = self.total_tokens = 0
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Sends a line; NaN becomes null."""
+        from sae_service.artifacts import finite_or_null
+
+        self._channel.write(json.dumps(finite_or_null(message)) + "\n")
+        self._channel.flush()
+
+    def event(self, level: str, message: str) -> None:
+        """A sentence for the user."""
+        self.say({"kind": "event", "level": level, "message": message})
+
+    def metrics(self, rows: list[dict[str, Any]]) -> None:
+        """The metrics, and how far the job is."""
+        first = rows[0]
+        progress = {
+            "step": first["step"],
+            "total_steps": self.total_steps,
+            "tokens": first["tokens"],
+            "total_tokens": self.total_tokens,
+            "tokens_per_s": first["tokens_per_s"],
+            "metrics": {row["sae"]: row for row in rows},
+        }
+        self.say({"kind": "metrics", "rows": rows, "progress": progress})
+
+    def checkpoint(self, written: Any) -> None:
+        """A checkpoint that is ready to be committed."""
+        self.say({"kind": "checkpoint", "checkpoint": asdict(written)})
+
+
+def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[str, Any]:
+    """Runs the pipeline. Returns the message that ends the attempt."""
+    import jax
+
+    from sae_service import pipeline
+    from sae_service.spec import JobSpec
+    from sae_service.storage import Storage
+
+    job = JobSpec.model_validate(assignment["spec"])
+    report.total_steps = job.stream.n_steps
+    report.total_tokens = job.stream.n_steps * job.stream.batch
+    final = pipeline.run(
+        job,
+        Storage(assignment["storage_url"]),
+        assignment["prefix"],
+        report,
+        should_stop=orders.stop.is_set,
+        resume_from=assignment["resume_from"],
+        device="cuda" if jax.default_backend() == "gpu" else "cpu",
+    )
+    return {"kind": "stopped" if final is None else "finished"}
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """The message that ends the attempt in failure."""
+    from sae_service.errors import OutOfMemory, SAEServiceError
+
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory")):
+        hint = "Reduce stream.buffer_rows, stream.prompts, stream.batch, d_sae or the number of saes."
+        error = OutOfMemory(f"The device's memory does not suffice: {str(error).splitlines()[0]}", hint=hint)
+    if isinstance(error, SAEServiceError):
+        return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable}
+    described = {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
+    return {"kind": "failed", "error": described, "retryable": False}
+
+
+if __name__ == "__main__":
+    main()

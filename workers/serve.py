@@ -1,0 +1,69 @@
+"""The whole service on one machine: the API and its workers, started together and stopped together.
+
+`python -m workers.serve --host HOST --port PORT --workers N`; everything else comes from the settings.
+"""
+
+import argparse
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+log = logging.getLogger("serve")
+STOP_WAIT_S = 150
+RESTART_PAUSE_S = 2.0
+
+
+def main() -> None:
+    """Serves until SIGINT or SIGTERM. Exits with the API's status if that ends by itself."""
+    parser = argparse.ArgumentParser(prog="python -m workers.serve", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--devices", help="CUDA_VISIBLE_DEVICES for each worker, separated by semicolons")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    devices = arguments.devices.split(";") if arguments.devices else [None] * arguments.workers
+    api = _start("api", "--host", arguments.host, "--port", str(arguments.port))
+    workers = [_start("workers", *(("--device", device) if device else ())) for device in devices]
+    sys.exit(_watch(stop, api, workers))
+
+
+def _start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C reaches only this process, which then stops the others in order.
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], start_new_session=True)
+
+
+def _watch(stop: threading.Event, api: subprocess.Popen[bytes], workers: list[subprocess.Popen[bytes]]) -> int:
+    """Replaces workers that die, until it is told to stop or the API ends. Returns the exit status."""
+    while not stop.wait(0.2) and api.poll() is None:
+        for index, worker in enumerate(workers):
+            if worker.poll() is not None:
+                log.warning("worker process %d ended with status %s; starting another", worker.pid, worker.returncode)
+                if stop.wait(RESTART_PAUSE_S):
+                    break
+                workers[index] = subprocess.Popen(worker.args, start_new_session=True)
+    if stop.is_set():
+        log.info("stopping: jobs in hand are saved first")
+    _end([*workers, api])
+    return 0 if stop.is_set() else api.returncode or 1
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    before = time.monotonic() + STOP_WAIT_S
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(max(0.1, before - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()

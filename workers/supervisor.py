@@ -1,0 +1,141 @@
+"""One attempt at a job, from the claim to its end: the worker's side. Imports neither torch nor jax."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sae_service.errors import LeaseLost, NotFound, ServiceUnavailable, StorageFailure
+from sae_service.jobs.attempts import Attempt
+from sae_service.jobs.database import Database
+from sae_service.settings import Settings, child_environment
+from sae_service.storage import Storage
+from workers.child import Child
+from workers.lease import Lease
+
+log = logging.getLogger("workers")
+T = TypeVar("T")
+PAUSE_S = 0.25
+STOP_WAIT_S = 120
+
+
+class Supervisor:
+    """Works on one attempt at a time, each in a process of its own."""
+
+    def __init__(self, database: Database, settings: Settings, worker: str, device: str | None) -> None:
+        """Makes a supervisor.
+
+        Args:
+            worker: this process's unique name.
+            device: value of CUDA_VISIBLE_DEVICES for the training processes, or None to inherit it.
+        """
+        self._database, self._settings, self._worker, self._device = database, settings, worker, device
+        self._storage = Storage(settings.resolved_storage_url())
+        self.stopping = threading.Event()
+
+    def work(self, job_id: str, number: int) -> None:
+        """Carries out an attempt, whatever becomes of it: nothing is raised but what is a bug."""
+        attempt = Attempt(self._database, job_id, number)
+        spec = _persist(lambda: attempt.claim(self._worker))
+        if spec is None:
+            return
+        log.info("job %s: attempt %d", job_id, number)
+        try:
+            if self.stopping.is_set():
+                _persist(attempt.release)
+            else:
+                self._train(attempt, spec)
+        except LeaseLost:
+            log.warning("job %s: attempt %d is over, another one has begun", job_id, number)
+
+    def _train(self, attempt: Attempt, spec: dict[str, Any]) -> None:
+        latest = _persist(attempt.latest_checkpoint)
+        assignment = {
+            "spec": spec,
+            "storage_url": self._settings.resolved_storage_url(),
+            "prefix": f"jobs/{attempt.job_id}",
+            "resume_from": latest.key if latest else None,
+            "lease_s": self._settings.lease_s,
+        }
+        environment = child_environment(self._settings, self._device)
+        path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"
+        child = Child(environment, path, assignment)
+        lease = Lease(attempt, self._settings.lease_s, on_renewal=lambda: child.say({"kind": "renewed"}))
+        try:
+            ended = self._follow(attempt, child, lease, spec["checkpoints"]["keep"])
+        finally:
+            lease.close()
+            child.kill()
+        # Only now: whoever reads "cancelled" may rely on the process being gone.
+        if ended is not None:
+            _persist(ended)
+        log.info("job %s: attempt %d has ended", attempt.job_id, attempt.number)
+
+    def _follow(self, attempt: Attempt, child: Child, lease: Lease, keep: int) -> Callable[[], None] | None:
+        """Records what the process reports. Returns how the attempt is to be ended once the process is gone."""
+        result: dict[str, Any] = {}
+        stop_before: float | None = None
+        for message in child.messages(PAUSE_S):
+            if lease.is_lost:
+                raise LeaseLost
+            if lease.status == "cancelling":
+                return attempt.cancelled
+            if lease.is_expired:
+                return attempt.release
+            if self.stopping.is_set() and stop_before is None:
+                stop_before = time.monotonic() + STOP_WAIT_S
+                child.say({"kind": "stop"})
+            if stop_before is not None and time.monotonic() > stop_before:
+                return attempt.release
+            if message is None:
+                continue
+            if message["kind"] in ("failed", "stopped", "finished"):
+                result = message
+            else:
+                self._record(attempt, message, lease, keep)
+        return _ending(attempt, result, child)
+
+    def _record(self, attempt: Attempt, message: dict[str, Any], lease: Lease, keep: int) -> None:
+        match message["kind"]:
+            case "event":
+                _persist(lambda: attempt.event(message["level"], message["message"]), lease)
+            case "metrics":
+                _persist(lambda: attempt.metrics(message["rows"], message["progress"]), lease)
+            case "checkpoint":
+                for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
+                    self._delete(key)
+
+    def _delete(self, key: str) -> None:
+        try:
+            self._storage.delete(key)
+        except (StorageFailure, NotFound) as error:
+            log.warning("cannot delete %s: %s", key, error)
+
+
+def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[[], None] | None:
+    """What to record after the process has ended by itself."""
+    status = child.wait()
+    match result.get("kind"):
+        case "finished":
+            return None
+        case "stopped":
+            return attempt.release
+        case "failed" if not result["retryable"]:
+            return lambda: attempt.fail(result["error"])
+        case "failed":
+            return lambda: attempt.crashed(result["error"])
+    text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
+    return lambda: attempt.crashed({"code": "worker_crashed", "message": text, "param": None})
+
+
+def _persist(action: Callable[[], T], lease: Lease | None = None) -> T:
+    """The result of `action`, which is repeated while the database is away, unless the lease expires meanwhile."""
+    while True:
+        try:
+            return action()
+        except ServiceUnavailable as error:
+            log.warning("%s", error)
+            if lease is not None and lease.is_expired:
+                raise LeaseLost from error
+            time.sleep(1)
