@@ -3,16 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# Tests never use a network, and torch's threads must not spin against JAX's.
-export HF_HUB_OFFLINE := 1
-export OMP_NUM_THREADS := 1
-export TOKENIZERS_PARALLELISM := false
-export TQDM_DISABLE := 1
-
-.PHONY: help setup test lint types layers check
+.PHONY: help setup demo test test-gpu test-peers lint types layers check serve worker
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## Make the environment in .venv
 
@@ -22,8 +16,25 @@ $(READY): pyproject.toml .constraints.txt
 	$(BIN)/pip install --quiet -e ".[dev]" -c .constraints.txt
 	touch $(READY)
 
+demo: $(READY)  ## Train three SAEs through the service and show them (about 5 minutes)
+	$(BIN)/sae-service demo --output demo_output
+
+serve: $(READY)  ## Run the service on this machine (options: ARGS="--port 8001")
+	$(BIN)/sae-service serve $(ARGS)
+
+worker: $(READY)  ## Run one more worker (options: ARGS="--queue large")
+	$(BIN)/sae-service worker $(ARGS)
+
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest
+
+test-gpu: $(READY)  ## Run the check that needs a GPU, and print its figures
+	$(BIN)/python -m pytest tests/gpu -s
+
+test-peers: $(READY)  ## Check with SAELens itself that it reads our files (makes .venv-peers)
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet torch sae-lens==6.54.12 -c .constraints.txt
+	$(BIN)/python -m pytest tests/integration/test_saelens.py
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterable
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sae_service.jobs import records
 from sae_service.jobs.records import Checkpoint, Event, Job
 
 RESULTS = ("l0", "fvu", "ce_loss_recovered", "dead_share", "tokens_per_s")
@@ -93,32 +95,48 @@ def number(value: float | None) -> str:
 
 
 def follow(changes: Iterable[Job]) -> Job | None:
-    """Draws a progress bar while a job changes. Returns the job at its end."""
+    """Shows a job while it changes: a progress bar on a terminal, now and then a line elsewhere. Returns its end."""
+    console = Console(stderr=True)
+    return _follow_with_bar(changes, console) if console.is_terminal else _follow_with_lines(changes, console)
+
+
+def _follow_with_bar(changes: Iterable[Job], console: Console) -> Job | None:
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
     )  # fmt: skip
+    bar = Progress(*columns)
+    line = bar.add_task("queued", total=None, speed="")
     last = None
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        line = bar.add_task("queued", total=None, speed="", figures="")
+    with Live(bar, console=console) as live:
         for last in changes:
-            if last.progress is None:
+            progress = last.progress
+            if progress is None:
                 bar.update(line, description=last.status)
                 continue
-            progress = last.progress
             speed = f"{progress.tokens:,} tokens, {progress.tokens_per_s:,.0f}/s"
             bar.update(
-                line, description=last.status, completed=progress.tokens, total=progress.total_tokens, speed=speed,
-                figures=figures(last),
-            )  # fmt: skip
+                line, description=last.status, completed=progress.tokens, total=progress.total_tokens, speed=speed
+            )
+            live.update(Group(bar, figures(progress)))
     return last
 
 
-def figures(one: Job) -> str:
-    """Loss, FVU and L0 of each SAE, one line each."""
-    if one.progress is None:
-        return ""
-    rows = one.progress.metrics.items()
-    return "\n".join(
-        f"{name}: loss {number(row.get('loss'))} fvu {number(row.get('fvu'))} l0 {number(row.get('l0'))}" for name, row in rows
-    )
+def _follow_with_lines(changes: Iterable[Job], console: Console) -> Job | None:
+    last, said = None, ("", -1)
+    for last in changes:
+        progress = last.progress
+        share = 10 * progress.tokens // progress.total_tokens if progress else 0
+        if (last.status, share) != said:
+            said = (last.status, share)
+            done = f", {progress.tokens:,} of {progress.total_tokens:,} tokens" if progress else ""
+            console.print(f"{last.status}{done}", highlight=False)
+    return last
+
+
+def figures(progress: records.Progress) -> Table:
+    """Loss, FVU and L0 of each SAE while it trains."""
+    table = Table("sae", "loss", "fvu", "l0", box=None)
+    for name, row in progress.metrics.items():
+        table.add_row(name, *(number(row.get(metric)) for metric in ("loss", "fvu", "l0")))
+    return table

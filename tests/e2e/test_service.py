@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from sae_service.jobs.records import Job
 
 CLI = [sys.executable, "-c", "from sae_service.cli import app; app()"]
 PATIENCE_S = 120
+DEMO = Path(__file__).parents[2] / "sae_service" / "demo"
 
 
 class Service:
@@ -37,7 +40,8 @@ class Service:
     def start(self) -> None:
         command = [*CLI, "serve", "--data-dir", str(self.data_dir), "--port", str(self.port)]
         with (self.data_dir / "serve.log").open("ab") as log:
-            environment = os.environ | {"SAE_SERVICE_LEASE_S": "6"}
+            roots = json.dumps([str(self.data_dir.parent)])
+            environment = os.environ | {"SAE_SERVICE_LEASE_S": "6", "SAE_SERVICE_ALLOWED_ROOTS": roots}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         self.until(self.answers)
 
@@ -207,6 +211,28 @@ def test_ctrl_c_keeps_the_job_and_a_new_start_ends_it_with_the_same_bytes(
     assert (ended.status, ended.attempt) == ("succeeded", 2)
     assert service.weights(ended, tmp_path) == undisturbed
     assert any(event.data.get("status_reason") == "preempted" for event in service.client.events(job.id))
+
+
+def test_the_readmes_own_model_and_text_are_trained_on(service: Service, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    text = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)[0]
+    # The README's job, shortened.
+    (tmp_path / "job.yaml").write_text(text.replace("2_000_000", "30_000"))
+    shutil.copytree(DEMO / "model", tmp_path / "my-model")
+    (tmp_path / "my-text").mkdir()
+    verses = ("In the beginning was the word, and the word was with me.", "Let there be light: and there was light.")
+    documents = [{"text": " ".join(verses) * 20 + str(number)} for number in range(400)]
+    (tmp_path / "my-text" / "train.jsonl").write_text("\n".join(json.dumps(document) for document in documents))
+
+    def sae_service(*arguments: str) -> str:
+        command = [*CLI, *arguments, "--url", service.url]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+
+    job_id = sae_service("submit", "job.yaml").strip()
+    sae_service("watch", job_id)
+    sae_service("download", job_id, "--output", "saes")
+    written = {path.name for path in (tmp_path / "saes" / "jumprelu_1024").iterdir()}
+    assert written == {"cfg.json", "sae_weights.safetensors", "metrics.json", "provenance.json"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from sae_service import artifacts, pipeline
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss
 from sae_service.spec import JobSpec
 from sae_service.storage import Storage
+from tests.recorder import Recorder
 
 DEMO = Path(sae_service.__file__).parent / "demo"
 KINDS = {
@@ -43,24 +44,6 @@ def small_job(**stream: Any) -> dict[str, Any]:
         "evaluation": {"tokens": 1024},
         "log_every": 5,
     }  # fmt: skip
-
-
-class Recorder:
-    """Keeps what a job reports."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, str]] = []
-        self.rows: list[dict[str, Any]] = []
-        self.checkpoints: list[pipeline.Checkpoint] = []
-
-    def event(self, level: str, message: str) -> None:
-        self.events.append((level, message))
-
-    def metrics(self, rows: list[dict[str, Any]]) -> None:
-        self.rows.extend(rows)
-
-    def checkpoint(self, written: pipeline.Checkpoint) -> None:
-        self.checkpoints.append(written)
 
 
 def train(
@@ -123,6 +106,7 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_to_the_same_bytes(
 ) -> None:
     recorder, nothing = train(tmp_path, small_job(), stop_after=stop_after)
     assert nothing == {}
+    assert recorder.checkpoints[-1].step == stop_after, "nothing is computed twice"
     resumed, files = train(tmp_path, small_job(), resume_from=recorder.checkpoints[-1].key)
     assert weights(files) == weights(finished[1])
     comparable = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in resumed.rows]

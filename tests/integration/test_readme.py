@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from api.app import create_app
+from sae_service.architectures import ARCHITECTURES
+from sae_service.demo import show
+from sae_service.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,6 +22,23 @@ def test_the_first_example_trains_an_sae(tmp_path: Path) -> None:
 
 
 def test_every_place_that_the_readme_names_exists() -> None:
-    places = re.findall(r"^\| `([^`]+)`", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    section = (ROOT / "README.md").read_text().split("## Where things are")[1]
+    places = re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE)
     assert places
     assert all((ROOT / place).exists() for place in places)
+
+
+def test_the_readme_lists_every_architecture_and_every_path_of_the_interface(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \| .* \| .* \| .* \|$", text, flags=re.MULTILINE)) == set(ARCHITECTURES)
+    paths = create_app(Settings(data_dir=tmp_path)).openapi()["paths"]
+    named = text.replace("{id or latest}", "{id}")
+    for path in paths:
+        assert re.sub(r"{(\w+_id)}", "{id}", path).removesuffix("/{id}") in named, path
+
+
+def test_the_readme_shows_the_demos_figures() -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.M)
+    assert {row[0] for row in rows} == {sae["name"] for sae in show.spec()["saes"]}
+    assert all(float(l0) <= 40 and float(fvu) <= 0.10 for _, l0, fvu, _, _ in rows)

@@ -1,0 +1,115 @@
+"""The demo's job on this machine's device, part by part: tokens per second, peak memory, and the figures.
+
+    python tests/benchmarks/one_gpu.py [--tokens N] [--json FILE]
+
+Start it with the environment of a training process (`settings.child_environment`), so that torch and JAX share the
+device's memory as they do in the service; `make test-gpu` does.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+
+from sae_service import pipeline
+from sae_service.activations.model import LanguageModel
+from sae_service.activations.stream import ActivationStream, StreamPosition
+from sae_service.demo import show
+from sae_service.spec import JobSpec
+from sae_service.storage import Storage
+from sae_service.training.loop import Trainer, activation_scale, initial_state
+
+
+class Silent:
+    """A reporter that keeps the last training speed."""
+
+    tokens_per_s = 0.0
+
+    def event(self, level: str, message: str) -> None:
+        """Not shown."""
+
+    def metrics(self, rows: list[dict[str, Any]]) -> None:
+        """The latest speed."""
+        self.tokens_per_s = rows[0]["tokens_per_s"]
+
+    def checkpoint(self, written: pipeline.Checkpoint) -> None:
+        """Not shown."""
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, help="rows to train on; default: the demo's")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    spec = show.spec()
+    if arguments.tokens:
+        spec["stream"]["tokens"] = arguments.tokens
+    job = JobSpec.model_validate(spec)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    found = {
+        "device": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__},
+        **parts(job, device),
+        **whole(job, device),
+        **memory(device),
+    }
+    text = json.dumps(found, indent=1)
+    print(text)  # noqa: T201
+    if arguments.json:
+        arguments.json.write_text(text)
+
+
+def parts(job: JobSpec, device: str) -> dict[str, float]:
+    """Tokens per second of the stream alone, and of the training steps alone, on one fill."""
+    model = LanguageModel(job.stream.model, device)
+    widths = model.check(job.hook_names, job.stream.context_size)
+    stream = ActivationStream(job.stream, model, job.hook_names, StreamPosition())
+    fills = stream.fills()
+    fill = next(fills)
+    began = time.monotonic()
+    following = next(fills)
+    jax.block_until_ready(following.rows)
+    stream_speed = len(following.order) / (time.monotonic() - began)
+    stream.close()
+    states = {sae.name: initial_state(job, sae, widths[sae.hook_name]) for sae in job.saes}
+    scales = {sae.name: activation_scale(sae, fill.rows[sae.hook_name]) for sae in job.saes}
+    trainer = Trainer(job, states, scales, lambda rows: None)
+    for batch, _ in stream.batches(fill):
+        trainer.step(batch)
+    jax.block_until_ready(trainer.states)
+    return {"stream_tokens_per_s": stream_speed, "steps_tokens_per_s": trainer.tokens_per_s()}
+
+
+def whole(job: JobSpec, device: str) -> dict[str, Any]:
+    """The whole job: its speed and its figures on held-out text."""
+    reporter = Silent()
+    with tempfile.TemporaryDirectory() as folder:
+        final = pipeline.run(job, Storage(Path(folder).as_uri()), "job", reporter, device=device)
+    assert final is not None
+    metrics = ("l0", "fvu", "ce_loss_recovered", "dead_share")
+    figures = {name: {metric: measured[metric] for metric in metrics} for name, measured in final.metrics.items()}
+    return {"job_tokens_per_s": reporter.tokens_per_s, "figures": figures}
+
+
+def memory(device: str) -> dict[str, float]:
+    """Peak memory on the device in GiB."""
+    if device == "cpu":
+        return {}
+    statistics = jax.devices()[0].memory_stats() or {}
+    return {
+        "torch_peak_gib": torch.cuda.max_memory_reserved() / 2**30,
+        "jax_peak_gib": statistics.get("peak_bytes_in_use", 0) / 2**30,
+        "jax_reserved_gib": statistics.get("bytes_limit", 0) / 2**30,
+        "device_gib": torch.cuda.get_device_properties(0).total_memory / 2**30,
+    }
+
+
+if __name__ == "__main__":
+    main()
