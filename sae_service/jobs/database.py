@@ -1,6 +1,8 @@
 """The tables of the service, in one SQLite file or one PostgreSQL database, and transactions on them."""
 
 import fcntl
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sae_service.errors import ServiceUnavailable
 
 SQLITE = "sqlite:///"
+SUBSECOND_CLOCK = (3, 42)
 MIGRATION_LOCK = 5_270_041
 
 schema = sa.MetaData()
@@ -136,8 +139,15 @@ class Database:
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     # A writer takes its lock when its transaction begins, so that it never has to give up half-way.
     connection.isolation_level = "IMMEDIATE"
+    if sqlite3.sqlite_version_info < SUBSECOND_CLOCK:
+        # DBOS dates its rows by unixepoch('subsec'), which is NULL in an older SQLite.
+        connection.create_function("unixepoch", -1, _unix_time)
     for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _unix_time(*modifiers: str) -> float:
+    return time.time() if "subsec" in modifiers else int(time.time())
 
 
 def _reason(error: SQLAlchemyError) -> str:

@@ -1,10 +1,12 @@
 """Who owns a job, and what is recorded, on SQLite and on PostgreSQL."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, ServiceUnavailable
 from sae_service.jobs import queue
@@ -57,6 +59,12 @@ def test_migrating_twice_changes_nothing(database: Database, store: JobStore) ->
     job = submitted(store)
     database.migrate(also=lambda: queue.migrate(database))
     assert store.get(job.id) == job
+
+
+def test_an_old_sqlite_has_the_clock_that_dbos_dates_its_rows_by(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'service.db'}").transaction() as connection:
+        now = connection.execute(sa.select(sa.func.unixepoch("subsec"))).scalar_one()
+    assert now == pytest.approx(time.time(), abs=5)
 
 
 def test_a_new_job_is_queued_and_says_so(store: JobStore) -> None:
