@@ -6,13 +6,16 @@ The training process checks again with the real model and text; this is for an a
 import difflib
 import json
 import re
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
+from zlib import error as ZlibError
 
 from sae_service.activations.tokens import check_column, is_path, load_arguments
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound
 from sae_service.spec import DatasetSpec, JobSpec
 
+LIKELY_SLIP = 0.8
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
@@ -107,7 +110,7 @@ def check_hook(hook_name: str, n_layers: int | None, param: str) -> None:
             raise InvalidSpec(f"the model has no layer {layer}; its layers are 0 to {n_layers - 1}", param=param)
     if site.split(".")[-1] in NO_ROWS:
         raise InvalidSpec(f"{hook_name} is not one vector for each token, so no SAE can train on it", param=param)
-    close = difflib.get_close_matches(site, known, n=3)
+    close = difflib.get_close_matches(site, known, n=3, cutoff=LIKELY_SLIP)
     if site not in known and close:
         names = ", ".join(prefix + name for name in close)
         raise InvalidSpec(f"there is no hook point {hook_name!r}. Close: {names}.", param=param)
@@ -147,7 +150,7 @@ def columns_of(file: str) -> list[str] | None:
             return None
         with fsspec.open(name, "rt", compression="infer") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "null"))  # pyright: ignore[reportGeneralTypeIssues]
-    except (OSError, EOFError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, ValueError, LZMAError, ZlibError, pyarrow.ArrowException) as error:
         raise DataNotFound(f"{name} cannot be read: {error}", param="/stream/dataset/path") from error
     if not isinstance(first, dict):
         raise DataNotFound(f"the first line of {name} is not a JSON object", param="/stream/dataset/path")

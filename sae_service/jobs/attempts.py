@@ -71,7 +71,8 @@ class Attempt:
                 connection.execute(sa.delete(table).where(*here))
                 values = {"job_id": self.job_id, "sae": row["sae"], "step": row["step"], "data": row}
                 connection.execute(sa.insert(table).values(values))
-            connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(progress=progress))
+            values = {"progress": {**progress, "updated_at": now()}}
+            connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(values))
 
     def commit(self, checkpoint: dict[str, Any], keep: int) -> list[str]:
         """Makes a written checkpoint part of the job. Returns the storage keys of those that it replaces.

@@ -30,6 +30,7 @@ class Progress(Frozen):
     total_tokens: int
     tokens_per_s: float
     metrics: dict[str, dict[str, Any]]
+    updated_at: int
 
 
 class Job(Frozen):

@@ -32,7 +32,7 @@ def _estimate(row: sa.Row[Any]) -> int | None:
     progress = Progress.model_validate(row.progress)
     if not progress.tokens_per_s:
         return None
-    return now() + round((progress.total_tokens - progress.tokens) / progress.tokens_per_s)
+    return progress.updated_at + round((progress.total_tokens - progress.tokens) / progress.tokens_per_s)
 
 
 def to_checkpoint(row: sa.Row[Any]) -> Checkpoint:

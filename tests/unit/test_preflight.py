@@ -1,0 +1,99 @@
+"""What is refused before a job is queued, by looking at files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_service import preflight
+from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
+from sae_service.spec import JobSpec
+from tests.conftest import DEMO
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A root with a model and text in it, and something outside of it."""
+    root = tmp_path / "root"
+    (root / "text").mkdir(parents=True)
+    (root / "text" / "train.jsonl").write_text('{"text": "a", "id": 1}\n')
+    shutil.copytree(DEMO / "model", root / "model")
+    shutil.copytree(root, tmp_path / "outside")
+    return root
+
+
+def refused(folder: Path, spec: dict[str, Any], **names: str) -> SAEServiceError:
+    """The error for a job whose model or dataset is `names`."""
+    stream = spec["stream"] | {"model": {"name": names.get("model", str(folder / "model"))}}
+    stream |= {"dataset": {"path": names.get("dataset", str(folder / "text"))}}
+    with pytest.raises(SAEServiceError) as caught:
+        preflight.check(JobSpec.model_validate(spec | {"stream": stream}), (folder,))
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["{root}/../outside/model", "{root}/link", "/", "~"])
+def test_nothing_outside_the_roots_is_looked_at(folder: Path, spec: dict[str, Any], name: str) -> None:
+    (folder / "link").symlink_to(folder.parent / "outside" / "model")
+    error = refused(folder, spec, model=name.format(root=folder))
+    assert isinstance(error, InvalidSpec)
+    assert error.param == "/stream/model/name"
+    assert "ALLOWED_ROOTS" in error.hint
+    assert refused(folder, spec, dataset=name.format(root=folder)).param == "/stream/dataset/path"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [(None, "no folder with"), ("{", "cannot be read"), ("[]", "not a JSON object"), ("{}", "no weights")]
+)
+def test_a_folder_that_holds_no_model_is_refused(
+    folder: Path, spec: dict[str, Any], content: str | None, text: str
+) -> None:
+    broken = folder / "broken"
+    broken.mkdir()
+    if content is not None:
+        (broken / "config.json").write_text(content)
+    error = refused(folder, spec, model=str(broken))
+    assert isinstance(error, ModelNotFound)
+    assert text in error.message
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "text"),
+    [
+        ("a.jsonl", b"not json\n", "cannot be read"),
+        ("a.jsonl", b"[1]\n", "not a JSON object"),
+        ("a.jsonl", b"", "not a JSON object"),
+        ("a.jsonl.xz", b"not xz", "cannot be read"),
+        ("a.parquet", b"not parquet", "cannot be read"),
+        ("a.jsonl", b'{"body": "x"}\n', "no column 'text'; it has body"),
+        ("a.csv", b"text\na\n", "is none of"),
+    ],
+)
+def test_text_that_cannot_be_read_is_refused(
+    folder: Path, spec: dict[str, Any], file: str, content: bytes, text: str
+) -> None:
+    (folder / file).write_bytes(content)
+    error = refused(folder, spec, dataset=str(folder / file))
+    assert isinstance(error, DataNotFound | InvalidSpec)
+    assert text in error.message
+
+
+def test_the_layers_and_the_context_are_read_from_any_familys_config(folder: Path, spec: dict[str, Any]) -> None:
+    config = {"text_config": {"num_hidden_layers": 1, "max_position_embeddings": 64}}
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    assert refused(folder, spec).param == "/stream/context_size"
+    spec["stream"]["context_size"] = 64
+    assert "0 to 0" in refused(folder, spec).message
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.0.hook_resid_post", "blocks.3.attn.hook_z", "ln_final.hook_normalized", "blocks.0.mamba.hook_state"]
+)
+def test_hook_points_that_may_be_there_are_let_through(name: str) -> None:
+    preflight.check_hook(name, 4, "/saes/0/hook_name")
+
+
+def test_hub_names_are_left_to_the_training_process(spec: dict[str, Any]) -> None:
+    stream = spec["stream"] | {"model": {"name": "gpt2"}, "dataset": {"path": "some/text"}}
+    preflight.check(JobSpec.model_validate(spec | {"stream": stream}), roots=())
