@@ -1,23 +1,22 @@
 """A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Protocol
 from uuid import uuid4
 
 import jax
 
-from sae_service import __version__, artifacts, checkpoint, errors
+from sae_service import artifacts, checkpoint, errors
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
 from sae_service.evaluation import evaluate
+from sae_service.provenance import provenance
 from sae_service.sae import InferenceSAE, unscaled
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import Storage
-from sae_service.training.loop import Trainer, activation_scale, initial_state
+from sae_service.training.loop import Trainer, activation_scale, fitted, initial_state
 from sae_service.training.optimizer import warm_up_warnings
 
 
@@ -96,15 +95,13 @@ class _Training:
         self.stream = ActivationStream(job.stream, model, job.hook_names, self.position)
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.trainer: Trainer | None = None
+        self.provenance = provenance(job, jax.devices()[0].device_kind)
 
     def train(self, should_stop: Callable[[], bool]) -> bool:
         """Trains to the end, or to the next step at which it should stop. Returns whether the end was reached."""
         for fill in self.stream.fills():
             if self.trainer is None:
-                # The first fill is complete before its first row is served: measuring it uses up no row.
-                rows = fill.rows
-                scales = self.scales or {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
-                self.trainer = Trainer(self.job, self.states, scales, self.reporter.metrics, self.n_steps)
+                self.trainer = self.begin(fill.rows)
             for batch, position in self.stream.batches(fill):
                 if should_stop():
                     self.publish_unless_known()
@@ -117,6 +114,14 @@ class _Training:
         if self.trainer is None:
             raise errors.DamagedCheckpoint("the checkpoint is at the end of the job already")
         return True
+
+    def begin(self, rows: dict[str, Any]) -> Trainer:
+        """The trainer, fitted to the first fill, which is complete before its first row is served: that uses up none."""
+        scales = self.scales or {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
+        if self.n_steps == 0:
+            for sae in self.job.saes:
+                self.states[sae.name] = fitted(self.states[sae.name], sae, scales[sae.name], rows[sae.hook_name])
+        return Trainer(self.job, self.states, scales, self.reporter.metrics, self.n_steps)
 
     def finish(self) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint."""
@@ -153,7 +158,7 @@ class _Training:
         }
         files = checkpoint.to_files(trainer.states, values)
         for sae in self.job.saes:
-            found = artifacts.to_files(self.exported(sae), self.job, sae, self.provenance())
+            found = artifacts.to_files(self.exported(sae), self.job, sae, self.provenance)
             if is_final:
                 found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
             files |= {f"saes/{sae.name}/{name}": content for name, content in found.items()}
@@ -164,13 +169,3 @@ class _Training:
         self.n_steps = trainer.n_steps
         self.reporter.checkpoint(written)
         return written
-
-    def provenance(self) -> dict[str, Any]:
-        """What a reader needs to make the SAE again."""
-        packages = ("jax", "torch", "transformer-lens", "datasets", "optax")
-        return {
-            "spec": self.job.model_dump(mode="json"),
-            "code": {"sae-service": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in packages},
-            "device": jax.devices()[0].device_kind,
-        }

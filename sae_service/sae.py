@@ -13,15 +13,19 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from sae_service.numerics import keep_largest
 from sae_service.schema import ArchitectureConfig, Normalization, OptimizerConfig
 
 
 @struct.dataclass
 class LossContext:
-    """What the training step lends a loss: the warm-up factor of its sparsity term and the dead latents."""
+    """What the training step lends a loss: the warm-up factor of its sparsity term, the dead latents, and the share
+    of the job's steps that are done.
+    """
 
     sparsity_scale: Float[Array, ""]
     is_dead: Bool[Array, " d_sae"]
+    progress: Float[Array, ""]
 
 
 @struct.dataclass
@@ -39,6 +43,7 @@ class InferenceSAE:
     """The public form of every trained SAE, in units of the model's raw activations.
 
     z = x W_enc + b_enc;  acts = ReLU(z) where z > threshold, else 0;  x_hat = acts W_dec + b_dec.
+    With k, only the k largest acts of each row are kept.
     No pre-encoder bias and no input scale: both are folded in.
     """
 
@@ -47,11 +52,13 @@ class InferenceSAE:
     W_dec: Float[Array, "d_sae d_in"]
     b_dec: Float[Array, " d_in"]
     threshold: Float[Array, " d_sae"]
+    k: int | None = struct.field(pytree_node=False, default=None)
 
     def encode(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_sae"]:
         """Activations of the latents, in units of ‖x‖ (decoder rows have norm 1)."""
         z = x @ self.W_enc + self.b_enc
-        return jnp.where(z > self.threshold, jax.nn.relu(z), 0)
+        acts = jnp.where(z > self.threshold, jax.nn.relu(z), 0)
+        return acts if self.k is None else keep_largest(acts, self.k)
 
     def decode(self, acts: Float[Array, "batch d_sae"]) -> Float[Array, "batch d_in"]:
         """The reconstruction of `acts`."""
@@ -71,6 +78,11 @@ class Architecture:
         optimizer: the optimiser's defaults.
         normalization: the default scaling of the rows.
         example: a small config, for documentation and for the shared tests.
+        chooses_over_the_batch: whether a row's latents depend on the other rows of its batch while it trains.
+        fit_to_rows: (config, parameters, rows) -> parameters, applied once to the initial parameters with a sample of
+            the rows that it is to be trained on.
+        resample: (parameters, x, x_hat, is_dead, key) -> (parameters, touched): dead latents started anew, and a tree
+            of masks of what was changed, whose optimiser state is reset. For configs that are a `ResamplingConfig`.
         constrain_gradients: (parameters, gradients) -> gradients, applied before the optimiser.
         constrain: parameters -> parameters, applied after the update.
     """
@@ -82,6 +94,9 @@ class Architecture:
     optimizer: OptimizerConfig
     normalization: Normalization
     example: ArchitectureConfig
+    chooses_over_the_batch: bool = False
+    fit_to_rows: Callable[[Any, Any, Array], Any] = lambda config, parameters, rows: parameters
+    resample: Callable[[Any, Array, Array, Array, Any], tuple[Any, Any]] | None = None
     constrain_gradients: Callable[[Any, Any], Any] = lambda parameters, gradients: gradients
     constrain: Callable[[Any], Any] = lambda parameters: parameters
 

@@ -42,6 +42,14 @@ class ArchitectureConfig(Frozen):
         return self.model_copy(update=numbers)
 
 
+class ResamplingConfig(ArchitectureConfig):
+    """An architecture whose dead latents can be started anew."""
+
+    resample_at: tuple[Duration, ...] = Field(
+        default=(), description="When dead latents are started anew: steps, or shares of the job's steps."
+    )
+
+
 class OptimizerConfig(Frozen):
     """Adam and the schedules around it. What a job leaves out is the architecture's own default."""
 

@@ -13,12 +13,14 @@ from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service.coder import Coder
 from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
+from sae_service.resampling import resample_coder
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
-from sae_service.schema import ArchitectureConfig, OptimizerConfig
+from sae_service.schema import Duration, OptimizerConfig, ResamplingConfig
 
 
-class GatedConfig(ArchitectureConfig):
+class GatedConfig(ResamplingConfig):
     """Gate and magnitude with tied weights."""
 
     kind: Literal["gated"] = "gated"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
@@ -27,6 +29,7 @@ class GatedConfig(ArchitectureConfig):
         default="full",
         description="Auxiliary reconstruction from the gate: through a frozen decoder as published, unfrozen, or none.",
     )
+    resample_at: tuple[Duration, ...] = (25_000, 50_000, 75_000, 100_000)
 
 
 @struct.dataclass
@@ -75,6 +78,21 @@ def loss(
     return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
 
 
+def resample(
+    parameters: GatedParameters, x: Array, x_hat: Array, is_dead: Array, key: Any
+) -> tuple[GatedParameters, GatedParameters]:
+    """Dead latents started anew, with a magnitude equal to the gate."""
+    p = parameters
+    fresh, touched = resample_coder(Coder(p.W_gate, p.b_gate, p.W_dec, p.b_dec), x, x_hat, is_dead, key)
+    return (
+        GatedParameters(
+            W_gate=fresh.W_enc, b_gate=fresh.b_enc, r_mag=jnp.where(is_dead, 0, p.r_mag),
+            b_mag=jnp.where(is_dead, 0, p.b_mag), W_dec=fresh.W_dec, b_dec=fresh.b_dec,
+        ),
+        GatedParameters(touched.W_enc, is_dead, is_dead, is_dead, touched.W_dec, touched.b_dec),
+    )  # fmt: skip
+
+
 def export(config: GatedConfig, parameters: GatedParameters) -> InferenceSAE:
     """The equivalent thresholds: z = exp(r) u + b_mag fires where z > b_mag - exp(r) b_gate.
 
@@ -109,6 +127,7 @@ ARCHITECTURE = Architecture(
     optimizer=OptimizerConfig(lr=3e-4, beta1=0.0, lr_warm_up=1000, lr_warm_up_shape="cosine"),
     normalization="unit_mean_square",
     example=GatedConfig(d_sae=64),
+    resample=resample,
     constrain_gradients=constrain_gradients,
     constrain=constrain,
 )

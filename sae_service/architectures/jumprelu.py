@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
+from sae_service.numerics import active, jumprelu, random_rows, remove_parallel, squared_error, unit_rows
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
 
@@ -24,6 +24,11 @@ class JumpReLUConfig(ArchitectureConfig):
     kind: Literal["jumprelu"] = "jumprelu"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
     l0_coefficient: float = Field(default=6e-4, ge=0, description="Weight of L0, or of (L0 / target_l0 - 1)².")
     target_l0: float | None = Field(default=None, gt=0, description="The L0 to aim at; null penalises L0 linearly.")
+    pre_act_coefficient: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of how far the dead latents are below their thresholds, which revives them; none in the paper.",
+    )
     bandwidth: float = Field(default=0.001, gt=0, description="Width of the window that gives thresholds a gradient.")
     initial_threshold: float = Field(default=0.001, gt=0)
 
@@ -45,49 +50,6 @@ class JumpReLUParameters:
     log_threshold: Float[Array, " d_sae"]
 
 
-def _window(z: Array, threshold: Array, bandwidth: Array) -> Array:
-    """1 / bandwidth inside the window around the threshold, else 0."""
-    return jnp.where(jnp.abs(z - threshold) < bandwidth / 2, 1 / bandwidth, 0)
-
-
-@jax.custom_vjp
-def jumprelu(z: Array, threshold: Array, bandwidth: Array) -> Array:
-    """z where z > threshold, else 0. Its derivative by the threshold is that of the expected loss, by a kernel."""
-    return jnp.where(z > threshold, z, 0)
-
-
-def _jumprelu_forward(z: Array, threshold: Array, bandwidth: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    return jumprelu(z, threshold, bandwidth), (z, threshold, bandwidth)
-
-
-def _jumprelu_backward(saved: tuple[Array, Array, Array], upstream: Array) -> tuple[Array, Array, Array]:
-    z, threshold, bandwidth = saved
-    by_threshold = jnp.sum(-threshold * _window(z, threshold, bandwidth) * upstream, axis=0)
-    return jnp.where(z > threshold, upstream, 0), by_threshold, jnp.zeros_like(bandwidth)
-
-
-jumprelu.defvjp(_jumprelu_forward, _jumprelu_backward)
-
-
-@jax.custom_vjp
-def step(z: Array, threshold: Array, bandwidth: Array) -> Array:
-    """1 where z > threshold, else 0, with a kernel for the derivative by the threshold and none by z."""
-    return (z > threshold).astype(z.dtype)
-
-
-def _step_forward(z: Array, threshold: Array, bandwidth: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    return step(z, threshold, bandwidth), (z, threshold, bandwidth)
-
-
-def _step_backward(saved: tuple[Array, Array, Array], upstream: Array) -> tuple[Array, Array, Array]:
-    z, threshold, bandwidth = saved
-    by_threshold = jnp.sum(-_window(z, threshold, bandwidth) * upstream, axis=0)
-    return jnp.zeros_like(z), by_threshold, jnp.zeros_like(bandwidth)
-
-
-step.defvjp(_step_forward, _step_backward)
-
-
 def init(config: JumpReLUConfig, d_in: int, key: Any) -> JumpReLUParameters:
     """Random unit decoder rows, the encoder their transpose, biases 0."""
     W_dec = random_rows(key, config.d_sae, d_in)
@@ -103,13 +65,15 @@ def loss(
     z = (x - parameters.b_dec) @ parameters.W_enc + parameters.b_enc
     acts = jumprelu(z, threshold, bandwidth)
     x_hat = acts @ parameters.W_dec + parameters.b_dec
-    l0 = jnp.mean(jnp.sum(step(z, threshold, bandwidth), axis=1))
+    l0 = jnp.mean(jnp.sum(active(z, threshold, bandwidth), axis=1))
     penalty = l0 if config.target_l0 is None else jnp.square(l0 / config.target_l0 - 1)
     terms = {
         "mse": squared_error(x, x_hat),
         "sparsity": context.sparsity_scale * config.l0_coefficient * penalty,
     }
-    return LossOutput(terms["mse"] + terms["sparsity"], terms, x_hat, acts), parameters
+    below = jnp.where(context.is_dead, jax.nn.relu(threshold - z), 0)
+    terms["pre_act"] = config.pre_act_coefficient * jnp.mean(jnp.sum(below, axis=1))
+    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
 
 
 def export(config: JumpReLUConfig, parameters: JumpReLUParameters) -> InferenceSAE:

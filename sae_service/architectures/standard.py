@@ -1,7 +1,7 @@
 """ReLU with an L1 penalty that weighs each latent by its decoder norm.
 
 Source: Anthropic, April 2024 update on training SAEs. No constraint on the decoder: the gradient flows through its
-norms. No pre-encoder bias, no resampling.
+norms. No pre-encoder bias. Resampling is ours to offer, off by default: the source has none.
 """
 
 from typing import Any, Literal
@@ -12,14 +12,16 @@ from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service.coder import Coder
 from sae_service.numerics import random_rows, row_norms, squared_error, unit_rows
+from sae_service.resampling import resample_coder
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
-from sae_service.schema import ArchitectureConfig, OptimizerConfig
+from sae_service.schema import OptimizerConfig, ResamplingConfig
 
 INITIAL_DECODER_NORM = 0.1
 
 
-class StandardConfig(ArchitectureConfig):
+class StandardConfig(ResamplingConfig):
     """ReLU and L1."""
 
     kind: Literal["standard"] = "standard"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
@@ -56,6 +58,15 @@ def loss(
     return LossOutput(terms["mse"] + terms["sparsity"], terms, x_hat, acts), parameters
 
 
+def resample(
+    parameters: StandardParameters, x: Array, x_hat: Array, is_dead: Array, key: Any
+) -> tuple[StandardParameters, StandardParameters]:
+    """Dead latents started anew."""
+    coder = Coder(parameters.W_enc, parameters.b_enc, parameters.W_dec, parameters.b_dec)
+    fresh, touched = resample_coder(coder, x, x_hat, is_dead, key)
+    return StandardParameters(**vars(fresh)), StandardParameters(**vars(touched))
+
+
 def export(config: StandardConfig, parameters: StandardParameters) -> InferenceSAE:
     """Decoder norms folded into the encoder, so that acts are f_i ‖d_i‖; the threshold is 0."""
     norms = row_norms(parameters.W_dec)
@@ -76,4 +87,5 @@ ARCHITECTURE = Architecture(
     optimizer=OptimizerConfig(lr=5e-5, clip_norm=1.0, lr_decay=0.2, sparsity_warm_up=0.05),
     normalization="sqrt_d_in",
     example=StandardConfig(d_sae=64, l1_coefficient=0.1),
+    resample=resample,
 )

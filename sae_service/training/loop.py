@@ -10,15 +10,32 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sae_service.architectures import ARCHITECTURES
+from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.training import metrics, optimizer
-from sae_service.training.step import Numbers, TrainState, init_state, train_step
+from sae_service.training.step import Numbers, TrainState, init_state, resample_step, train_step
+
+SAMPLE_ROWS = 32_768
 
 
 def initial_state(job: JobSpec, sae: SAESpec, d_in: int) -> TrainState:
     """The state of one SAE before its first step; its key depends on the job's and the SAE's seed."""
     key: Any = jax.random.fold_in(jax.random.key(job.stream.seed), sae.seed)
     return init_state(ARCHITECTURES[sae.architecture.kind], sae.architecture, d_in, key)
+
+
+def fitted(state: TrainState, sae: SAESpec, scale: float, rows: Float[Array, "rows d_in"]) -> TrainState:
+    """The initial state fitted to a sample of the rows that it will see, as its architecture wants it."""
+    sample = rows[:SAMPLE_ROWS].astype(jnp.float32) * scale
+    parameters = ARCHITECTURES[sae.architecture.kind].fit_to_rows(sae.architecture, state.parameters, sample)
+    return state.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def resampling_steps(job: JobSpec, sae: SAESpec) -> frozenset[int]:
+    """The steps after which dead latents of `sae` are started anew."""
+    if not isinstance(sae.architecture, ResamplingConfig):
+        return frozenset()
+    return frozenset(optimizer.steps_of(duration, job.stream.n_steps) for duration in sae.architecture.resample_at)
 
 
 def activation_scale(sae: SAESpec, rows: Float[Array, "rows d_in"]) -> float:
@@ -43,10 +60,12 @@ class Trainer:
     report: Callable[[list[dict[str, Any]]], None]
     n_steps: int = 0
     _numbers: dict[str, Numbers] = field(default_factory=dict)
+    _resampling: dict[str, frozenset[int]] = field(default_factory=dict)
     _started: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
         for sae in self.job.saes:
+            self._resampling[sae.name] = resampling_steps(self.job, sae)
             self._numbers[sae.name] = Numbers(
                 architecture={name: jnp.float32(value) for name, value in sae.architecture.numbers().items()},
                 schedule=optimizer.schedule(sae.optimizer, self.job.stream.n_steps),
@@ -65,11 +84,25 @@ class Trainer:
                 rows[sae.hook_name],
             )
         self.n_steps += 1
+        for sae in self.job.saes:
+            if self.n_steps in self._resampling[sae.name]:
+                self._resample(sae, rows[sae.hook_name])
         if self._started is None:
             jax.block_until_ready(self.states)
             self._started = time.monotonic(), self.n_steps
         if self.n_steps % self.job.log_every == 0 or self.n_steps == self.job.stream.n_steps:
             self.report([self._read(sae) for sae in self.job.saes])
+
+    def _resample(self, sae: SAESpec, rows: Float[Array, "batch d_in"]) -> None:
+        key: Any = jax.random.fold_in(jax.random.key(self.job.stream.seed), sae.seed)
+        self.states[sae.name] = resample_step(
+            ARCHITECTURES[sae.architecture.kind],
+            sae.architecture.structure(),
+            self.states[sae.name],
+            self._numbers[sae.name],
+            rows,
+            jax.random.fold_in(key, self.n_steps),
+        )
 
     def tokens_per_s(self) -> float:
         """Trained tokens per second since the first step of this attempt."""

@@ -40,7 +40,7 @@ class Numbers:
 def init_state(architecture: Architecture, config: ArchitectureConfig, d_in: int, key: Array) -> TrainState:
     """The state before the first step."""
     parameters = architecture.init(config, d_in, key)
-    context = LossContext(jnp.ones(()), jnp.zeros(config.d_sae, bool))
+    context = LossContext(jnp.ones(()), jnp.zeros(config.d_sae, bool), jnp.zeros(()))
     terms = jax.eval_shape(lambda x: architecture.loss(config, parameters, x, context)[0].terms, jnp.zeros((1, d_in)))
     return TrainState(
         parameters=parameters,
@@ -69,6 +69,7 @@ def train_step(
     context = LossContext(
         sparsity_scale=optimizer.sparsity_scale(numbers.schedule, state.n_steps),
         is_dead=state.tokens_since_fired > numbers.dead_after_tokens,
+        progress=state.n_steps / numbers.schedule.n_steps,
     )
 
     def loss(parameters: Any) -> tuple[Array, tuple[Any, Any]]:
@@ -85,4 +86,32 @@ def train_step(
         tokens_since_fired=jnp.where(fired, 0, jnp.minimum(state.tokens_since_fired + len(x), COUNT_LIMIT)),
         n_steps=state.n_steps + 1,
         window=metrics.add(state.window, x, output, norm),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
+def resample_step(
+    architecture: Architecture,
+    structure: ArchitectureConfig,
+    state: TrainState,
+    numbers: Numbers,
+    rows: Float[Array, "batch d_in"],
+    key: Array,
+) -> TrainState:
+    """The state with its dead latents started anew, and without their optimiser's memory. `state` is consumed."""
+    assert architecture.resample is not None
+    x = rows.astype(jnp.float32) * numbers.activation_scale
+    is_dead = state.tokens_since_fired > numbers.dead_after_tokens
+    context = LossContext(jnp.ones(()), is_dead, state.n_steps / numbers.schedule.n_steps)
+    output, _ = architecture.loss(structure.with_numbers(numbers.architecture), state.parameters, x, context)
+    parameters, touched = architecture.resample(state.parameters, x, output.x_hat, is_dead, key)
+
+    def forget(moments: Any) -> Any:
+        return jax.tree.map(lambda moment, mask: jnp.where(mask, 0, moment), moments, touched)
+
+    adam: Any = state.optimizer
+    return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        parameters=parameters,
+        optimizer=adam._replace(mu=forget(adam.mu), nu=forget(adam.nu)),
+        tokens_since_fired=jnp.where(is_dead, 0, state.tokens_since_fired),
     )

@@ -12,6 +12,7 @@ from safetensors.numpy import load
 import sae_service
 from sae_service import artifacts, pipeline
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss
+from sae_service.provenance import revision
 from sae_service.spec import JobSpec
 from sae_service.storage import Storage
 from tests.recorder import Recorder
@@ -117,6 +118,14 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_to_the_same_bytes(
 def test_a_checkpoint_in_the_middle_is_a_usable_sae(finished: tuple[Recorder, dict[str, bytes]]) -> None:
     paths = {entry["path"] for entry in finished[0].checkpoints[0].files}
     assert {"saes/standard_256/cfg.json", "saes/standard_256/sae_weights.safetensors"} <= paths
+
+
+def test_provenance_names_the_model_the_text_and_the_code(finished: tuple[Recorder, dict[str, bytes]]) -> None:
+    found = json.loads(finished[1]["saes/gated_256/provenance.json"])
+    assert found["model"]["revision"] == revision(str(DEMO / "model"))
+    assert found["dataset"]["revision"].startswith("sha256:")
+    assert {"sae-service", "jax", "torch"} <= set(found["code"])
+    assert found["spec"]["stream"]["seed"] == 3
 
 
 def test_logging_more_often_changes_nothing(finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path) -> None:

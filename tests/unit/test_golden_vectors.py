@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_service.architectures import gated, jumprelu, standard
+from sae_service.architectures import gated, jumprelu, jumprelu_tanh, matryoshka, standard, standard_tied, topk
+from sae_service.coder import Coder, ThresholdedCoder, tangent
+from sae_service.numerics import keep_largest, keep_largest_of_batch, kth_largest, squared_error, variance_of
 from sae_service.sae import LossContext
 
 X = [[1, 0.5, -0.2], [0.3, -0.4, 0.8]]
@@ -34,7 +36,7 @@ def array(values: Any) -> jax.Array:
 
 
 def context() -> LossContext:
-    return LossContext(array(1.0), jnp.zeros(4, bool))
+    return LossContext(array(1.0), jnp.zeros(4, bool), array(0.0))
 
 
 def measure(module: Any, config: Any, parameters: Any) -> tuple[Any, Any]:
@@ -135,3 +137,65 @@ def test_standard_gradients_agree_with_finite_differences() -> None:
     expected = (total(1e-6) - total(-1e-6)) / 2e-6
     actual = float(jnp.vdot(jax.flatten_util.ravel_pytree(gradients)[0], direction))
     assert actual == pytest.approx(expected, rel=1e-7)
+
+
+def coder() -> Coder:
+    return Coder(W_enc=array(W_DEC).T, b_enc=array(B_ENC), W_dec=array(W_DEC), b_dec=array(B_DEC))
+
+
+def test_tied_standard_loss_and_gradients() -> None:
+    output, gradients = measure(standard_tied, standard_tied.StandardTiedConfig(d_sae=4, l1_coefficient=0.5), coder())
+    close(output.acts, [[0.85, 0.5, 0, 0.77], [0.15, 0, 0.9, 0]])
+    close(output.x_hat, [[1.362, 1.116, 0], [0.2, 0, 0.9]])
+    close(output.terms["mse"], 0.36525)
+    close(output.total, 1.15775)
+    close(gradients.b_enc, [0.762, 0.866, 0.35, 0.96])
+    close(gradients.b_dec, [-1.076, -0.618, -0.05])
+    close(tangent(coder(), gradients).W_dec[3], [-0.04928, 0.03696, 0.154])
+
+
+def test_jumprelu_tanh_loss_and_gradients() -> None:
+    config = jumprelu_tanh.JumpReLUTanhConfig(
+        d_sae=4, sparsity_coefficient=0.1, tanh_scale=4, pre_act_coefficient=0.3, bandwidth=0.4
+    )
+    parameters = jumprelu_tanh.JumpReLUTanhParameters(coder(), jnp.log(array(THRESHOLD)))
+    output, gradients = measure(jumprelu_tanh, config, parameters)
+    close(output.terms["mse"], 0.3915)
+    close(output.terms["sparsity"], 0.1 * 1.978047)
+    close(output.terms["pre_act"], 0.3 * 1.26)
+    close(output.total, 0.967305)
+    close(gradients.log_threshold, [0.05625, -0.192052, 0.075, -0.550514])
+    close(gradients.coder.b_enc, [0.212889, 0.48013, -0.049404, 0.561683])
+
+
+def test_topk_keeps_the_largest_of_each_row() -> None:
+    output, _ = measure(topk, topk.TopKConfig(d_sae=4, k=2), coder())
+    close(output.acts, [[0.85, 0, 0, 0.77], [0.15, 0, 0.9, 0]])
+    close(squared_error(array(X), output.x_hat), 0.18225)
+
+
+def test_batchtopk_keeps_the_largest_of_the_batch() -> None:
+    acts = jax.nn.relu(coder().encode(array(X)))
+    kept, smallest = keep_largest_of_batch(acts, 1.5)
+    close(kept, [[0.85, 0, 0, 0.77], [0, 0, 0.9, 0]])
+    close(smallest, 0.77)
+
+
+def test_matryoshkas_prefixes_each_reconstruct_alone() -> None:
+    config = matryoshka.MatryoshkaConfig(d_sae=4, k=4, widths=(1, 4))
+    output, _ = measure(matryoshka, config, ThresholdedCoder(coder(), array(-1.0)))
+    acts, x = jax.nn.relu(coder().encode(array(X))), array(X)
+    variance = variance_of(x)
+    one = acts[:, :1] @ array(W_DEC)[:1] + array(B_DEC)
+    whole = acts @ array(W_DEC) + array(B_DEC)
+    close(output.terms["error"], (squared_error(x, one) + squared_error(x, whole)) / 2 / variance)
+    close(output.x_hat, whole)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 40])
+def test_the_kth_largest_is_exact(k: int) -> None:
+    values = jax.random.uniform(jax.random.key(k), (5, 40)) ** 4
+    expected = jnp.sort(values, axis=1)[:, -k]
+    assert jnp.array_equal(kth_largest(values, k), expected)
+    assert jnp.array_equal(jnp.sum(keep_largest(values, k) > 0, axis=1), jnp.full(5, k))
+    assert jnp.array_equal(kth_largest(values.astype(jnp.float32), k), expected.astype(jnp.float32))

@@ -1,0 +1,84 @@
+"""BatchTopK: a batch keeps the k largest latents per row on average; one learned threshold takes their place later.
+
+Source: Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv:2412.06410, section 3. The threshold is the
+average over batches of the smallest latent that was kept. Unlike the published code, `b_enc` is used.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from pydantic import Field, model_validator
+
+from sae_service.coder import ThresholdedCoder, centred, exported, normalized, on_coder, random_thresholded_coder, tangent
+from sae_service.numerics import auxk_error, follow_threshold, keep_largest_of_batch, normalized_error
+from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
+
+
+class BatchTopKConfig(ArchitectureConfig):
+    """k active latents per row, on average over a batch."""
+
+    kind: Literal["batchtopk"] = "batchtopk"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
+    k: float = Field(default=32, gt=0, description="Mean number of active latents per row.")
+    k_aux: int = Field(default=0, ge=0, description="Dead latents that reconstruct the residual; 0: half of d_in.")
+    aux_coefficient: float = Field(default=1 / 32, ge=0)
+    threshold_rate: float = Field(default=0.01, gt=0, le=1, description="Rate at which the threshold follows the batches.")
+
+    @model_validator(mode="after")
+    def _check_k(self) -> "BatchTopKConfig":
+        if self.k > self.d_sae:
+            refuse(("k",), f"must be at most d_sae ({self.d_sae})", self.k)
+        return self
+
+
+def init(config: BatchTopKConfig, d_in: int, key: Any) -> ThresholdedCoder:
+    """A random coder."""
+    return random_thresholded_coder(key, d_in, config.d_sae)
+
+
+def fit_to_rows(
+    config: BatchTopKConfig, parameters: ThresholdedCoder, rows: Float[Array, "rows d_in"]
+) -> ThresholdedCoder:
+    """`b_dec` at the geometric median of the rows."""
+    return parameters.replace(coder=centred(parameters.coder, rows))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def loss(
+    config: BatchTopKConfig, parameters: ThresholdedCoder, x: Float[Array, "batch d_in"], context: LossContext
+) -> tuple[LossOutput, ThresholdedCoder]:
+    """Normalised error + AuxK; the second value carries the threshold on."""
+    coder = parameters.coder
+    z = coder.encode(x)
+    acts, smallest = keep_largest_of_batch(jax.nn.relu(z), config.k)
+    x_hat = coder.decode(acts)
+    k_aux = config.k_aux or x.shape[1] // 2
+    terms = {
+        "error": normalized_error(x, x_hat),
+        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, coder.W_dec, context.is_dead, k_aux),
+    }
+    threshold = follow_threshold(parameters.threshold, smallest, config.threshold_rate)
+    moved = parameters.replace(threshold=threshold)  # pyright: ignore[reportAttributeAccessIssue]
+    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), moved
+
+
+def export(config: BatchTopKConfig, parameters: ThresholdedCoder) -> InferenceSAE:
+    """The pre-encoder bias folded into `b_enc`; the one threshold for every latent."""
+    threshold = jnp.full(config.d_sae, jnp.maximum(parameters.threshold, 0))
+    return exported(parameters.coder, threshold)
+
+
+ARCHITECTURE = Architecture(
+    config=BatchTopKConfig,
+    init=init,
+    loss=loss,
+    export=export,
+    optimizer=OptimizerConfig(lr=3e-4, beta2=0.99, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2),
+    normalization="unit_mean_square",
+    example=BatchTopKConfig(d_sae=64, k=4),
+    chooses_over_the_batch=True,
+    fit_to_rows=fit_to_rows,
+    constrain_gradients=on_coder(tangent),
+    constrain=on_coder(normalized),
+)

@@ -1,0 +1,98 @@
+"""Matryoshka BatchTopK: nested prefixes of the latents must each reconstruct alone, so that the first stay general.
+
+Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", arXiv:2503.17547,
+section 3. The error is the mean over the prefixes, each counted once; the latents are chosen as in BatchTopK, over
+all of them together.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from pydantic import Field, model_validator
+
+from sae_service.coder import ThresholdedCoder, centred, exported, normalized, on_coder, random_thresholded_coder, tangent
+from sae_service.numerics import auxk_error, follow_threshold, keep_largest_of_batch, normalized_error
+from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
+
+
+class MatryoshkaConfig(ArchitectureConfig):
+    """Nested prefixes, and k active latents per row on average over a batch."""
+
+    kind: Literal["matryoshka"] = "matryoshka"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
+    k: float = Field(default=32, gt=0, description="Mean number of active latents per row.")
+    widths: tuple[int, ...] = Field(
+        default=(), description="Lengths of the prefixes, rising to d_sae. Default: d_sae / 16, / 8, / 4, / 2 and d_sae."
+    )
+    k_aux: int = Field(default=0, ge=0, description="Dead latents that reconstruct the residual; 0: half of d_in.")
+    aux_coefficient: float = Field(default=1 / 32, ge=0)
+    threshold_rate: float = Field(default=0.01, gt=0, le=1, description="Rate at which the threshold follows the batches.")
+
+    @model_validator(mode="after")
+    def _check_k(self) -> "MatryoshkaConfig":
+        if self.k > self.d_sae:
+            refuse(("k",), f"must be at most d_sae ({self.d_sae})", self.k)
+        if self.widths and (list(self.widths) != sorted({*self.widths, self.d_sae}) or self.widths[0] < 1):
+            refuse(("widths",), f"must rise from at least 1 to d_sae ({self.d_sae})", self.widths)
+        return self
+
+    def prefixes(self) -> tuple[int, ...]:
+        """The lengths of the prefixes."""
+        return self.widths or tuple(sorted({max(1, self.d_sae // share) for share in (16, 8, 4, 2, 1)}))
+
+
+def init(config: MatryoshkaConfig, d_in: int, key: Any) -> ThresholdedCoder:
+    """A random coder."""
+    return random_thresholded_coder(key, d_in, config.d_sae)
+
+
+def fit_to_rows(
+    config: MatryoshkaConfig, parameters: ThresholdedCoder, rows: Float[Array, "rows d_in"]
+) -> ThresholdedCoder:
+    """`b_dec` at the geometric median of the rows."""
+    return parameters.replace(coder=centred(parameters.coder, rows))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def loss(
+    config: MatryoshkaConfig, parameters: ThresholdedCoder, x: Float[Array, "batch d_in"], context: LossContext
+) -> tuple[LossOutput, ThresholdedCoder]:
+    """Mean normalised error of the prefixes + AuxK; the second value carries the threshold on."""
+    coder = parameters.coder
+    z = coder.encode(x)
+    acts, smallest = keep_largest_of_batch(jax.nn.relu(z), config.k)
+    errors, x_hat, start = [], jnp.broadcast_to(coder.b_dec, x.shape), 0
+    for end in config.prefixes():
+        x_hat = x_hat + acts[:, start:end] @ coder.W_dec[start:end]
+        errors.append(normalized_error(x, x_hat))
+        start = end
+    k_aux = config.k_aux or x.shape[1] // 2
+    terms = {
+        "error": sum(errors, jnp.zeros(())) / len(errors),
+        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, coder.W_dec, context.is_dead, k_aux),
+    }
+    threshold = follow_threshold(parameters.threshold, smallest, config.threshold_rate)
+    moved = parameters.replace(threshold=threshold)  # pyright: ignore[reportAttributeAccessIssue]
+    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), moved
+
+
+def export(config: MatryoshkaConfig, parameters: ThresholdedCoder) -> InferenceSAE:
+    """The pre-encoder bias folded into `b_enc`; the one threshold for every latent."""
+    threshold = jnp.full(config.d_sae, jnp.maximum(parameters.threshold, 0))
+    return exported(parameters.coder, threshold)
+
+
+ARCHITECTURE = Architecture(
+    config=MatryoshkaConfig,
+    init=init,
+    loss=loss,
+    export=export,
+    optimizer=OptimizerConfig(lr=3e-4, beta2=0.99, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2),
+    normalization="unit_mean_square",
+    example=MatryoshkaConfig(d_sae=64, k=4),
+    chooses_over_the_batch=True,
+    fit_to_rows=fit_to_rows,
+    constrain_gradients=on_coder(tangent),
+    constrain=on_coder(normalized),
+)

@@ -1,0 +1,127 @@
+"""p-annealing: an Lp penalty whose p falls from 1, so that training begins convex and ends close to L0.
+
+Source: Karvonen et al. 2024, "Measuring Progress in Dictionary Learning for Language Model Interpretability with Board
+Game Models", arXiv:2408.00113, section 4. p falls in equal steps; at each of them the coefficient is multiplied so that
+the penalty of recent batches stays what it was. "Recent" is a running average here, not a list of ten batches.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+from pydantic import Field
+
+from sae_service.coder import Coder, centred, exported, normalized, on_coder, random_coder, tangent
+from sae_service.numerics import squared_error
+from sae_service.resampling import resample_coder
+from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.schema import OptimizerConfig, ResamplingConfig
+
+FALLS = 10
+AVERAGING_RATE = 0.1
+SMALLEST = 1e-6
+
+
+class PAnnealingConfig(ResamplingConfig):
+    """ReLU and an Lp penalty with falling p."""
+
+    kind: Literal["p_annealing"] = "p_annealing"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
+    lp_coefficient: float = Field(default=0.012, ge=0, description="Weight of the sum of acts to the power p, while p is 1.")
+    p_end: float = Field(default=0.2, gt=0, le=1, description="The last p.")
+    anneal_start: float = Field(default=0.2, ge=0, lt=1, description="Share of the job before p begins to fall.")
+
+
+@struct.dataclass
+class PAnnealingParameters:
+    """A coder, and what the falling p remembers: how often it has fallen, the factor on the coefficient, and the
+    running averages of the penalty with the present p and with the next one.
+    """
+
+    coder: Coder
+    falls: Float[Array, ""]
+    factor: Float[Array, ""]
+    penalty: Float[Array, ""]
+    next_penalty: Float[Array, ""]
+
+
+def init(config: PAnnealingConfig, d_in: int, key: Any) -> PAnnealingParameters:
+    """A random coder, p = 1."""
+    zero = jnp.zeros(())
+    return PAnnealingParameters(random_coder(key, d_in, config.d_sae), zero, jnp.ones(()), zero + 0, zero + 0)
+
+
+def fit_to_rows(
+    config: PAnnealingConfig, parameters: PAnnealingParameters, rows: Float[Array, "rows d_in"]
+) -> PAnnealingParameters:
+    """`b_dec` at the geometric median of the rows."""
+    return parameters.replace(coder=centred(parameters.coder, rows))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def power_penalty(acts: Float[Array, "batch d_sae"], p: Float[Array, ""]) -> Float[Array, ""]:
+    """Mean over rows of the sum of acts^p; without a gradient where nothing fires."""
+    positive = jnp.where(acts > 0, jnp.maximum(acts, SMALLEST), 1)
+    return jnp.mean(jnp.sum(jnp.where(acts > 0, positive**p, 0), axis=1))
+
+
+def loss(
+    config: PAnnealingConfig, parameters: PAnnealingParameters, x: Float[Array, "batch d_in"], context: LossContext
+) -> tuple[LossOutput, PAnnealingParameters]:
+    """Mean ‖x - x_hat‖² + λ mean Σ f_i^p; the second value carries p's memory on."""
+    falls = jnp.clip(jnp.floor((context.progress - config.anneal_start) / (1 - config.anneal_start) * FALLS), 0, FALLS)
+    has_fallen = falls > parameters.falls
+    ratio = parameters.penalty / jnp.maximum(parameters.next_penalty, 1e-12)
+    factor = jax.lax.stop_gradient(jnp.where(has_fallen & (parameters.penalty > 0), parameters.factor * ratio, parameters.factor))
+    acts = jax.nn.relu(parameters.coder.encode(x))
+    x_hat = parameters.coder.decode(acts)
+    fall = (1 - config.p_end) / FALLS
+    p = 1 - falls * fall
+    penalty = power_penalty(acts, p)
+    terms = {
+        "mse": squared_error(x, x_hat),
+        "sparsity": context.sparsity_scale * config.lp_coefficient * factor * penalty,
+    }
+    next_penalty = power_penalty(acts, jnp.maximum(p - fall, config.p_end))
+
+    def averaged(before: Array, now: Array) -> Array:
+        is_first = has_fallen | (before == 0)
+        return jax.lax.stop_gradient(jnp.where(is_first, now, before + AVERAGING_RATE * (now - before)))
+
+    moved = PAnnealingParameters(
+        parameters.coder, jax.lax.stop_gradient(falls), factor,
+        averaged(parameters.penalty, penalty), averaged(parameters.next_penalty, next_penalty),
+    )  # fmt: skip
+    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), moved
+
+
+def resample(
+    parameters: PAnnealingParameters, x: Array, x_hat: Array, is_dead: Array, key: Any
+) -> tuple[PAnnealingParameters, PAnnealingParameters]:
+    """Dead latents started anew."""
+    fresh, touched = resample_coder(parameters.coder, x, x_hat, is_dead, key)
+    nothing = jnp.zeros((), bool)
+    return (
+        parameters.replace(coder=fresh),  # pyright: ignore[reportAttributeAccessIssue]
+        PAnnealingParameters(touched, nothing, nothing, nothing, nothing),
+    )
+
+
+def export(config: PAnnealingConfig, parameters: PAnnealingParameters) -> InferenceSAE:
+    """The pre-encoder bias folded into `b_enc`; the threshold is 0."""
+    return exported(parameters.coder, jnp.zeros(config.d_sae))
+
+
+ARCHITECTURE = Architecture(
+    config=PAnnealingConfig,
+    init=init,
+    loss=loss,
+    export=export,
+    optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2, sparsity_warm_up=5000),
+    normalization="unit_mean_square",
+    example=PAnnealingConfig(d_sae=64, lp_coefficient=0.01),
+    fit_to_rows=fit_to_rows,
+    resample=resample,
+    constrain_gradients=on_coder(tangent),
+    constrain=on_coder(normalized),
+)

@@ -1,0 +1,86 @@
+"""TopK: each row keeps its k largest latents; AuxK revives dead ones.
+
+Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093, sections 2.3 and appendices
+A.1 to A.3. The decoder bias is subtracted from the input and starts at the geometric median of a sample; the decoder
+has unit rows; the encoder starts as its transpose. The per-row standardisation of the published code is left out: one
+scalar per hook point takes its place, as for every architecture here.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from pydantic import Field, model_validator
+
+from sae_service.coder import Coder, centred, exported, normalized, random_coder, tangent
+from sae_service.numerics import auxk_error, keep_largest, normalized_error
+from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
+
+
+class TopKConfig(ArchitectureConfig):
+    """k active latents in every row."""
+
+    kind: Literal["topk"] = "topk"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
+    k: float = Field(default=32, ge=1, description="Active latents per row, a whole number.")
+    k_aux: int = Field(default=0, ge=0, description="Dead latents that reconstruct the residual; 0: half of d_in.")
+    aux_coefficient: float = Field(default=1 / 32, ge=0)
+    multi_coefficient: float = Field(
+        default=0.0, ge=0, description="Weight of the error with 4 k latents (Multi-TopK, published with 1/8)."
+    )
+
+    @model_validator(mode="after")
+    def _check_k(self) -> "TopKConfig":
+        if self.k > self.d_sae:
+            refuse(("k",), f"must be at most d_sae ({self.d_sae})", self.k)
+        if self.k != int(self.k):
+            refuse(("k",), "must be a whole number", self.k)
+        return self
+
+
+def init(config: TopKConfig, d_in: int, key: Any) -> Coder:
+    """A random coder."""
+    return random_coder(key, d_in, config.d_sae)
+
+
+def fit_to_rows(config: TopKConfig, parameters: Coder, rows: Float[Array, "rows d_in"]) -> Coder:
+    """`b_dec` at the geometric median of the rows."""
+    return centred(parameters, rows)
+
+
+def loss(
+    config: TopKConfig, parameters: Coder, x: Float[Array, "batch d_in"], context: LossContext
+) -> tuple[LossOutput, Coder]:
+    """Normalised error + AuxK + the error with 4 k latents."""
+    z = parameters.encode(x)
+    positive = jax.nn.relu(z)
+    acts = keep_largest(positive, config.k)
+    x_hat = parameters.decode(acts)
+    k_aux = config.k_aux or x.shape[1] // 2
+    wider = parameters.decode(keep_largest(positive, 4 * config.k))
+    terms = {
+        "error": normalized_error(x, x_hat),
+        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, parameters.W_dec, context.is_dead, k_aux),
+        "multi": config.multi_coefficient * normalized_error(x, wider),
+    }
+    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
+
+
+def export(config: TopKConfig, parameters: Coder) -> InferenceSAE:
+    """The pre-encoder bias folded into `b_enc`; k stays."""
+    return exported(parameters, jnp.zeros(config.d_sae), int(config.k))
+
+
+ARCHITECTURE = Architecture(
+    config=TopKConfig,
+    init=init,
+    loss=loss,
+    export=export,
+    optimizer=OptimizerConfig(lr=2e-4, eps=6.25e-10, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2),
+    normalization="unit_mean_square",
+    example=TopKConfig(d_sae=64, k=4),
+    fit_to_rows=fit_to_rows,
+    constrain_gradients=tangent,
+    constrain=normalized,
+)

@@ -1,0 +1,80 @@
+"""An encoder and a decoder with their biases: the parameters that most architectures have, and what they do with them.
+
+The decoder's bias is subtracted from the input too, and decoder rows have norm 1.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from sae_service.numerics import geometric_median, random_rows, remove_parallel, unit_rows
+from sae_service.sae import InferenceSAE
+
+
+@struct.dataclass
+class Coder:
+    """Encoder, decoder and their biases."""
+
+    W_enc: Float[Array, "d_in d_sae"]
+    b_enc: Float[Array, " d_sae"]
+    W_dec: Float[Array, "d_sae d_in"]
+    b_dec: Float[Array, " d_in"]
+
+    def encode(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_sae"]:
+        """The pre-activations z."""
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
+
+    def decode(self, acts: Float[Array, "batch d_sae"]) -> Float[Array, "batch d_in"]:
+        """The reconstruction."""
+        return acts @ self.W_dec + self.b_dec
+
+
+def random_coder(key: Any, d_in: int, d_sae: int) -> Coder:
+    """Decoder rows of norm 1 in random directions, the encoder their transpose, biases 0."""
+    W_dec = random_rows(key, d_sae, d_in)
+    return Coder(W_dec.T, jnp.zeros(d_sae), W_dec, jnp.zeros(d_in))
+
+
+def centred(coder: Coder, rows: Float[Array, "rows d_in"]) -> Coder:
+    """`b_dec` at the geometric median of the rows."""
+    return coder.replace(b_dec=geometric_median(rows))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def tangent(coder: Coder, gradients: Coder) -> Coder:
+    """The gradients without what would change the decoder's norms."""
+    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, coder.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def normalized(coder: Coder) -> Coder:
+    """Decoder rows of norm 1."""
+    return coder.replace(W_dec=unit_rows(coder.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@struct.dataclass
+class ThresholdedCoder:
+    """A coder and one threshold for all latents, which moves by averaging; it is negative before the first batch."""
+
+    coder: Coder
+    threshold: Float[Array, ""]
+
+
+def random_thresholded_coder(key: Any, d_in: int, d_sae: int) -> ThresholdedCoder:
+    """A random coder whose threshold has seen no batch."""
+    return ThresholdedCoder(random_coder(key, d_in, d_sae), -jnp.ones(()))
+
+
+def on_coder(change: Any) -> Any:
+    """A function of coders as one of parameters that have a field `coder`."""
+
+    def changed(*parameters: Any) -> Any:
+        return parameters[-1].replace(coder=change(*(item.coder for item in parameters)))
+
+    return changed
+
+
+def exported(coder: Coder, threshold: Float[Array, " d_sae"], k: int | None = None) -> InferenceSAE:
+    """The public form: the subtraction of `b_dec` folded into `b_enc`."""
+    b_enc = coder.b_enc - coder.b_dec @ coder.W_enc
+    return InferenceSAE(coder.W_enc, b_enc, coder.W_dec, coder.b_dec, threshold, k)

@@ -1,0 +1,46 @@
+"""What a reader needs to make an SAE again: the spec, which model and text it was, which code."""
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sae_service import __version__
+from sae_service.spec import JobSpec
+
+PACKAGES = ("jax", "torch", "transformer-lens", "datasets", "optax")
+LOOKED_AT = 1 << 24
+
+
+def provenance(job: JobSpec, device: str) -> dict[str, Any]:
+    """The provenance of every SAE of a job, as JSON."""
+    model, dataset = job.stream.model, job.stream.dataset
+    return {
+        "spec": job.model_dump(mode="json"),
+        "model": {"name": model.name, "revision": model.revision or revision(model.name)},
+        "dataset": {"path": dataset.path, "revision": dataset.revision or revision(dataset.path)},
+        "code": {"sae-service": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": device,
+    }
+
+
+def revision(name: str) -> str | None:
+    """Of local files a hash over their names, sizes and first 16 MiB; of a hub model in the cache its commit."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return _cached_commit(name)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+            with file.open("rb") as content:
+                digest.update(content.read(LOOKED_AT))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _cached_commit(name: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent.name if isinstance(config, str) else None

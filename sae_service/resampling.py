@@ -1,0 +1,61 @@
+"""Dead latents started anew, in the directions of rows that are badly reconstructed.
+
+Source: Bricken et al. 2023, "Towards Monosemanticity", Neuron resampling: a row is chosen with a probability
+proportional to its squared loss; the decoder row takes its direction, the encoder column the same direction at a fifth
+of the living ones' mean norm, the bias becomes 0. Rows are centred by `b_dec` first, and chosen from the batch in hand,
+which is a random sample because the stream is shuffled. The learning rate is not warmed up again.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sae_service.coder import Coder
+from sae_service.numerics import row_norms, unit_rows
+
+ENCODER_SHARE = 0.2
+
+
+def directions_of_bad_rows(
+    x: Float[Array, "batch d_in"], x_hat: Float[Array, "batch d_in"], b_dec: Float[Array, " d_in"], key: Any, n: int
+) -> Float[Array, "n d_in"]:
+    """Directions of `n` rows, each chosen with a probability proportional to the square of its squared error."""
+    errors = jnp.sum(jnp.square(x - x_hat), axis=1)
+    chosen = jax.random.categorical(key, 2 * jnp.log(jnp.maximum(errors, 1e-30)), shape=(n,))
+    return unit_rows(x[chosen] - b_dec)
+
+
+def mean_norm_of_living(matrix: Float[Array, "d_sae d_in"], is_dead: Bool[Array, " d_sae"]) -> Float[Array, ""]:
+    """Mean row norm of the latents that are not dead; 1 if all are."""
+    n_living = jnp.sum(~is_dead)
+    total = jnp.sum(jnp.where(is_dead, 0, row_norms(matrix)))
+    return jnp.where(n_living > 0, total / jnp.maximum(n_living, 1), 1)
+
+
+def resample_coder(
+    coder: Coder,
+    x: Float[Array, "batch d_in"],
+    x_hat: Float[Array, "batch d_in"],
+    is_dead: Bool[Array, " d_sae"],
+    key: Any,
+) -> tuple[Coder, Coder]:
+    """The coder with its dead latents started anew, and the masks of what was changed."""
+    directions = directions_of_bad_rows(x, x_hat, coder.b_dec, key, len(is_dead))
+    encoder = ENCODER_SHARE * mean_norm_of_living(coder.W_enc.T, is_dead) * directions
+    decoder = mean_norm_of_living(coder.W_dec, is_dead) * directions
+    fresh = Coder(
+        W_enc=jnp.where(is_dead, encoder.T, coder.W_enc),
+        b_enc=jnp.where(is_dead, 0, coder.b_enc),
+        W_dec=jnp.where(is_dead[:, None], decoder, coder.W_dec),
+        b_dec=coder.b_dec,
+    )
+    nothing = jnp.zeros_like(coder.b_dec, dtype=bool)
+    touched = Coder(
+        jnp.broadcast_to(is_dead, coder.W_enc.shape),
+        is_dead,
+        jnp.broadcast_to(is_dead[:, None], coder.W_dec.shape),
+        nothing,
+    )
+    return fresh, touched

@@ -1,0 +1,123 @@
+"""The adapter of TransformerLens, on the model that ships: each test is a trap that its interface has."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from sae_service.activations.buffer import FillStart, Harvest
+from sae_service.activations.handover import to_jax, to_torch
+from sae_service.activations.model import LanguageModel, last_layer
+from sae_service.activations.tokens import PackedTokens
+from sae_service.errors import InvalidSpec
+from sae_service.spec import DatasetSpec, ModelSpec
+from tests.conftest import DEMO
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return LanguageModel(ModelSpec(name=str(DEMO / "model")), "cpu")
+
+
+@pytest.fixture(scope="module")
+def tokens(model: LanguageModel) -> np.ndarray[Any, Any]:
+    random = np.random.default_rng(0).integers(10, 2000, (3, 32), dtype=np.int32)
+    random[:, 0] = model.bos
+    return random
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.0.hook_in", "blocks.3.hook_resid_pre", "blocks.2.mlp.hook_post", "blocks.1.attn.hook_z"]
+)
+def test_a_pass_that_stops_early_has_still_computed_what_was_asked(
+    model: LanguageModel, tokens: np.ndarray[Any, Any], name: str
+) -> None:
+    assert last_layer((name,)) == int(name.split(".")[1]) + 1
+    assert model.activations(tokens, (name,))[name].shape[:2] == tokens.shape
+
+
+def test_a_hook_point_outside_the_blocks_is_read_in_a_whole_pass(
+    model: LanguageModel, tokens: np.ndarray[Any, Any]
+) -> None:
+    assert last_layer(("ln_final.hook_normalized", "blocks.0.hook_out")) is None
+    assert model.activations(tokens, ("ln_final.hook_normalized",))["ln_final.hook_normalized"].shape == (3, 32, 128)
+
+
+@pytest.mark.parametrize(
+    ("alias", "canonical"),
+    [("blocks.2.hook_resid_post", "blocks.2.hook_out"), ("blocks.2.hook_resid_pre", "blocks.2.hook_in")],
+)
+def test_aliases_and_canonical_names_are_the_same_rows_also_together(
+    model: LanguageModel, tokens: np.ndarray[Any, Any], alias: str, canonical: str
+) -> None:
+    both = model.activations(tokens, (alias, canonical))
+    assert torch.equal(both[alias], both[canonical])
+    assert torch.equal(both[alias], model.activations(tokens, (alias,))[alias])
+
+
+def test_rows_are_those_of_the_published_model(model: LanguageModel, tokens: np.ndarray[Any, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(DEMO / "model", dtype=torch.float32)
+    with torch.inference_mode():
+        hidden = reference(torch.from_numpy(tokens).long(), output_hidden_states=True).hidden_states
+    ours = model.activations(tokens, ("blocks.1.hook_resid_post",))["blocks.1.hook_resid_post"]
+    torch.testing.assert_close(ours, hidden[2], atol=1e-4, rtol=1e-4)
+
+
+def test_no_token_is_put_before_ours(model: LanguageModel, tokens: np.ndarray[Any, Any]) -> None:
+    without = tokens[:, 1:]
+    assert model.activations(without, ("blocks.0.hook_out",))["blocks.0.hook_out"].shape[:2] == without.shape
+    assert model.token_losses(without).shape == (3, 30)
+    assert all(model.bos not in ids for ids in model.encode(["In the beginning", "And"]))
+
+
+def test_the_context_is_checked_by_us(model: LanguageModel) -> None:
+    assert model.check(("blocks.0.hook_out",), 128) == {"blocks.0.hook_out": 128}
+    with pytest.raises(InvalidSpec, match="128"):
+        model.check(("blocks.0.hook_out",), 129)
+
+
+def test_heads_are_joined_into_one_vector(model: LanguageModel, tokens: np.ndarray[Any, Any]) -> None:
+    assert model.check(("blocks.1.attn.hook_z", "blocks.1.mlp.hook_post"), 16) == {
+        "blocks.1.attn.hook_z": 128,
+        "blocks.1.mlp.hook_post": 512,
+    }
+
+
+def test_replacing_a_hook_point_by_itself_changes_no_loss(
+    model: LanguageModel, tokens: np.ndarray[Any, Any]
+) -> None:
+    clean = model.token_losses(tokens)
+    for name in ("blocks.2.hook_resid_post", "blocks.1.attn.hook_z"):
+        torch.testing.assert_close(model.token_losses(tokens, {name: lambda rows: rows.clone()}), clean)
+    assert not torch.allclose(model.token_losses(tokens, {"blocks.2.hook_resid_post": lambda rows: rows * 0}), clean)
+
+
+def test_tensors_change_hands_without_a_copy() -> None:
+    tensor = torch.arange(1 << 14, dtype=torch.float32)
+    array = to_jax(tensor)
+    assert array.unsafe_buffer_pointer() == tensor.data_ptr()
+    assert to_torch(array).data_ptr() == tensor.data_ptr()
+
+
+@pytest.fixture
+def harvest(model: LanguageModel) -> Iterator[Harvest]:
+    dataset = DatasetSpec(path=str(DEMO / "text"), held_out_split="test")
+    packed = PackedTokens(dataset, "train", model.encode, model.bos, 64, 4, repeat=True)
+    yield Harvest(model, packed, ("blocks.0.hook_out",), (model.bos,), FillStart())
+
+
+def test_a_fill_that_was_handed_over_is_never_written_again(harvest: Harvest) -> None:
+    rows, _ = harvest.fill(600)
+    array = to_jax(rows["blocks.0.hook_out"])
+    doubled = jax.jit(lambda x: jnp.sum(2 * x, axis=1))(array)
+    before = np.array(array)
+    for _ in range(3):
+        harvest.fill(600)
+    np.testing.assert_array_equal(np.asarray(array), before)
+    np.testing.assert_allclose(np.asarray(doubled), 2 * before.sum(axis=1), atol=1e-3)
