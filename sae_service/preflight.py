@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from zlib import error as ZlibError
 
-from sae_service.activations.tokens import check_column, is_path, load_arguments
+from sae_service.activations.tokens import check_column, load_arguments
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound
-from sae_service.spec import DatasetSpec, JobSpec
+from sae_service.spec import DatasetSpec, JobSpec, is_path
 
 LIKELY_SLIP = 0.8
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_service import __version__
-from sae_service.spec import JobSpec
+from sae_service.spec import JobSpec, is_path
 
 PACKAGES = ("jax", "torch", "transformer-lens", "datasets", "optax")
 LOOKED_AT = 1 << 24
@@ -27,9 +27,9 @@ def provenance(job: JobSpec, device: str) -> dict[str, Any]:
 
 def revision(name: str) -> str | None:
     """Of local files a hash over their names, sizes and first 16 MiB; of a hub model in the cache its commit."""
-    path = Path(name).expanduser()
-    if not path.exists():
+    if not is_path(name):
         return _cached_commit(name)
+    path = Path(name).expanduser()
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():

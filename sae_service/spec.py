@@ -16,6 +16,11 @@ MAX_BUFFER_ROWS = 1 << 20
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 
 
+def is_path(name: str) -> bool:
+    """Whether a model's or dataset's name means a file or folder, not something on a hub."""
+    return name.startswith(("/", ".", "~"))
+
+
 class ModelSpec(Frozen):
     """Which language model the activations come from."""
 

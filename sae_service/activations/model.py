@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from sae_service.activations.tokens import is_path
 from sae_service.errors import InvalidSpec, ModelNotFound
 from sae_service.settings import hub_host, is_offline
-from sae_service.spec import ModelSpec
+from sae_service.spec import ModelSpec, is_path
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.schema import Frozen
-from sae_service.spec import DatasetSpec
+from sae_service.spec import DatasetSpec, is_path
 
 DOCUMENTS_AT_ONCE = 64
 LOADERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
@@ -34,11 +34,6 @@ class Cursor(Frozen):
     epoch: int = 0
     unfinished: tuple[int, ...] = ()
     rows_served: int = 0
-
-
-def is_path(name: str) -> bool:
-    """Whether a model's or dataset's name means a file or folder, not something on a hub."""
-    return name.startswith(("/", ".", "~"))
 
 
 def is_held_out(document: str, share: float) -> bool:

@@ -1,6 +1,5 @@
 """The adapter of TransformerLens, on the model that ships: each test is a trap that its interface has."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -106,10 +105,10 @@ def test_tensors_change_hands_without_a_copy() -> None:
 
 
 @pytest.fixture
-def harvest(model: LanguageModel) -> Iterator[Harvest]:
+def harvest(model: LanguageModel) -> Harvest:
     dataset = DatasetSpec(path=str(DEMO / "text"), held_out_split="test")
     packed = PackedTokens(dataset, "train", model.encode, model.bos, 64, 4, repeat=True)
-    yield Harvest(model, packed, ("blocks.0.hook_out",), (model.bos,), FillStart())
+    return Harvest(model, packed, ("blocks.0.hook_out",), (model.bos,), FillStart())
 
 
 def test_a_fill_that_was_handed_over_is_never_written_again(harvest: Harvest) -> None:
