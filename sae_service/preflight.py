@@ -26,6 +26,7 @@ BLOCK_SITES = (
     *("hook_in", "hook_out", "hook_resid_pre", "hook_resid_mid", "hook_resid_post"),
     *("hook_attn_in", "hook_attn_out", "hook_mlp_in", "hook_mlp_out"),
     *(f"attn.{site}" for site in (*_IN_OUT, "hook_q", "hook_k", "hook_v", "hook_z", "hook_result")),
+    *("attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_hidden_states", "hook_q_input", "hook_k_input", "hook_v_input"),
     *(f"attn.{part}.{site}" for part in ("q", "k", "v", "o", "qkv") for site in _IN_OUT),
     *(f"{norm}.{site}" for norm in ("ln1", "ln2", "ln1_post", "ln2_post") for site in _NORM),
     *(f"mlp.{site}" for site in (*_IN_OUT, "hook_pre", "hook_post", "hook_pre_linear")),
@@ -60,13 +61,17 @@ def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
     for index, sae in enumerate(job.saes):
         check_hook(sae.hook_name, _first(config, LAYERS), f"/saes/{index}/hook_name")
     if is_path(dataset.path):
-        for split in dict.fromkeys((dataset.split, dataset.held_out_split or dataset.split)):
-            check_dataset(dataset, split)
+        check_dataset(dataset, dataset.split, roots)
+        if dataset.held_out_split is not None:
+            check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
 
 
 def _inside(name: str, roots: tuple[Path, ...], param: str) -> None:
-    path = Path(name).expanduser().resolve()
-    if not any(path.is_relative_to(root) for root in roots):
+    try:
+        path = None if "://" in name else Path(name).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, no such user, a null byte: say no more than elsewhere
+        path = None
+    if path is None or not any(path.is_relative_to(root) for root in roots):
         hint = "Whoever runs the service adds a folder with SAE_SERVICE_ALLOWED_ROOTS='[\"/folder\"]'."
         listed = ", ".join(str(root) for root in roots)
         raise InvalidSpec(f"{name} lies outside the folders that jobs may read: {listed}.", param=param, hint=hint)
@@ -79,7 +84,7 @@ def model_config(name: str) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         raise ModelNotFound(f"{name} is no folder with a config.json", param=param) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelNotFound(f"{name}/config.json cannot be read: {error}", param=param) from error
     if not isinstance(config, dict):
         raise ModelNotFound(f"{name}/config.json is not a JSON object", param=param)
@@ -91,7 +96,7 @@ def model_config(name: str) -> dict[str, Any]:
 def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
     for part in (config, config.get("text_config")):
         for name in names:
-            if isinstance(part, dict) and isinstance(part.get(name), int):
+            if isinstance(part, dict) and type(part.get(name)) is int:
                 return part[name]
     return None
 
@@ -116,8 +121,13 @@ def check_hook(hook_name: str, n_layers: int | None, param: str) -> None:
         raise InvalidSpec(f"there is no hook point {hook_name!r}. Close: {names}.", param=param)
 
 
-def check_dataset(spec: DatasetSpec, split: str) -> None:
-    """Raises DataNotFound or InvalidSpec if local data lacks the split or its text column."""
+def check_dataset(
+    spec: DatasetSpec, split: str, roots: tuple[Path, ...], param: str = "/stream/dataset/split"
+) -> None:
+    """Raises DataNotFound or InvalidSpec if local data lacks the split or its text column, or leads out of `roots`.
+
+    A folder's README can name files anywhere, and a file in it can be a link.
+    """
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -127,10 +137,17 @@ def check_dataset(spec: DatasetSpec, split: str) -> None:
         raise DataNotFound(f"cannot read {spec.path}: {error}", param="/stream/dataset/path") from error
     if split not in files:
         listed = ", ".join(map(str, files))
-        raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param="/stream/dataset/split")
+        raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param=param)
+    for file in files[split]:
+        _inside(_local(str(file)), roots, "/stream/dataset/path")
     columns = columns_of(str(files[split][0]))
     if columns is not None:
         check_column(spec, columns)
+
+
+def _local(file: str) -> str:
+    """The path of a file as `datasets` names it, which for one in an archive is the archive's."""
+    return file.split("::")[-1].removeprefix("file://")
 
 
 def columns_of(file: str) -> list[str] | None:
@@ -139,7 +156,7 @@ def columns_of(file: str) -> list[str] | None:
     import pyarrow
     from pyarrow import parquet
 
-    name = file.split("::")[-1].split("://")[-1]
+    name = _local(file)
     endings = Path(name).suffixes
     try:
         if ".parquet" in endings:
@@ -150,7 +167,7 @@ def columns_of(file: str) -> list[str] | None:
             return None
         with fsspec.open(name, "rt", compression="infer") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "null"))  # pyright: ignore[reportGeneralTypeIssues]
-    except (OSError, EOFError, ValueError, LZMAError, ZlibError, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, ValueError, RecursionError, LZMAError, ZlibError, pyarrow.ArrowException) as error:
         raise DataNotFound(f"{name} cannot be read: {error}", param="/stream/dataset/path") from error
     if not isinstance(first, dict):
         raise DataNotFound(f"the first line of {name} is not a JSON object", param="/stream/dataset/path")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,10 @@ def refused(folder: Path, spec: dict[str, Any], **names: str) -> SAEServiceError
     return caught.value
 
 
-@pytest.mark.parametrize("name", ["{root}/../outside/model", "{root}/link", "/", "~"])
+@pytest.mark.parametrize("name", ["{root}/../outside/model", "{root}/link", "{root}/loop", "/", "~", "~no_such_user/x", "/a\0b"])
 def test_nothing_outside_the_roots_is_looked_at(folder: Path, spec: dict[str, Any], name: str) -> None:
     (folder / "link").symlink_to(folder.parent / "outside" / "model")
+    (folder / "loop").symlink_to(folder / "loop")
     error = refused(folder, spec, model=name.format(root=folder))
     assert isinstance(error, InvalidSpec)
     assert error.param == "/stream/model/name"
@@ -44,7 +47,14 @@ def test_nothing_outside_the_roots_is_looked_at(folder: Path, spec: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [(None, "no folder with"), ("{", "cannot be read"), ("[]", "not a JSON object"), ("{}", "no weights")]
+    ("content", "text"),
+    [
+        (None, "no folder with"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[]", "not a JSON object"),
+        ("{}", "no weights"),
+    ],
 )
 def test_a_folder_that_holds_no_model_is_refused(
     folder: Path, spec: dict[str, Any], content: str | None, text: str
@@ -62,6 +72,7 @@ def test_a_folder_that_holds_no_model_is_refused(
     ("file", "content", "text"),
     [
         ("a.jsonl", b"not json\n", "cannot be read"),
+        ("a.jsonl", b"[" * 100_000, "cannot be read"),
         ("a.jsonl", b"[1]\n", "not a JSON object"),
         ("a.jsonl", b"", "not a JSON object"),
         ("a.jsonl.xz", b"not xz", "cannot be read"),
@@ -88,7 +99,15 @@ def test_the_layers_and_the_context_are_read_from_any_familys_config(folder: Pat
 
 
 @pytest.mark.parametrize(
-    "name", ["blocks.0.hook_resid_post", "blocks.3.attn.hook_z", "ln_final.hook_normalized", "blocks.0.mamba.hook_state"]
+    "name",
+    [
+        "blocks.0.hook_resid_post",
+        "blocks.3.attn.hook_z",
+        "blocks.0.attn.hook_rot_q",
+        "blocks.0.attn.hook_rot_k",
+        "ln_final.hook_normalized",
+        "blocks.0.mamba.hook_state",
+    ],
 )
 def test_hook_points_that_may_be_there_are_let_through(name: str) -> None:
     preflight.check_hook(name, 4, "/saes/0/hook_name")
@@ -97,3 +116,62 @@ def test_hook_points_that_may_be_there_are_let_through(name: str) -> None:
 def test_hub_names_are_left_to_the_training_process(spec: dict[str, Any]) -> None:
     stream = spec["stream"] | {"model": {"name": "gpt2"}, "dataset": {"path": "some/text"}}
     preflight.check(JobSpec.model_validate(spec | {"stream": stream}), roots=())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("blocks.4.hook_resid_post", "0 to 3"),
+        ("blocks.0.hook_resid_pots", "blocks.0.hook_resid_post"),
+        ("hook_embedd", "hook_embed"),
+        ("blocks.0.attn.hook_pattern", "not one vector"),
+        ("blocks.0.attn.hook_attn_scores", "not one vector"),
+        ("ln_final.hook_scale", "not one vector"),
+    ],
+)
+def test_a_hook_point_that_cannot_be_trained_on_is_refused(
+    folder: Path, spec: dict[str, Any], name: str, text: str
+) -> None:
+    spec["saes"][1]["hook_name"] = name
+    error = refused(folder, spec)
+    assert isinstance(error, InvalidSpec)
+    assert error.param == "/saes/1/hook_name"
+    assert text in error.message
+
+
+@pytest.mark.parametrize("field", ["split", "held_out_split"])
+def test_a_split_that_is_not_there_is_refused_by_its_own_field(spec: dict[str, Any], field: str) -> None:
+    spec["stream"]["dataset"][field] = "nope"
+    with pytest.raises(DataNotFound, match="it has train, test") as caught:
+        preflight.check(JobSpec.model_validate(spec), (DEMO,))
+    assert caught.value.param == f"/stream/dataset/{field}"
+
+
+@pytest.mark.parametrize("way", ["link", "readme", "dots"])
+def test_a_folder_of_text_cannot_lead_out_of_the_roots(folder: Path, spec: dict[str, Any], way: str) -> None:
+    secret = folder.parent / "outside" / "text" / "train.jsonl"
+    data = folder / "data"
+    data.mkdir()
+    if way == "link":
+        (data / "train.jsonl").symlink_to(secret)
+    else:
+        target = str(secret) if way == "readme" else "../../outside/text/train.jsonl"
+        (data / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {target}\n---\n")
+    error = refused(folder, spec, dataset=str(data))
+    assert isinstance(error, InvalidSpec)
+    assert "ALLOWED_ROOTS" in error.hint
+
+
+def test_text_on_the_web_is_not_inside_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidSpec, match="outside"):
+        preflight._inside("https://example.org/a.jsonl", (tmp_path,), "/stream/dataset/path")
+
+
+def test_checking_a_job_does_not_import_torch(spec: dict[str, Any]) -> None:
+    code = (
+        "import json, sys; from pathlib import Path; from sae_service import preflight; "
+        "from sae_service.spec import JobSpec; job, root = json.loads(sys.argv[1]); "
+        "preflight.check(JobSpec.model_validate(job), (Path(root),)); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, json.dumps([spec, str(DEMO)])], check=True)
