@@ -90,10 +90,14 @@ def auxk_error(
     residual carries no gradient, and the decoder bias is not added to its reconstruction.
     """
     residual = jax.lax.stop_gradient(residual)
-    revived = keep_largest(jnp.where(is_dead, jax.nn.relu(z), 0), k_aux)
-    variance = variance_of(residual)
-    error = squared_error(residual, revived @ W_dec) / jnp.where(variance == 0, 1, variance)
-    return jnp.where(jnp.any(is_dead) & (variance > 0), error, 0)
+
+    def error(z: Array, W_dec: Array) -> Array:
+        revived = keep_largest(jnp.where(is_dead, jax.nn.relu(z), 0), k_aux)
+        variance = variance_of(residual)
+        return jnp.where(variance > 0, squared_error(residual, revived @ W_dec) / jnp.where(variance > 0, variance, 1), 0)
+
+    # Mostly nothing is dead, and then nothing is computed.
+    return jax.lax.cond(jnp.any(is_dead), error, lambda z, W_dec: jnp.zeros((), z.dtype), z, W_dec)
 
 
 def _window(z: Array, threshold: Array, bandwidth: Array) -> Array:

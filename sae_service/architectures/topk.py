@@ -58,11 +58,16 @@ def loss(
     acts = keep_largest(positive, config.k)
     x_hat = parameters.decode(acts)
     k_aux = config.k_aux or x.shape[1] // 2
-    wider = parameters.decode(keep_largest(positive, 4 * config.k))
+
+    def wider_error(positive: Array, parameters: Coder) -> Array:
+        return normalized_error(x, parameters.decode(keep_largest(positive, 4 * config.k)))
+
+    coefficient = jnp.asarray(config.multi_coefficient, x.dtype)
+    wider = jax.lax.cond(coefficient > 0, wider_error, lambda *_: jnp.zeros((), x.dtype), positive, parameters)
     terms = {
         "error": normalized_error(x, x_hat),
         "aux": config.aux_coefficient * auxk_error(x - x_hat, z, parameters.W_dec, context.is_dead, k_aux),
-        "multi": config.multi_coefficient * normalized_error(x, wider),
+        "multi": coefficient * wider,
     }
     return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from sae_service import checkpoint
 from sae_service.architectures import ARCHITECTURES
 from sae_service.numerics import squared_error
 from sae_service.sae import Architecture, LossContext, unscaled
+from sae_service.schema import ResamplingConfig
 from sae_service.training import metrics
 from sae_service.training.optimizer import schedule
-from sae_service.training.step import Numbers, TrainState, init_state, train_step
+from sae_service.training.step import Numbers, TrainState, init_state, resample_step, train_step
 
 D_IN, BATCH = 16, 64
 
@@ -130,3 +132,48 @@ def test_the_config_refuses_what_it_does_not_know(architecture: Architecture) ->
     for name in architecture.example.numbers():
         with pytest.raises(ValidationError, match="finite"):
             architecture.config.model_validate({"d_sae": 64, name: float("nan")})
+
+
+def steps(architecture: Architecture, state: TrainState, first: int, last: int) -> TrainState:
+    for step in range(first, last):
+        rows = planted_rows(BATCH, seed=step)
+        state = train_step(architecture, architecture.example.structure(), state, numbers(architecture), rows)
+    return state
+
+
+def test_saving_and_loading_in_the_middle_changes_nothing(architecture: Architecture) -> None:
+    def fresh() -> TrainState:
+        return init_state(architecture, architecture.example, D_IN, jax.random.key(0))
+
+    whole = steps(architecture, fresh(), 0, 40)
+    half = checkpoint.to_files(steps(architecture, fresh(), 0, 20), {})
+    loaded, _ = checkpoint.from_files(half, like=fresh())
+    resumed = steps(architecture, loaded, 20, 40)
+    assert checkpoint.to_files(resumed, {}) == checkpoint.to_files(whole, {})
+
+
+def test_fitting_to_rows_keeps_the_form_and_is_finite(architecture: Architecture) -> None:
+    parameters = architecture.init(architecture.example, D_IN, jax.random.key(0))
+    fitted = architecture.fit_to_rows(architecture.example, parameters, planted_rows(200) + 1)
+    assert jax.tree.structure(fitted) == jax.tree.structure(parameters)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(fitted))
+
+
+def test_whoever_can_resample_says_when_and_starts_only_dead_latents_anew(architecture: Architecture) -> None:
+    assert (architecture.resample is not None) == isinstance(architecture.example, ResamplingConfig)
+    if architecture.resample is None:
+        return
+    state = steps(architecture, init_state(architecture, architecture.example, D_IN, jax.random.key(0)), 0, 5)
+    is_dead = jnp.arange(64) < 10
+    state = state.replace(tokens_since_fired=jnp.where(is_dead, 5000, 0))
+    before = jax.tree.map(jnp.copy, state)
+    key = jax.random.key(1)
+    after = resample_step(architecture, architecture.example.structure(), state, numbers(architecture), planted_rows(BATCH), key)
+    old, new = (architecture.export(architecture.example, item.parameters) for item in (before, after))
+    same = np.all(np.asarray(old.W_dec) == np.asarray(new.W_dec), axis=1)
+    assert same.tolist() == (~is_dead).tolist()
+    np.testing.assert_allclose(jnp.linalg.norm(new.W_dec, axis=1), 1, atol=1e-5)
+    moments = jax.tree.leaves(after.optimizer.mu)
+    assert all(bool(jnp.all(jnp.isfinite(moment))) for moment in moments)
+    assert int(jnp.sum(after.tokens_since_fired)) == 0
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(steps(architecture, after, 5, 10)))
