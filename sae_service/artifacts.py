@@ -38,12 +38,12 @@ def to_files(sae: InferenceSAE, job: JobSpec, spec: SAESpec, provenance: dict[st
             "sae_lens_version": SAE_LENS_VERSION,
             "training_architecture": spec.architecture.kind,
             "training_architecture_details": spec.architecture.model_dump(),
-            "model_name": job.stream.model.name,
+            "model_name": job.stream.model.name if job.stream.model else "synthetic",
             "model_class_name": "TransformerBridge",
             "hook_name": spec.hook_name,
             "context_size": job.stream.context_size,
             "prepend_bos": True,
-            "dataset_path": job.stream.dataset.path,
+            "dataset_path": job.stream.dataset.path if job.stream.dataset else "synthetic",
         },
     }
     return {

@@ -65,7 +65,7 @@ def held_out_batches(job: JobSpec, model: LanguageModel) -> Iterator[Int[np.ndar
     """Packed held-out tokens until there are `evaluation.tokens` of them, or no more text."""
     stream = job.stream
     packed = PackedTokens(
-        stream.dataset, "held_out", model.encode, model.bos, stream.context_size, stream.prompts, repeat=False
+        stream.text_source[1], "held_out", model.encode, model.bos, stream.context_size, stream.prompts, repeat=False
     )
     left = job.evaluation.tokens // stream.context_size
     for tokens, _ in packed.read(Cursor()):

@@ -8,7 +8,7 @@ from uuid import uuid4
 import jax
 
 from sae_service import artifacts, checkpoint, errors
-from sae_service.activations.model import LanguageModel
+from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
 from sae_service.evaluation import evaluate
@@ -16,6 +16,7 @@ from sae_service.provenance import provenance
 from sae_service.sae import InferenceSAE, unscaled
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import Storage
+from sae_service.synthetic_evaluation import evaluate_synthetic, observer
 from sae_service.training.loop import Trainer, activation_scale, fitted, initial_state
 from sae_service.training.optimizer import warm_up_warnings
 
@@ -66,12 +67,11 @@ def run(
         resume_from: key of the checkpoint to go on from; the result is the same as without the interruption.
         device: the language model's device, "cpu" or "cuda".
     """
-    model = LanguageModel(job.stream.model, device)
-    widths = model.check(job.hook_names, job.stream.context_size)
+    source = Source(job, device)
     for index, sae in enumerate(job.saes):
         for warning in warm_up_warnings(sae.optimizer, job.stream.n_steps):
             reporter.event("warning", f"saes[{index}].{warning}")
-    training = _Training(job, storage, prefix, reporter, model, widths, resume_from)
+    training = _Training(job, storage, prefix, reporter, source, resume_from)
     try:
         return training.finish() if training.train(should_stop) else None
     finally:
@@ -82,17 +82,16 @@ class _Training:
     """The moving parts of one attempt at a job."""
 
     def __init__(
-        self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, model: LanguageModel,
-        widths: dict[str, int], resume_from: str | None,
-    ) -> None:  # fmt: skip
-        self.job, self.storage, self.prefix, self.reporter, self.model = job, storage, prefix, reporter, model
-        states = {sae.name: initial_state(job, sae, widths[sae.hook_name]) for sae in job.saes}
+        self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, source: Source, resume_from: str | None
+    ) -> None:
+        self.job, self.storage, self.prefix, self.reporter, self.source = job, storage, prefix, reporter, source
+        states = {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes}
         values: dict[str, Any] = {"position": {}, "n_steps": 0, "scales": {}}
         if resume_from is not None:
             files = storage.read_published(resume_from, below="state/")
             states, values = checkpoint.from_files(files, states)
         self.position = StreamPosition.model_validate(values["position"])
-        self.stream = ActivationStream(job.stream, model, job.hook_names, self.position)
+        self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position)
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.trainer: Trainer | None = None
         self.provenance = provenance(job, jax.devices()[0].device_kind)
@@ -121,14 +120,16 @@ class _Training:
         if self.n_steps == 0:
             for sae in self.job.saes:
                 self.states[sae.name] = fitted(self.states[sae.name], sae, scales[sae.name], rows[sae.hook_name])
-        return Trainer(self.job, self.states, scales, self.reporter.metrics, self.n_steps)
+        observe = observer(self.job) if self.job.stream.synthetic else lambda sae: {}
+        return Trainer(self.job, self.states, scales, self.reporter.metrics, self.n_steps, observe)
 
     def finish(self) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint."""
         assert self.trainer is not None
         self.trainer.check()
         exported = {sae.name: (sae.hook_name, self.exported(sae)) for sae in self.job.saes}
-        measured = evaluate(self.job, self.model, exported)
+        model = self.source.model
+        measured = evaluate_synthetic(self.job, exported) if model is None else evaluate(self.job, model, exported)
         for sae in self.job.saes:
             measured[sae.name]["dead_share"] = self.trainer.dead_share(sae)
             measured[sae.name]["tokens_per_s"] = self.trainer.tokens_per_s()

@@ -47,7 +47,9 @@ def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
     Args:
         roots: resolved folders below which a job may read; nothing outside them is looked at.
     """
-    model, dataset = job.stream.model, job.stream.dataset
+    if job.stream.synthetic is not None:
+        return
+    model, dataset = job.stream.text_source
     if is_path(model.name):
         _inside(model.name, roots, "/stream/model/name")
     if is_path(dataset.path):

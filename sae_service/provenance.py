@@ -18,8 +18,8 @@ def provenance(job: JobSpec, device: str) -> dict[str, Any]:
     model, dataset = job.stream.model, job.stream.dataset
     return {
         "spec": job.model_dump(mode="json"),
-        "model": {"name": model.name, "revision": model.revision or revision(model.name)},
-        "dataset": {"path": dataset.path, "revision": dataset.revision or revision(dataset.path)},
+        "model": model and {"name": model.name, "revision": model.revision or revision(model.name)},
+        "dataset": dataset and {"path": dataset.path, "revision": dataset.revision or revision(dataset.path)},
         "code": {"sae-service": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device,
     }

@@ -12,6 +12,7 @@ from sae_service.architectures import ARCHITECTURES, AnyArchitectureConfig
 from sae_service.schema import Frozen, Name, Normalization, OptimizerConfig, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
+SYNTHETIC_HOOK = "hook_synthetic"
 MAX_BUFFER_ROWS = 1 << 20
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 
@@ -57,11 +58,40 @@ class DatasetSpec(Frozen):
     )
 
 
-class StreamSpec(Frozen):
-    """The activations that every SAE of the job trains on, in the order in which they are served."""
+class SyntheticSpec(Frozen):
+    """Activations with known features, in place of a model's: sparse strengths times fixed directions."""
 
-    model: ModelSpec
-    dataset: DatasetSpec
+    n_features: int = Field(gt=0, le=1 << 16)
+    d_in: int = Field(gt=0, le=1 << 14)
+    firing_probability: float = Field(default=0.05, gt=0, lt=1, description="Probability that the first feature fires.")
+    firing_decay: float = Field(default=1.0, gt=0, le=1, description="Ratio of each feature's probability to the one before.")
+    strength: tuple[float, float] = Field(default=(0.0, 1.0), description="Strengths are uniform between these two.")
+    correlation: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of what decides firing that all features have in common."
+    )
+    branching: int = Field(
+        default=0, ge=0, description="Children of each feature, which fire only where it does; 0: no hierarchy."
+    )
+    noise: float = Field(default=0.0, ge=0, description="Standard deviation of the normal noise in each dimension.")
+    directions: Literal["random", "toy_model"] = Field(
+        default="random", description="Random unit directions, or those that a toy model of superposition learns."
+    )
+
+    @model_validator(mode="after")
+    def _check_strength(self) -> "SyntheticSpec":
+        if not 0 <= self.strength[0] < self.strength[1]:
+            refuse(("strength",), "must be two numbers, the first at least 0 and less than the second", self.strength)
+        return self
+
+
+class StreamSpec(Frozen):
+    """The activations that every SAE of the job trains on, in the order in which they are served: those of a model on
+    the text of a dataset, or synthetic ones.
+    """
+
+    model: ModelSpec | None = None
+    dataset: DatasetSpec | None = None
+    synthetic: SyntheticSpec | None = None
     context_size: int = Field(default=128, ge=2, description="Tokens in each row that the model reads.")
     exclude: tuple[Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0)], ...] = Field(
         default=("bos", "eos", "pad"), description="Positions with these tokens (names or ids) are not trained on."
@@ -73,6 +103,23 @@ class StreamSpec(Frozen):
     )
     prompts: int = Field(default=16, gt=0, description="Rows of context_size tokens in one forward pass of the model.")
     seed: int = Field(default=0, ge=0, lt=1 << 32)
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "StreamSpec":
+        if self.synthetic is None:
+            for name in ("model", "dataset"):
+                if getattr(self, name) is None:
+                    refuse((name,), "is required (or synthetic in place of model and dataset)", None)
+        elif self.model is not None or self.dataset is not None:
+            refuse(("synthetic",), "takes the place of model and dataset; give one or the other", None)
+        return self
+
+    @property
+    def text_source(self) -> tuple[ModelSpec, DatasetSpec]:
+        """The model and the dataset of a stream that has them."""
+        assert self.model is not None
+        assert self.dataset is not None
+        return self.model, self.dataset
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "StreamSpec":
@@ -162,6 +209,9 @@ class JobSpec(Frozen):
                 other = f"saes[{seen[sae.name]}]"
                 refuse(("saes", index, "name"), f"must be unique; {other} is called {sae.name!r} too", sae.name)
             seen[sae.name] = index
+        for index, sae in enumerate(self.saes):
+            if self.stream.synthetic is not None and sae.hook_name != SYNTHETIC_HOOK:
+                refuse(("saes", index, "hook_name"), f"must be {SYNTHETIC_HOOK} for synthetic activations", sae.hook_name)
         if self.evaluation.tokens < self.stream.context_size:
             minimum = self.stream.context_size
             refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from sae_service.activations.handover import to_jax
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.schema import Frozen
@@ -24,7 +25,7 @@ class FillStart(Frozen):
     rows_taken: int = 0
 
 
-class Harvest:
+class TextHarvest:
     """Reads tokens and collects the activations of the positions that are kept, fill after fill."""
 
     def __init__(
@@ -44,7 +45,7 @@ class Harvest:
             found = model.activations(batch, self._hook_names)
             yield {name: rows[keep] for name, rows in found.items()}, cursor
 
-    def fill(self, n_rows: int) -> tuple[dict[str, torch.Tensor], FillStart]:
+    def fill(self, n_rows: int) -> tuple[dict[str, jax.Array], FillStart]:
         """The next `n_rows` rows of every hook point, in reading order, and where the following fill starts."""
         filled: dict[str, torch.Tensor] = {}
         done = 0
@@ -59,7 +60,7 @@ class Harvest:
             self._pending = {name: rows[take:] for name, rows in self._pending.items()}
             self._start = self._start.model_copy(update={"rows_taken": self._start.rows_taken + take})
             done += take
-        return filled, self._start
+        return {name: to_jax(rows) for name, rows in filled.items()}, self._start
 
     def _advance(self) -> None:
         is_first = not self._pending

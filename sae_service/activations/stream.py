@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sae_service.activations.buffer import FillStart, Harvest, permutation
-from sae_service.activations.handover import to_jax
-from sae_service.activations.model import LanguageModel
-from sae_service.activations.tokens import PackedTokens
+from sae_service.activations.buffer import FillStart, permutation
+from sae_service.activations.source import Harvest
 from sae_service.schema import Frozen
 from sae_service.spec import StreamSpec
 
@@ -41,15 +39,9 @@ _take = jax.jit(lambda rows, order: jnp.take(rows, order, axis=0))
 class ActivationStream:
     """Batches of rows for every hook point, in the same order for all of them."""
 
-    def __init__(
-        self, spec: StreamSpec, model: LanguageModel, hook_names: tuple[str, ...], position: StreamPosition
-    ) -> None:
-        self.spec, self.position = spec, position
-        tokens = PackedTokens(
-            spec.dataset, "train", model.encode, model.bos, spec.context_size, spec.prompts, repeat=True
-        )
-        excluded = model.excluded_tokens(spec.exclude)
-        self._harvest = Harvest(model, tokens, hook_names, excluded, position.fill_start)
+    def __init__(self, spec: StreamSpec, harvest: Harvest, position: StreamPosition) -> None:
+        """Starts reading ahead; `harvest` must start where `position` says."""
+        self.spec, self.position, self._harvest = spec, position, harvest
         self._filled: queue.Queue[Fill | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fill_ahead, name="harvest", daemon=True)
@@ -63,7 +55,7 @@ class ActivationStream:
                 n_rows = min(steps, self.spec.n_steps - index * steps) * self.spec.batch
                 rows, following = self._harvest.fill(n_rows)
                 order = jnp.asarray(permutation(self.spec.seed, index, n_rows))
-                self._put(Fill(index, {name: to_jax(part) for name, part in rows.items()}, order, start))
+                self._put(Fill(index, rows, order, start))
                 start, index = following, index + 1
         except BaseException as error:  # noqa: BLE001  carried to the thread that waits for the fill
             self._put(error)

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sae_service.architectures import ARCHITECTURES
+from sae_service.sae import InferenceSAE
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.training import metrics, optimizer
 from sae_service.training.step import Numbers, TrainState, init_state, resample_step, train_step
 
 SAMPLE_ROWS = 32_768
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def initial_state(job: JobSpec, sae: SAESpec, d_in: int) -> TrainState:
@@ -59,6 +61,7 @@ class Trainer:
     scales: dict[str, float]
     report: Callable[[list[dict[str, Any]]], None]
     n_steps: int = 0
+    observe: Callable[[InferenceSAE], dict[str, Any]] = lambda sae: {}
     _numbers: dict[str, Numbers] = field(default_factory=dict)
     _resampling: dict[str, frozenset[int]] = field(default_factory=dict)
     _started: tuple[float, int] | None = None
@@ -126,6 +129,7 @@ class Trainer:
         last = state.n_steps - 1
         emptied = metrics.empty(tuple(state.window.terms), len(state.window.rows))
         self.states[sae.name] = state.replace(window=emptied)  # pyright: ignore[reportAttributeAccessIssue]
+        exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, state.parameters)
         return {
             "sae": sae.name,
             "step": self.n_steps,
@@ -135,4 +139,6 @@ class Trainer:
             "learning_rate": float(optimizer.learning_rate(numbers.schedule, last)),
             "sparsity_scale": float(optimizer.sparsity_scale(numbers.schedule, last)),
             "tokens_per_s": self.tokens_per_s(),
+            "threshold_quantiles": [float(value) for value in jnp.quantile(exported.threshold, jnp.array(QUANTILES))],
+            **self.observe(exported),
         }

@@ -18,7 +18,8 @@ import jax
 import torch
 
 from sae_service import pipeline
-from sae_service.activations.model import LanguageModel
+from sae_service.activations.buffer import FillStart
+from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.demo import show
 from sae_service.spec import JobSpec
@@ -68,9 +69,8 @@ def main() -> None:
 
 def parts(job: JobSpec, device: str) -> dict[str, float]:
     """Tokens per second of the stream alone, and of the training steps alone, on one fill."""
-    model = LanguageModel(job.stream.model, device)
-    widths = model.check(job.hook_names, job.stream.context_size)
-    stream = ActivationStream(job.stream, model, job.hook_names, StreamPosition())
+    source = Source(job, device)
+    stream = ActivationStream(job.stream, source.harvest(FillStart()), StreamPosition())
     fills = stream.fills()
     fill = next(fills)
     began = time.monotonic()
@@ -78,7 +78,7 @@ def parts(job: JobSpec, device: str) -> dict[str, float]:
     jax.block_until_ready(following.rows)
     stream_speed = len(following.order) / (time.monotonic() - began)
     stream.close()
-    states = {sae.name: initial_state(job, sae, widths[sae.hook_name]) for sae in job.saes}
+    states = {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes}
     scales = {sae.name: activation_scale(sae, fill.rows[sae.hook_name]) for sae in job.saes}
     trainer = Trainer(job, states, scales, lambda rows: None)
     for batch, _ in stream.batches(fill):

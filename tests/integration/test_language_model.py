@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_service.activations.buffer import FillStart, Harvest
+from sae_service.activations.buffer import FillStart, TextHarvest
 from sae_service.activations.handover import to_jax, to_torch
 from sae_service.activations.model import LanguageModel, last_layer
 from sae_service.activations.tokens import PackedTokens
@@ -105,15 +105,15 @@ def test_tensors_change_hands_without_a_copy() -> None:
 
 
 @pytest.fixture
-def harvest(model: LanguageModel) -> Harvest:
+def harvest(model: LanguageModel) -> TextHarvest:
     dataset = DatasetSpec(path=str(DEMO / "text"), held_out_split="test")
     packed = PackedTokens(dataset, "train", model.encode, model.bos, 64, 4, repeat=True)
-    return Harvest(model, packed, ("blocks.0.hook_out",), (model.bos,), FillStart())
+    return TextHarvest(model, packed, ("blocks.0.hook_out",), (model.bos,), FillStart())
 
 
-def test_a_fill_that_was_handed_over_is_never_written_again(harvest: Harvest) -> None:
+def test_a_fill_that_was_handed_over_is_never_written_again(harvest: TextHarvest) -> None:
     rows, _ = harvest.fill(600)
-    array = to_jax(rows["blocks.0.hook_out"])
+    array = rows["blocks.0.hook_out"]
     doubled = jax.jit(lambda x: jnp.sum(2 * x, axis=1))(array)
     before = np.array(array)
     for _ in range(3):

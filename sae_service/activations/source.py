@@ -1,0 +1,51 @@
+"""Where a job's rows come from: a language model reading text, or a synthetic generator."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Array
+
+from sae_service.activations.buffer import FillStart, TextHarvest
+from sae_service.activations.model import LanguageModel
+from sae_service.activations.synthetic import SyntheticHarvest
+from sae_service.activations.tokens import PackedTokens
+from sae_service.spec import JobSpec
+
+
+@runtime_checkable
+class Harvest(Protocol):
+    """Fills of rows, one after the other."""
+
+    def fill(self, n_rows: int) -> tuple[dict[str, Array], FillStart]:
+        """The next rows of every hook point, in reading order, and where the following fill starts."""
+        ...
+
+
+class Source:
+    """The rows of a job. `model` is None for synthetic ones; `widths` is d_in by hook point."""
+
+    model: LanguageModel | None
+    widths: dict[str, int]
+
+    def __init__(self, job: JobSpec, device: str) -> None:
+        """Loads the model, if there is one, and checks that it has what the job asks for.
+
+        Raises:
+            ModelNotFound, InvalidSpec: see `LanguageModel`.
+        """
+        self._stream, self._hook_names = job.stream, job.hook_names
+        if job.stream.synthetic is not None:
+            self.model = None
+            self.widths = dict.fromkeys(job.hook_names, job.stream.synthetic.d_in)
+        else:
+            self.model = LanguageModel(job.stream.text_source[0], device)
+            self.widths = self.model.check(job.hook_names, job.stream.context_size)
+
+    def harvest(self, start: FillStart) -> Harvest:
+        """Rows from `start` on."""
+        stream, model = self._stream, self.model
+        if model is None:
+            return SyntheticHarvest(stream, self._hook_names, start)
+        tokens = PackedTokens(
+            stream.text_source[1], "train", model.encode, model.bos, stream.context_size, stream.prompts, repeat=True
+        )
+        return TextHarvest(model, tokens, self._hook_names, model.excluded_tokens(stream.exclude), start)

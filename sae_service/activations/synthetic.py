@@ -1,0 +1,134 @@
+"""Activations whose features are known: sparse strengths times fixed directions, so that recovery can be measured.
+
+Sources: Sharkey et al. 2022, "Taking features out of superposition with sparse autoencoders" (sparse strengths on
+random unit directions); Elhage et al. 2022, "Toy Models of Superposition" (directions that a small model has learned).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from sae_service.activations.buffer import FillStart
+from sae_service.numerics import random_rows, unit_rows
+from sae_service.spec import StreamSpec, SyntheticSpec
+
+CHUNK = 8192
+HELD_OUT = 1 << 30
+TOY_STEPS = 2000
+TOY_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The features: their directions, unit rows, and the probability with which each fires on its own."""
+
+    directions: Float[Array, "n_features d_in"]
+    probabilities: Float[Array, " n_features"]
+
+
+def truth(spec: SyntheticSpec, seed: int) -> Truth:
+    """The features of a stream, a function of its seed."""
+    ranks = jnp.arange(spec.n_features)
+    probabilities = jnp.clip(spec.firing_probability * spec.firing_decay**ranks, 0, 1)
+    key: Any = jax.random.fold_in(jax.random.key(seed), 1)
+    if spec.directions == "random":
+        return Truth(random_rows(key, spec.n_features, spec.d_in), probabilities)
+    return Truth(toy_model_directions(spec, probabilities, key), probabilities)
+
+
+def toy_model_directions(spec: SyntheticSpec, probabilities: Array, key: Any) -> Float[Array, "n_features d_in"]:
+    """Directions that a toy model of superposition learns: x_hat = ReLU(x W Wᵀ + b), W [n_features, d_in], mean squared
+    error, all features equally important. A feature that it gave up keeps the direction in which it began.
+    """
+    start = random_rows(key, spec.n_features, spec.d_in)
+    optimizer = optax.adamw(1e-3)
+
+    def loss(weights: tuple[Array, Array], x: Array) -> Array:
+        W, b = weights
+        return jnp.mean(jnp.sum(jnp.square(x - jax.nn.relu(x @ W @ W.T + b)), axis=1))
+
+    def step(carry: Any, index: Array) -> tuple[Any, None]:
+        weights, state = carry
+        x = strengths(spec, probabilities, jax.random.fold_in(key, index), TOY_BATCH)
+        change, state = optimizer.update(jax.grad(loss)(weights, x), state, weights)
+        return (optax.apply_updates(weights, change), state), None
+
+    weights = start, jnp.zeros(spec.n_features)
+    (weights, _), _ = jax.lax.scan(step, (weights, optimizer.init(weights)), jnp.arange(TOY_STEPS))
+    learned = weights[0]
+    is_kept = jnp.linalg.norm(learned, axis=1, keepdims=True) > 0.1
+    return unit_rows(jnp.where(is_kept, learned, start))
+
+
+def strengths(spec: SyntheticSpec, probabilities: Array, key: Any, n_rows: int) -> Float[Array, "rows n_features"]:
+    """How strongly each feature is present in each of `n_rows` rows; 0 where it does not fire.
+
+    Correlated features share one normal variable by `correlation` before they are cut off at their probability. With
+    a hierarchy, feature i > 0 fires only where its parent (i - 1) // branching does, so children are rarer still.
+    """
+    fires_key, shared_key, strength_key = jax.random.split(key, 3)
+    own = jax.random.normal(fires_key, (n_rows, spec.n_features))
+    shared = jax.random.normal(shared_key, (n_rows, 1))
+    mixed = jnp.sqrt(spec.correlation) * shared + jnp.sqrt(1 - spec.correlation) * own
+    fires = mixed > -jax.scipy.special.ndtri(probabilities)
+    if spec.branching:
+        fires = _with_parents(fires, spec.branching)
+    low, high = spec.strength
+    return jnp.where(fires, jax.random.uniform(strength_key, fires.shape, minval=low, maxval=high), 0)
+
+
+def _with_parents(fires: Array, branching: int) -> Array:
+    n_features = fires.shape[1]
+    parents = jnp.maximum((jnp.arange(n_features) - 1) // branching, 0)
+    depth, covered = 0, 1
+    while covered < n_features:
+        covered, depth = covered * branching + 1, depth + 1
+    for _ in range(depth):
+        fires = fires & (fires[:, parents] | (jnp.arange(n_features) == 0))
+    return fires
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def rows(
+    spec: SyntheticSpec, directions: Array, probabilities: Array, key: Any, n_rows: int
+) -> tuple[Float[Array, "rows n_features"], Float[Array, "rows d_in"]]:
+    """Strengths, and the activations that they make, with noise."""
+    strength_key, noise_key = jax.random.split(key)
+    x = strengths(spec, probabilities, strength_key, n_rows)
+    noise = spec.noise * jax.random.normal(noise_key, (n_rows, spec.d_in))
+    return x, x @ directions + noise
+
+
+class SyntheticHarvest:
+    """Fills of synthetic rows. Each chunk's key is its number, so a place in the stream is one count."""
+
+    def __init__(self, stream: StreamSpec, hook_names: tuple[str, ...], start: FillStart) -> None:
+        assert stream.synthetic is not None
+        self._spec, self._hook_names, self._start = stream.synthetic, hook_names, start
+        self._truth = truth(stream.synthetic, stream.seed)
+        self._key: Any = jax.random.fold_in(jax.random.key(stream.seed), 2)
+
+    def fill(self, n_rows: int) -> tuple[dict[str, Array], FillStart]:
+        """The next `n_rows` rows, the same for every hook point, and where the following fill starts."""
+        first = self._start.rows_taken
+        chunks = [
+            rows(self._spec, self._truth.directions, self._truth.probabilities, jax.random.fold_in(self._key, index), CHUNK)[1]
+            for index in range(first // CHUNK, -(-(first + n_rows) // CHUNK))
+        ]
+        skipped = first % CHUNK
+        found = jnp.concatenate(chunks)[skipped : skipped + n_rows]
+        self._start = FillStart(rows_taken=first + n_rows)
+        return dict.fromkeys(self._hook_names, found), self._start
+
+
+def held_out(stream: StreamSpec, n_rows: int) -> tuple[Float[Array, "rows n_features"], Float[Array, "rows d_in"]]:
+    """Strengths and activations that no fill contains."""
+    assert stream.synthetic is not None
+    known = truth(stream.synthetic, stream.seed)
+    key: Any = jax.random.fold_in(jax.random.fold_in(jax.random.key(stream.seed), 2), HELD_OUT)
+    return rows(stream.synthetic, known.directions, known.probabilities, key, n_rows)
