@@ -33,7 +33,8 @@ test-gpu: $(READY)  ## Run the check that needs a GPU, and print its figures
 
 test-peers: $(READY)  ## Check with SAELens itself that it reads our files (makes .venv-peers)
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet torch sae-lens==6.54.12 -c .constraints.txt
+	.venv-peers/bin/pip install --quiet torch sae-lens==6.54.12 nnsight -c .constraints.txt
+	.venv-peers/bin/pip install --quiet --no-deps dictionary-learning==0.1.0
 	$(BIN)/python -m pytest tests/integration/test_saelens.py
 
 lint: $(READY)  ## Check style
