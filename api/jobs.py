@@ -98,8 +98,22 @@ def get_job(job_id: str, jobs: Jobs, response: Response, if_none_match: Annotate
 def cancel_job(job_id: str, jobs: Jobs, response: Response) -> Job:
     """Ends a job. 200 when it has ended; 202 while its training process still has to stop."""
     job = jobs.cancel(job_id)
-    response.status_code = 200 if job.is_terminal else 202
+    response.status_code = 202 if job.status == "cancelling" else 200
     return job
+
+
+@router.post("/jobs/{job_id}/pause", responses={202: {"model": Job, "description": "The job is being saved."}})
+def pause_job(job_id: str, jobs: Jobs, response: Response) -> Job:
+    """Saves a job and gives its worker free. 200 when it is paused; 202 while its state is being saved."""
+    job = jobs.pause(job_id)
+    response.status_code = 202 if job.status == "pausing" else 200
+    return job
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume_job(job_id: str, jobs: Jobs) -> Job:
+    """Queues a paused job again; it goes on where it was."""
+    return jobs.resume(job_id)
 
 
 @router.get("/jobs/{job_id}/metrics")

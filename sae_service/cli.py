@@ -173,6 +173,22 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_jso
 
 
 @app.command()
+def pause(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Saves a job and holds it; its worker is free for another."""
+    with _reported():
+        job = Client(url, api_key).pause(job_id)
+        typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
+
+
+@app.command()
+def resume(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Lets a paused job go on."""
+    with _reported():
+        job = Client(url, api_key).resume(job_id)
+        typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
+
+
+@app.command()
 def download(
     job_id: JobId,
     output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],

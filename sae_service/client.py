@@ -54,6 +54,14 @@ class Client:
         """Asks for the job's end; it may still be `cancelling` in the answer."""
         return _parse(Job, self._ask("POST", f"/v1/jobs/{job_id}/cancel").json())
 
+    def pause(self, job_id: str) -> Job:
+        """Asks for the job to be saved and held; it may still be `pausing` in the answer."""
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{job_id}/pause").json())
+
+    def resume(self, job_id: str) -> Job:
+        """Queues a paused job again."""
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{job_id}/resume").json())
+
     def events(self, job_id: str, after: int = 0) -> list[Event]:
         """The events behind the event `after`, up to 1000."""
         query = {"after": after, "limit": 1000}

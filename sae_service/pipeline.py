@@ -1,6 +1,6 @@
 """A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import uuid4
@@ -55,7 +55,7 @@ def run(
     prefix: str,
     reporter: Reporter,
     should_stop: Callable[[], bool] = lambda: False,
-    resume_from: str | None = None,
+    resume_from: Sequence[str] = (),
     device: str = "cpu",
 ) -> Checkpoint | None:
     """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
@@ -64,7 +64,8 @@ def run(
 
     Args:
         prefix: key below which checkpoints are published, each under a name of its own.
-        resume_from: key of the checkpoint to go on from; the result is the same as without the interruption.
+        resume_from: keys of checkpoints, the newest first; the job goes on from the first that is not damaged, to the
+            same result as without the interruption.
         device: the language model's device, "cpu" or "cuda".
     """
     source = Source(job, device)
@@ -82,14 +83,18 @@ class _Training:
     """The moving parts of one attempt at a job."""
 
     def __init__(
-        self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, source: Source, resume_from: str | None
+        self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, source: Source, resume_from: Sequence[str]
     ) -> None:
         self.job, self.storage, self.prefix, self.reporter, self.source = job, storage, prefix, reporter, source
         states = {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes}
         values: dict[str, Any] = {"position": {}, "n_steps": 0, "scales": {}}
-        if resume_from is not None:
-            files = storage.read_published(resume_from, below="state/")
-            states, values = checkpoint.from_files(files, states)
+        for key in resume_from:
+            try:
+                states, values = checkpoint.from_files(storage.read_published(key, below="state/"), states)
+            except errors.DamagedCheckpoint as error:
+                reporter.event("warning", f"{error} The one before it is used.")
+                continue
+            break
         self.position = StreamPosition.model_validate(values["position"])
         self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position)
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]

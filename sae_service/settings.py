@@ -33,6 +33,9 @@ class Settings(BaseSettings):
         default=(), description="JSON list of SHA-256 hex digests of the API keys that are accepted. Empty: no key is asked for."
     )
     lease_s: float = Field(default=60, gt=0, description="Seconds without a sign of life after which a worker counts as dead.")
+    hang_s: float = Field(
+        default=3600, gt=0, description="Seconds without a word after which a training process is ended and started again."
+    )
     gpu_memory_fraction: float = Field(
         default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sae_service.errors import LeaseLost, NotFound, ServiceUnavailable, StorageFailure
+from sae_service.errors import LeaseLost, NotFound, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings, child_environment
@@ -50,12 +50,11 @@ class Supervisor:
             log.warning("job %s: attempt %d is over, another one has begun", job_id, number)
 
     def _train(self, attempt: Attempt, spec: dict[str, Any]) -> None:
-        latest = _persist(attempt.latest_checkpoint)
         assignment = {
             "spec": spec,
             "storage_url": self._settings.resolved_storage_url(),
             "prefix": f"jobs/{attempt.job_id}",
-            "resume_from": latest.key if latest else None,
+            "resume_from": _persist(attempt.checkpoint_keys),
             "lease_s": self._settings.lease_s,
         }
         environment = child_environment(self._settings, self._device)
@@ -76,6 +75,7 @@ class Supervisor:
         """Records what the process reports. Returns how the attempt is to be ended once the process is gone."""
         result: dict[str, Any] = {}
         stop_before: float | None = None
+        heard = time.monotonic()
         for message in child.messages(PAUSE_S):
             if lease.is_lost:
                 raise LeaseLost
@@ -83,13 +83,17 @@ class Supervisor:
                 return attempt.cancelled
             if lease.is_expired:
                 return attempt.release
-            if self.stopping.is_set() and stop_before is None:
+            if (self.stopping.is_set() or lease.status == "pausing") and stop_before is None:
                 stop_before = time.monotonic() + STOP_WAIT_S
                 child.say({"kind": "stop"})
             if stop_before is not None and time.monotonic() > stop_before:
                 return attempt.release
+            if message is None and time.monotonic() - heard > self._settings.hang_s:
+                text = f"The training process has said nothing for {self._settings.hang_s:.0f} s."
+                return _crash(attempt, text)
             if message is None:
                 continue
+            heard = time.monotonic()
             if message["kind"] in ("failed", "stopped", "finished"):
                 result = message
             else:
@@ -126,7 +130,11 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
         case "failed":
             return lambda: attempt.crashed(result["error"])
     text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
-    return lambda: attempt.crashed({"code": "worker_crashed", "message": text, "param": None})
+    return _crash(attempt, text)
+
+
+def _crash(attempt: Attempt, text: str) -> Callable[[], None]:
+    return lambda: attempt.crashed(WorkerCrashed(text).as_dict())
 
 
 def _persist(action: Callable[[], T], lease: Lease | None = None) -> T:

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
 from sae_service.jobs.queue import Queue
-from sae_service.jobs.records import ACTIVE, Checkpoint
-from sae_service.jobs.rows import add_event, add_status_event, new_id, now, to_checkpoint
+from sae_service.jobs.records import ACTIVE
+from sae_service.jobs.rows import add_event, add_status_event, new_id, now
 
 MAX_CRASHES = 3
 
@@ -45,17 +45,16 @@ class Attempt:
         return spec
 
     def renew(self) -> str:
-        """A sign of life. Returns the job's status, which is "cancelling" when a user has asked for that."""
+        """A sign of life. Returns the job's status, which is "cancelling" or "pausing" when a user has asked for that."""
         with self._owned() as (_, row):
             return row.status
 
-    def latest_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint to go on from."""
+    def checkpoint_keys(self) -> list[str]:
+        """Where the checkpoints to go on from are, the newest first."""
         table = db.checkpoints
-        query = sa.select(table).where(table.c.job_id == self.job_id).order_by(table.c.step.desc()).limit(1)
+        query = sa.select(table.c.key).where(table.c.job_id == self.job_id).order_by(table.c.step.desc())
         with self._database.transaction() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else to_checkpoint(row)
+            return list(connection.execute(query).scalars())
 
     def event(self, level: str, message: str) -> None:
         """Records something that a user may want to read."""
@@ -81,8 +80,10 @@ class Attempt:
         committed.
         """
         with self._owned() as (connection, row):
-            if row.status != "running":
+            if row.status == "cancelling":
                 return [checkpoint["key"]]
+            # An attempt that went on from before a damaged checkpoint comes by its step again.
+            replaced = self._forget(connection, db.checkpoints.c.step >= checkpoint["step"])
             values = {**checkpoint, "id": new_id("ckpt"), "job_id": self.job_id, "created_at": now()}
             connection.execute(sa.insert(db.checkpoints).values(values))
             data = {"checkpoint": values["id"], "step": values["step"], "tokens": values["tokens"]}
@@ -90,15 +91,20 @@ class Attempt:
             add_event(connection, self.job_id, "checkpoint", message, data)
             if values["is_final"]:
                 self._end(connection, "succeeded", "The job succeeded.")
-            return self._retire(connection, keep)
+            return replaced + self._retire(connection, keep)
 
     def _retire(self, connection: sa.Connection, keep: int) -> list[str]:
         """Forgets the checkpoints before the last `keep` ones; a final one counts beside them."""
         table = db.checkpoints
-        mine = sa.select(table.c.id, table.c.key).where(table.c.job_id == self.job_id, ~table.c.is_final)
-        old = connection.execute(mine.order_by(table.c.step.desc()).offset(keep)).all()
-        connection.execute(sa.delete(table).where(table.c.id.in_([row.id for row in old])))
-        return [row.key for row in old]
+        mine = sa.select(table.c.step).where(table.c.job_id == self.job_id, ~table.c.is_final)
+        old = connection.execute(mine.order_by(table.c.step.desc()).offset(keep)).scalars().all()
+        return self._forget(connection, table.c.step.in_(old))
+
+    def _forget(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[str]:
+        """Takes checkpoints out of the job and returns their keys."""
+        table = db.checkpoints
+        gone = sa.delete(table).where(table.c.job_id == self.job_id, which).returning(table.c.key)
+        return list(connection.execute(gone).scalars())
 
     def fail(self, error: dict[str, Any]) -> None:
         """Ends the job in failure."""
@@ -111,19 +117,15 @@ class Attempt:
             self._end(connection, "cancelled", "The job was cancelled.")
 
     def release(self) -> None:
-        """Gives the job back unharmed, for another worker to go on with."""
+        """Gives the job back unharmed: paused, if its user asked for that, or for another worker to go on with."""
         with self._owned() as (connection, row):
-            if row.status == "cancelling":
-                self._end(connection, "cancelled", "The job was cancelled.")
-            else:
+            if not settle(connection, row):
                 requeue(connection, self._queue, row, "preempted", "The worker stops; the job waits for another one.")
 
     def crashed(self, error: dict[str, Any]) -> None:
         """Counts a crash: the job is queued again, or fails at the third."""
         with self._owned() as (connection, row):
-            if row.status == "cancelling":
-                self._end(connection, "cancelled", "The job was cancelled.")
-            else:
+            if not settle(connection, row):
                 count_crash(connection, self._queue, row, error)
 
     def _end(self, connection: sa.Connection, status: str, message: str, error: dict[str, Any] | None = None) -> None:
@@ -156,13 +158,24 @@ def end_job(
     add_status_event(connection, job_id, status, message, level=level)
 
 
-def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: str, message: str) -> None:
+def settle(connection: sa.Connection, row: sa.Row[Any]) -> bool:
+    """Brings a job whose process is gone to where its user wanted it. Returns whether there was such a wish."""
+    if row.status == "cancelling":
+        end_job(connection, row.id, "cancelled", "The job was cancelled.")
+    elif row.status == "pausing":
+        values = {"status": "paused", "status_reason": None, "worker": None}
+        connection.execute(sa.update(db.jobs).where(db.jobs.c.id == row.id).values(values))
+        add_status_event(connection, row.id, "paused", "The job is paused.")
+    return row.status in ("cancelling", "pausing")
+
+
+def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: str | None, message: str) -> None:
     """Queues the next attempt; from here on the one before is refused."""
     following = row.attempt + 1
     values = {"status": "queued", "status_reason": reason, "attempt": following, "worker": None}
     connection.execute(sa.update(db.jobs).where(db.jobs.c.id == row.id).values(values))
     queue.add(connection, row.queue, row.priority, row.id, following)
-    level = "info" if reason == "preempted" else "warning"
+    level = "warning" if reason == "retry_after_crash" else "info"
     add_status_event(connection, row.id, "queued", message, reason, level)
 
 

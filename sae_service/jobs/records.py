@@ -6,8 +6,8 @@ from pydantic import Field
 
 from sae_service.schema import Frozen
 
-Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
-ACTIVE: tuple[Status, ...] = ("running", "cancelling")
+Status = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
+ACTIVE: tuple[Status, ...] = ("running", "pausing", "cancelling")
 """An attempt owns the job."""
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """Never left again."""

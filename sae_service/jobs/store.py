@@ -1,5 +1,7 @@
-"""What a user does with jobs: submit, look, cancel."""
+"""What a user does with jobs: submit, look, pause, cancel."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -7,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sae_service.errors import Conflict, InvalidSpec, NotFound
 from sae_service.jobs import database as db
+from sae_service.jobs.attempts import end_job, requeue
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import Checkpoint, Event, Job, MetricsRow
 from sae_service.jobs.rows import add_status_event, new_id, now, to_checkpoint, to_job
@@ -100,26 +103,59 @@ class JobStore:
         return [to_job(row) for row in rows]
 
     def cancel(self, job_id: str) -> Job:
-        """Ends a queued job at once and asks a running one to end. Raises NotFound, or Conflict if it has ended.
+        """Ends a waiting job at once and asks a running one to end. Raises NotFound, or Conflict if it has ended.
 
         A job that is being cancelled, or is cancelled, stays as it is: cancelling twice is no error.
         """
-        owned = sa.update(db.jobs).where(db.jobs.c.id == job_id)
+        with self._held(job_id) as (connection, row):
+            if row.status in ("queued", "paused"):
+                end_job(connection, job_id, "cancelled", "The job was cancelled while it waited.")
+            elif row.status in ("running", "pausing"):
+                self._ask(connection, job_id, "cancelling", "The job was asked to stop.")
+        self._take_out_of_queue(row)
+        return self._expect(job_id, "cancelling", "cancelled")
+
+    def pause(self, job_id: str) -> Job:
+        """Holds a queued job back at once, and asks a running one to save its state and stop. Raises like `cancel`."""
+        with self._held(job_id) as (connection, row):
+            if row.status == "queued":
+                self._ask(connection, job_id, "paused", "The job is paused.")
+            elif row.status == "running":
+                self._ask(connection, job_id, "pausing", "The job was asked to pause.")
+        self._take_out_of_queue(row)
+        return self._expect(job_id, "pausing", "paused")
+
+    def resume(self, job_id: str) -> Job:
+        """Queues a paused job again. Raises Conflict if it is neither paused nor waiting or running anyway."""
+        with self._held(job_id) as (connection, row):
+            if row.status == "paused":
+                requeue(connection, self._queue, row, None, "The job is queued again.")
+        return self._expect(job_id, "queued", "running")
+
+    @contextmanager
+    def _held(self, job_id: str) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
+        """A transaction that holds the job's row, and the row. Raises NotFound."""
+        touch = sa.update(db.jobs).where(db.jobs.c.id == job_id).values(n_events=db.jobs.c.n_events).returning(db.jobs)
         with self._database.transaction() as connection:
-            ended = owned.where(db.jobs.c.status == "queued").values(
-                status="cancelled", status_reason=None, finished_at=now()
-            )
-            asked = owned.where(db.jobs.c.status == "running").values(status="cancelling")
-            was_queued = bool(connection.execute(ended).rowcount)
-            if was_queued:
-                add_status_event(connection, job_id, "cancelled", "The job was cancelled before it started.")
-            elif connection.execute(asked).rowcount:
-                add_status_event(connection, job_id, "cancelling", "The job was asked to stop.")
+            row = connection.execute(touch).one_or_none()
+            if row is None:
+                raise NotFound(f"there is no job {job_id}")
+            yield connection, row
+
+    def _ask(self, connection: sa.Connection, job_id: str, status: str, message: str) -> None:
+        values = {"status": status, "status_reason": None}
+        connection.execute(sa.update(db.jobs).where(db.jobs.c.id == job_id).values(values))
+        add_status_event(connection, job_id, status, message)
+
+    def _take_out_of_queue(self, row: sa.Row[Any]) -> None:
+        # Only for tidiness: a worker that takes the attempt finds that it may not claim it.
+        if row.status == "queued":
+            self._queue.drop(row.id, row.attempt)
+
+    def _expect(self, job_id: str, *statuses: str) -> Job:
         job = self.get(job_id)
-        if was_queued:
-            self._queue.drop(job_id, job.attempt)
-        if job.status not in ("cancelling", "cancelled"):
-            raise Conflict(f"job {job_id} has {job.status} already")
+        if job.status not in statuses:
+            raise Conflict(f"job {job_id} is {job.status}")
         return job
 
     def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from sae_service.errors import ServiceUnavailable, WorkerCrashed
 from sae_service.jobs import database as db
-from sae_service.jobs.attempts import count_crash, end_job, requeue
+from sae_service.jobs.attempts import count_crash, requeue, settle
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE
 
@@ -72,8 +72,6 @@ class Sweep:
                 return
             if row.status == "queued":
                 requeue(connection, self._queue, row, "preempted", "A worker took the job and vanished before it began.")
-            elif row.status == "cancelling":
-                end_job(connection, job_id, "cancelled", "The job was cancelled; its worker was gone.")
-            else:
+            elif not settle(connection, row):
                 error = WorkerCrashed(f"Worker {row.worker} has shown no sign of life.")
                 count_crash(connection, self._queue, row, error.as_dict())

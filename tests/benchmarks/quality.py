@@ -3,7 +3,8 @@
     python tests/benchmarks/quality.py FOLDER [--hooks H ...] [--tokens N] [--lrs LR ...] [--kinds K ...] [--l0 L ...]
 
 Both get the same rows in the same order, the same batch, the same share of warm-up and decay, and the best of the given
-learning rates. TopK and BatchTopK are given k, JumpReLU its target L0, the L1 kinds the coefficients in COEFFICIENTS. Writes quality.jsonl, quality.md and quality.png into FOLDER. The peers need .venv-peers (make test-peers).
+learning rates. TopK and BatchTopK are given k, JumpReLU its target L0, the L1 kinds the coefficients in COEFFICIENTS.
+Writes quality.jsonl, quality.md and quality.png into FOLDER. The peers need .venv-peers (make test-peers).
 """
 
 import argparse

@@ -75,6 +75,13 @@ def test_a_queued_job_is_cancelled_at_once(api: TestClient, spec: dict[str, Any]
     assert [event["data"]["status"] for event in events] == ["queued", "cancelled"]
 
 
+def test_a_queued_job_is_paused_and_resumed(api: TestClient, spec: dict[str, Any]) -> None:
+    where = api.post("/v1/jobs", json=spec).headers["Location"]
+    assert api.post(f"{where}/pause").json()["status"] == "paused"
+    resumed = api.post(f"{where}/resume").json()
+    assert (resumed["status"], resumed["attempt"]) == ("queued", 2)
+
+
 def test_a_job_that_has_not_changed_is_not_sent_again(api: TestClient, spec: dict[str, Any]) -> None:
     where = api.post("/v1/jobs", json=spec).headers["Location"]
     etag = api.get(where).headers["ETag"]

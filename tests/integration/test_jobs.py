@@ -104,6 +104,40 @@ def test_a_running_job_is_cancelled_once_its_worker_says_so(database: Database, 
     assert statuses(store, attempt.job_id) == ["queued", "running", "cancelling", "cancelled"]
 
 
+def test_a_queued_job_is_paused_at_once_and_resumed(database: Database, store: JobStore) -> None:
+    job = submitted(store)
+    assert store.pause(job.id).status == "paused"
+    assert store.pause(job.id).status == "paused"
+    assert Attempt(database, job.id, 1).claim("worker-1") is None
+    assert store.resume(job.id).status == "queued"
+    assert Attempt(database, job.id, 2).claim("worker-1") == SPEC
+    assert store.resume(job.id).status == "running"
+
+
+def test_a_running_job_is_paused_once_its_worker_has_let_go(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    assert store.pause(attempt.job_id).status == "pausing"
+    with pytest.raises(Conflict, match="pausing"):
+        store.resume(attempt.job_id)
+    assert attempt.commit(checkpoint(3) | {"key": f"{attempt.job_id}/3"}, keep=1) == [], "its state is saved"
+    attempt.release()
+    assert store.get(attempt.job_id).status == "paused"
+    assert store.cancel(attempt.job_id).status == "cancelled"
+    with pytest.raises(Conflict, match="cancelled"):
+        store.pause(attempt.job_id)
+
+
+def test_a_checkpoint_of_an_attempt_that_went_further_back_takes_the_place_of_later_ones(
+    database: Database, store: JobStore
+) -> None:
+    attempt = claimed(database, store)
+    for step in (2, 4, 6):
+        attempt.commit(checkpoint(step) | {"key": f"{attempt.job_id}/{step}"}, keep=9)
+    replaced = attempt.commit(checkpoint(4) | {"key": f"{attempt.job_id}/again"}, keep=9)
+    assert sorted(replaced) == [f"{attempt.job_id}/4", f"{attempt.job_id}/6"]
+    assert [found.step for found in store.checkpoints(attempt.job_id)] == [4, 2]
+
+
 def test_while_a_job_is_being_cancelled_no_checkpoint_is_committed(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
     store.cancel(attempt.job_id)

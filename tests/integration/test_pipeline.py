@@ -48,7 +48,7 @@ def small_job(**stream: Any) -> dict[str, Any]:
 
 
 def train(
-    folder: Path, job: dict[str, Any], resume_from: str | None = None, stop_after: int | None = None
+    folder: Path, job: dict[str, Any], resume_from: tuple[str, ...] = (), stop_after: int | None = None
 ) -> tuple[Recorder, dict[str, bytes]]:
     """Runs a job; returns its news and the files of its final checkpoint (none if it was stopped)."""
     recorder, storage = Recorder(), Storage(folder.as_uri())
@@ -108,11 +108,32 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_to_the_same_bytes(
     recorder, nothing = train(tmp_path, small_job(), stop_after=stop_after)
     assert nothing == {}
     assert recorder.checkpoints[-1].step == stop_after, "nothing is computed twice"
-    resumed, files = train(tmp_path, small_job(), resume_from=recorder.checkpoints[-1].key)
+    resumed, files = train(tmp_path, small_job(), resume_from=(recorder.checkpoints[-1].key,))
     assert weights(files) == weights(finished[1])
     comparable = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in resumed.rows]
     undisturbed = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in finished[0].rows]
     assert comparable == undisturbed[-len(comparable) :]
+
+
+@pytest.mark.parametrize("damage", ["flip a bit", "cut", "lose", "lose the manifest"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
+    finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path, damage: str
+) -> None:
+    recorder, _ = train(tmp_path, small_job(), stop_after=16)
+    keys = [written.key for written in reversed(recorder.checkpoints)]
+    file = tmp_path / keys[0] / ("manifest.json" if damage == "lose the manifest" else "state/arrays.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "flip a bit":
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:1000])
+    else:
+        file.unlink()
+    resumed, files = train(tmp_path, small_job(), resume_from=tuple(keys))
+    assert [level for level, _ in resumed.events].count("warning") == 1
+    assert keys[0] in resumed.events[-1][1]
+    assert weights(files) == weights(finished[1])
 
 
 def test_a_checkpoint_in_the_middle_is_a_usable_sae(finished: tuple[Recorder, dict[str, bytes]]) -> None:

@@ -136,7 +136,7 @@ def test_a_synthetic_job_goes_on_from_its_checkpoint_to_the_same_figures(tmp_pat
     job = job.model_copy(update={"stream": job.stream.model_copy(update={"tokens": 600 * 512})})
     storage, whole = Storage(tmp_path.as_uri()), Recorder()
     undisturbed = pipeline.run(job, storage, "whole", whole)
-    resumed = pipeline.run(job, storage, "resumed", Recorder(), resume_from=whole.checkpoints[0].key)
+    resumed = pipeline.run(job, storage, "resumed", Recorder(), resume_from=(whole.checkpoints[0].key,))
     assert undisturbed is not None
     assert resumed is not None
     for name in ("standard_tied_64", "topk_64"):
