@@ -1,15 +1,13 @@
 """Settings that must stand before JAX or a Hugging Face library is imported, and the demo's job made small."""
 
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.postgres import Postgres
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -48,26 +46,7 @@ def spec() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """The URL of an empty database on a PostgreSQL server of our own, on loopback."""
-    found = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
-    binaries = next((Path(str(path)).resolve().parent for path in reversed(found) if path), None)
-    if binaries is None:
-        pytest.skip("no PostgreSQL server on this machine (Debian: apt-get install postgresql)")
-    # The server refuses to be root, and its user must be able to reach the folder.
-    user = "postgres" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-    if user:
-        shutil.chown(folder, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options: dict[str, Any] = {"user": user, "cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
-    subprocess.run([binaries / "initdb", "-D", folder / "data", "-U", "sae", "-A", "trust", "-N"], **options)
-    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    control = [binaries / "pg_ctl", "-D", folder / "data", "-w"]
-    subprocess.run([*control, "-l", folder / "log", "-o", settings, "start"], **options)
-    try:
-        yield f"postgresql+psycopg://sae@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **options)
-        shutil.rmtree(folder)
+    """The URL of an empty database on a PostgreSQL server of our own."""
+    server = Postgres()
+    yield server.url.replace("postgresql://", "postgresql+psycopg://")
+    server.close()
