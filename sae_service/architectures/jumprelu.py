@@ -103,7 +103,7 @@ ARCHITECTURE = Architecture(
     loss=loss,
     export=export,
     optimizer=OptimizerConfig(
-        lr=7e-5, beta1=0.0, lr_warm_up=1000, lr_warm_up_shape="cosine", sparsity_warm_up=10_000
+        lr=7e-5, beta1=0.0, clip_norm=1.0, lr_warm_up=1000, lr_warm_up_shape="cosine", sparsity_warm_up=10_000
     ),
     normalization="unit_mean_square",
     example=JumpReLUConfig(d_sae=64),
