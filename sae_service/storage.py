@@ -7,6 +7,7 @@ readers trust only what a manifest lists.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -74,7 +75,10 @@ class Storage:
 
     def keys(self, prefix: str) -> list[str]:
         """Keys of all objects below a prefix, sorted."""
-        return sorted(item["path"] for batch in obstore.list(self._store, prefix) for item in batch)
+        try:
+            return sorted(item["path"] for batch in obstore.list(self._store, prefix) for item in batch)
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot list {prefix}: {error}") from error
 
     def delete(self, prefix: str) -> None:
         """Deletes everything below a prefix, its manifest first, so that no reader trusts a half-deleted set."""
@@ -82,10 +86,18 @@ class Storage:
         manifest = f"{prefix}/{MANIFEST}"
         for group in ([manifest] if manifest in keys else [], [key for key in keys if key != manifest]):
             if group:
-                obstore.delete(self._store, group)
+                self._delete_all(group)
         if self.root is not None and (self.root / prefix).is_dir():
-            for folder, _, _ in os.walk(self.root / prefix, topdown=False):
-                Path(folder).rmdir()
+            # Empty folders, and what a put that was killed in the middle left behind.
+            shutil.rmtree(self.root / prefix, ignore_errors=True)
+
+    def _delete_all(self, keys: list[str]) -> None:
+        try:
+            obstore.delete(self._store, keys)
+        except FileNotFoundError:
+            return
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot delete {keys[0]}: {error}") from error
 
     def publish(self, prefix: str, files: Mapping[str, bytes]) -> list[dict[str, str | int]]:
         """Writes `files` below a new prefix and their manifest last. Returns the manifest's entries."""

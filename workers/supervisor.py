@@ -50,11 +50,14 @@ class Supervisor:
             log.warning("job %s: attempt %d is over, another one has begun", job_id, number)
 
     def _train(self, attempt: Attempt, spec: dict[str, Any]) -> None:
+        prefix, committed = f"jobs/{attempt.job_id}", _persist(attempt.checkpoint_keys)
+        # Whoever wrote the others is gone: its lease is over, or this attempt could not have begun.
+        self._collect(prefix, committed)
         assignment = {
             "spec": spec,
             "storage_url": self._settings.resolved_storage_url(),
-            "prefix": f"jobs/{attempt.job_id}",
-            "resume_from": _persist(attempt.checkpoint_keys),
+            "prefix": prefix,
+            "resume_from": committed,
             "lease_s": self._settings.lease_s,
         }
         environment = child_environment(self._settings, self._device)
@@ -69,6 +72,9 @@ class Supervisor:
         # Only now: whoever reads "cancelled" may rely on the process being gone.
         if ended is not None:
             _persist(ended)
+        if ended in (None, attempt.cancelled):
+            # No other attempt can follow, so whatever is left over is nobody's.
+            self._collect(prefix, _persist(attempt.checkpoint_keys))
         log.info("job %s: attempt %d has ended", attempt.job_id, attempt.number)
 
     def _follow(self, attempt: Attempt, child: Child, lease: Lease, keep: int) -> Callable[[], None] | None:
@@ -95,9 +101,10 @@ class Supervisor:
                 continue
             heard = time.monotonic()
             if message["kind"] in ("failed", "stopped", "finished"):
+                # The last word: a job that has succeeded has no lease any more, and that is no loss.
                 result = message
-            else:
-                self._record(attempt, message, lease, keep)
+                break
+            self._record(attempt, message, lease, keep)
         return _ending(attempt, result, child)
 
     def _record(self, attempt: Attempt, message: dict[str, Any], lease: Lease, keep: int) -> None:
@@ -109,6 +116,17 @@ class Supervisor:
             case "checkpoint":
                 for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
                     self._delete(key)
+
+    def _collect(self, prefix: str, committed: list[str]) -> None:
+        """Deletes what was written below `prefix` but never became part of the job."""
+        try:
+            depth = prefix.count("/") + 2
+            written = {"/".join(key.split("/")[:depth]) for key in self._storage.keys(prefix)}
+        except StorageFailure as error:
+            log.warning("cannot list %s: %s", prefix, error)
+            return
+        for key in written - set(committed):
+            self._delete(key)
 
     def _delete(self, key: str) -> None:
         try:

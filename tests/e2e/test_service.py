@@ -78,6 +78,8 @@ def test_a_worker_that_is_killed_takes_its_child_along_and_the_job_ends_with_the
     assert (ended.status, ended.attempt) == ("succeeded", 2)
     assert worker_of(ended) != worker
     assert service.weights(ended, tmp_path) == undisturbed
+    folders = list((service.data_dir / "storage" / "jobs" / job.id).iterdir())
+    assert len(folders) == len(service.client.checkpoints(job.id)), "nothing is left of what was cut off"
     rows = [(row.sae, row.step) for row in service.client.metrics(job.id)]
     assert len(rows) == len(set(rows)) == 120
     ids = [event.id for event in service.client.events(job.id)]
