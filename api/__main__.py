@@ -8,6 +8,7 @@ import sys
 import uvicorn
 
 from api.app import create_app
+from sae_service.errors import SAEServiceError
 from sae_service.settings import Settings
 
 
@@ -24,7 +25,11 @@ def main() -> None:
             'SAE_SERVICE_API_KEY_SHA256=\'["<sha256 of the key>"]\' or use --host 127.0.0.1.'
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    uvicorn.run(create_app(settings), host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=3)
+    try:
+        app = create_app(settings)
+    except SAEServiceError as error:
+        sys.exit(str(error))
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=3)
 
 
 def is_loopback(host: str) -> bool:

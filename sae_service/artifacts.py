@@ -1,6 +1,7 @@
 """An SAE as files that other tools read: `cfg.json` and `sae_weights.safetensors` in the layout of SAELens 6.
 
-A ReLU SAE is written as `standard`; every SAE with thresholds as `jumprelu`, whatever trained it. Scale, decoder
+A ReLU SAE is written as `standard`, one with k as `topk`, every SAE with thresholds as `jumprelu`, whatever trained
+it. Scale, decoder
 norms and pre-encoder bias are folded in, so a reader applies nothing to its input.
 """
 
@@ -9,6 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sae_service.errors import DamagedCheckpoint
@@ -22,11 +24,15 @@ SAE_LENS_VERSION = "6.54.12"
 def to_files(sae: InferenceSAE, job: JobSpec, spec: SAESpec, provenance: dict[str, Any]) -> dict[str, bytes]:
     """The files of one SAE by name."""
     tensors = {name: np.asarray(getattr(sae, name), np.float32) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    is_relu = not np.any(np.asarray(sae.threshold))
-    if not is_relu:
-        tensors["threshold"] = np.asarray(sae.threshold, np.float32)
+    threshold = np.asarray(sae.threshold, np.float32)
+    architecture: dict[str, Any] = {"architecture": "standard"}
+    if sae.k is not None:
+        architecture = {"architecture": "topk", "k": sae.k, "rescale_acts_by_decoder_norm": False}
+    elif np.any(threshold):
+        architecture = {"architecture": "jumprelu"}
+        tensors["threshold"] = threshold
     config = {
-        "architecture": "standard" if is_relu else "jumprelu",
+        **architecture,
         "d_in": int(sae.W_enc.shape[0]),
         "d_sae": int(sae.W_enc.shape[1]),
         "dtype": "float32",
@@ -58,8 +64,10 @@ def from_files(files: dict[str, bytes]) -> InferenceSAE:
     try:
         tensors = load(files[WEIGHTS])
         threshold = tensors.get("threshold", np.zeros_like(tensors["b_enc"]))
-        return InferenceSAE(tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"], threshold)  # pyright: ignore[reportArgumentType]
-    except (KeyError, ValueError) as error:
+        k = json.loads(files[CONFIG]).get("k")
+        weights: dict[str, Any] = {name: tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        return InferenceSAE(**weights, threshold=threshold, k=k)  # pyright: ignore[reportArgumentType]
+    except (KeyError, ValueError, SafetensorError) as error:
         raise DamagedCheckpoint(f"these are not the files of an SAE: {error}") from error
 
 

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
-from sae_service.errors import ServiceUnavailable
+from sae_service.errors import ServiceUnavailable, StorageFailure
 
 SQLITE = "sqlite:///"
 SUBSECOND_CLOCK = (3, 42)
+NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.sshfs", "afs")
 MIGRATION_LOCK = 5_270_041
 
 schema = sa.MetaData()
@@ -87,11 +88,13 @@ class Database:
     """One connection pool, shared by the threads of a process."""
 
     def __init__(self, url: str) -> None:
-        """Opens the database; nothing is connected yet."""
+        """Opens the database; nothing is connected yet. Raises StorageFailure for SQLite on a network filesystem."""
         self.url = url
         self.is_sqlite = url.startswith(SQLITE)
         if self.is_sqlite:
-            Path(url.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(url.removeprefix(SQLITE)).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            refuse_network_filesystem(folder)
             self.engine = sa.create_engine(url)
             event.listen(self.engine, "connect", _prepare_sqlite)
         else:
@@ -134,6 +137,21 @@ class Database:
                     yield
                 finally:
                     connection.execute(sa.select(sa.func.pg_advisory_unlock(MIGRATION_LOCK)))
+
+
+def refuse_network_filesystem(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> None:
+    """Raises StorageFailure for a folder on a network filesystem, whose locks SQLite cannot rely on."""
+    if not mounts.exists():
+        return
+    fields = (line.split() for line in mounts.read_text().splitlines())
+    kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in fields}
+    parents = [folder.resolve(), *folder.resolve().parents]
+    kind = next((kinds[parent] for parent in parents if parent in kinds), "")
+    if kind.startswith(NETWORK_FILESYSTEMS):
+        raise StorageFailure(
+            f"{folder} is on a network filesystem ({kind}), where SQLite can lose data.",
+            hint="Choose a local --data-dir, or set SAE_SERVICE_DATABASE_URL to a PostgreSQL database.",
+        )
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -109,6 +109,8 @@ def changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (changed("saes.0.architecture.kind", "transcoder"), "/saes/0/architecture", "jumprelu"),
         (changed("saes.0.architecture.d_sae", -4), "/saes/0/architecture/d_sae", "greater than 0"),
         (changed("saes.0.architecture.target_l0", 257), "/saes/0/architecture/target_l0", "at most d_sae"),
+        (changed("saes.0.architecture", {"kind": "topk", "d_sae": 64, "k": 65}), "/saes/0/architecture/k", "at most d_sae"),
+        (changed("saes.0.architecture", {"kind": "topk", "d_sae": 64, "k": 2.5}), "/saes/0/architecture/k", "whole"),
         (changed("saes.0.architecture.bandwidth", float("nan")), "/saes/0/architecture/bandwidth", "finite"),
         (changed("saes.1.optimizer", {"lr": float("inf")}), "/saes/1/optimizer/lr", "finite"),
         (changed("saes.1.name", "a"), "/saes/1/name", "unique"),

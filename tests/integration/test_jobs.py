@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, ServiceUnavailable
+from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, ServiceUnavailable, StorageFailure
 from sae_service.jobs import queue
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
-from sae_service.jobs.database import Database
+from sae_service.jobs.database import Database, refuse_network_filesystem
 from sae_service.jobs.records import Job
 from sae_service.jobs.store import JobStore
 from sae_service.jobs.sweep import Sweep
@@ -276,6 +276,17 @@ def test_jobs_are_listed_by_age_status_and_label(store: JobStore) -> None:
     assert store.find(10, status="succeeded", metadata={"team": "list"}) == []
     with pytest.raises(NotFound):
         store.find(10, after="job_unknown")
+
+
+@pytest.mark.parametrize(("folder", "is_refused"), [("/home/me/saes", True), ("/scratch/saes", False), ("/var", False)])
+def test_sqlite_on_a_network_filesystem_is_refused(tmp_path: Path, folder: str, is_refused: bool) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /scratch xfs rw 0 0\n")
+    if is_refused:
+        with pytest.raises(StorageFailure, match="nfs4"):
+            refuse_network_filesystem(Path(folder), mounts)
+    else:
+        refuse_network_filesystem(Path(folder), mounts)
 
 
 def test_a_database_that_is_away_is_unavailable_and_not_a_bug() -> None:

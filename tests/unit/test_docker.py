@@ -1,11 +1,13 @@
 """The files in docker/ name what exists."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import yaml
 
 from sae_service.settings import PREFIX, Settings
+from workers.supervisor import STOP_WAIT_S
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -17,6 +19,17 @@ def test_the_compose_file_builds_from_files_that_exist_and_sets_settings_that_ex
         assert (DOCKER / services[name]["build"]["context"] / services[name]["build"]["dockerfile"]).is_file()
         for variable in services[name]["environment"]:
             assert variable.removeprefix(PREFIX).lower() in Settings.model_fields
+
+
+def test_the_cluster_files_can_be_read_and_leave_time_to_save() -> None:
+    api, _, worker = yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text())
+    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > STOP_WAIT_S
+    assert api["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["worker"]["stop_grace_period"]
+    assert int(compose.removesuffix("s")) > STOP_WAIT_S
+    script = (DOCKER / "slurm.sh").read_text()
+    assert int(re.findall(r"--signal=TERM@(\d+)", script)[0]) > STOP_WAIT_S
+    subprocess.run(["bash", "-n", DOCKER / "slurm.sh"], check=True)
 
 
 def test_the_images_copy_what_exists_and_start_modules_that_exist() -> None:
