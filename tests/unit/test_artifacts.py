@@ -21,7 +21,8 @@ def written(kind: str) -> tuple[InferenceSAE, dict[str, bytes]]:
     parameters = architecture.init(architecture.example, 16, jax.random.key(0))
     rows = jax.random.normal(jax.random.key(1), (64, 16))
     sae = architecture.export(architecture.example, architecture.fit_to_rows(architecture.example, parameters, rows))
-    if kind in ("batchtopk", "matryoshka"):
+    if kind in ("batchtopk", "gated", "matryoshka"):
+        # Untrained, their thresholds are 0.
         sae = sae.replace(threshold=sae.threshold + 0.5)  # pyright: ignore[reportAttributeAccessIssue]
     spec: dict[str, Any] = {"hook_name": "blocks.0.hook_out", "architecture": architecture.example.model_dump()}
     stream = {"model": {"name": "gpt2"}, "dataset": {"path": "text"}, "tokens": 10_000}
