@@ -51,8 +51,6 @@ class Supervisor:
 
     def _train(self, attempt: Attempt, spec: dict[str, Any]) -> None:
         prefix, committed = f"jobs/{attempt.job_id}", _persist(attempt.checkpoint_keys)
-        # Whoever wrote the others is gone: its lease is over, or this attempt could not have begun.
-        self._collect(prefix, committed)
         assignment = {
             "spec": spec,
             "storage_url": self._settings.resolved_storage_url(),

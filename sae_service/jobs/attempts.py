@@ -82,6 +82,9 @@ class Attempt:
         with self._owned() as (connection, row):
             if row.status == "cancelling":
                 return [checkpoint["key"]]
+            if self._has(connection, checkpoint["key"]):
+                # The answer to the same commit was lost with the connection: what it made must not be deleted.
+                return []
             # An attempt that went on from before a damaged checkpoint comes by its step again.
             replaced = self._forget(connection, db.checkpoints.c.step >= checkpoint["step"])
             values = {**checkpoint, "id": new_id("ckpt"), "job_id": self.job_id, "created_at": now()}
@@ -92,6 +95,10 @@ class Attempt:
             if values["is_final"]:
                 self._end(connection, "succeeded", "The job succeeded.")
             return replaced + self._retire(connection, keep)
+
+    def _has(self, connection: sa.Connection, key: str) -> bool:
+        query = sa.select(db.checkpoints.c.id).where(db.checkpoints.c.job_id == self.job_id, db.checkpoints.c.key == key)
+        return connection.execute(query).one_or_none() is not None
 
     def _retire(self, connection: sa.Connection, keep: int) -> list[str]:
         """Forgets the checkpoints before the last `keep` ones; a final one counts beside them."""
