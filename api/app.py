@@ -71,6 +71,8 @@ def _sweep(database: Database, lease_s: float, over: threading.Event) -> None:
             sweep.look()
         except ServiceUnavailable as error:
             log.warning("%s", error)
+        except Exception:
+            log.exception("cannot look for lost jobs")
 
 
 class Requests:
@@ -94,6 +96,11 @@ class Requests:
         if _body_length(scope) > MAX_BODY:
             body = {"title": "Content Too Large", "status": 413, "code": "too_large", "detail": f"At most {MAX_BODY} bytes."}
             await JSONResponse(body, 413, media_type="application/problem+json")(scope, receive, numbered)
+            return
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            detail = "The character NUL has no place in an address."
+            body = {"title": "Bad Request", "status": 400, "code": "invalid_request", "detail": detail}
+            await JSONResponse(body, 400, media_type="application/problem+json")(scope, receive, numbered)
             return
         await self._app(scope, receive, numbered)
 

@@ -29,9 +29,9 @@ def list_events(
     job_id: str,
     jobs: Jobs,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[int, Query(ge=0, description="The id of the last event seen.")] = 0,
+    after: Annotated[int, Query(ge=0, lt=1 << 62, description="The id of the last event seen.")] = 0,
     stream: Annotated[bool, Query(description="Send events as they happen, until the job ends.")] = False,
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=1 << 62)] = None,
 ) -> Response | Page[Event]:
     """What happened to a job, oldest first. Event ids count from 1 without a gap; metrics in a stream carry no id."""
     job = jobs.get(job_id)

@@ -76,7 +76,7 @@ def _headers(entry: FileEntry) -> dict[str, str]:
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
     """Start and end of a single range, or None for a header that is to be ignored; empty if it lies outside."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
     if match is None or match.group(0) == "bytes=-":
         return None
     first, last = match.groups()

@@ -69,6 +69,8 @@ def list_jobs(
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
+    if any('"' in name for name in labels):
+        return problem(request, 400, "invalid_request", "A label's name has no quotation mark.", "metadata")  # pyright: ignore[reportReturnType]
     try:
         found = jobs.find(limit + 1, after, order == "desc", status, labels)
     except NotFound:
@@ -121,7 +123,7 @@ def list_metrics(
     job_id: str,
     jobs: Jobs,
     sae: Annotated[str | None, Query(description="Only this SAE's rows.")] = None,
-    after_step: Annotated[int, Query(ge=0)] = 0,
+    after_step: Annotated[int, Query(ge=0, lt=1 << 62)] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Page[MetricsRow]:
     """Training metrics by step, oldest first."""

@@ -97,6 +97,10 @@ def read_spec(source: str) -> dict[str, Any]:
         raise errors.InvalidSpec(f"cannot read {source}: {error}") from error
     if not isinstance(spec, dict):
         raise errors.InvalidSpec(f"{source} is no job: it must be a mapping with the keys stream and saes")
+    try:
+        _check_json(spec)
+    except RecursionError:
+        raise errors.InvalidSpec(f"{source} is nested too deeply, or a part of it contains itself") from None
     stream = spec.get("stream")
     for part, key in (("model", "name"), ("dataset", "path")):
         named = stream.get(part) if isinstance(stream, dict) else None
@@ -104,6 +108,23 @@ def read_spec(source: str) -> dict[str, Any]:
         if isinstance(value, str) and value.startswith((".", "~")):
             spec["stream"][part][key] = str((folder / Path(value).expanduser()).resolve())
     return spec
+
+
+def _check_json(value: Any, pointer: str = "") -> None:
+    """Raises InvalidSpec for what YAML knows but JSON does not: dates, NaN, bytes."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_json(name, f"{pointer}/{name}")
+            _check_json(item, f"{pointer}/{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_json(item, f"{pointer}/{index}")
+    else:
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError):
+            hint = "Put it in quotes if it is meant as text."
+            raise errors.InvalidSpec(f"{value!r} cannot be part of a job", pointer, hint) from None
 
 
 @app.command("list")

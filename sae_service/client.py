@@ -5,8 +5,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+from pydantic import ValidationError
 
 from sae_service import errors
 from sae_service.jobs.records import Checkpoint, Event, FileEntry, Job, MetricsRow
@@ -32,11 +34,11 @@ class Client:
     def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> Job:
         """Queues a job. With an idempotency key a repetition returns the first job instead of making another."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return _parse(Job, self._ask("POST", "/v1/jobs", json=spec, headers=headers).json())
+        return _parse(Job, self._ask("POST", "/v1/jobs", json=spec, headers=headers))
 
     def job(self, job_id: str) -> Job:
         """The job as it is now."""
-        return _parse(Job, self._ask("GET", f"/v1/jobs/{job_id}").json())
+        return _parse(Job, self._ask("GET", f"/v1/jobs/{_quoted(job_id)}"))
 
     def jobs(self, status: str | None = None, metadata: dict[str, str] | None = None) -> Iterator[Job]:
         """All jobs, newest first."""
@@ -44,7 +46,7 @@ class Client:
         if status is not None:
             query["status"] = status
         while True:
-            page = self._ask("GET", "/v1/jobs", params=query).json()
+            page = self._ask("GET", "/v1/jobs", params=query)
             yield from (_parse(Job, item) for item in page["data"])
             if not page["has_more"]:
                 return
@@ -52,20 +54,20 @@ class Client:
 
     def cancel(self, job_id: str) -> Job:
         """Asks for the job's end; it may still be `cancelling` in the answer."""
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{job_id}/cancel").json())
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/cancel"))
 
     def pause(self, job_id: str) -> Job:
         """Asks for the job to be saved and held; it may still be `pausing` in the answer."""
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{job_id}/pause").json())
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/pause"))
 
     def resume(self, job_id: str) -> Job:
         """Queues a paused job again."""
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{job_id}/resume").json())
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/resume"))
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
         """The events behind the event `after`, up to 1000."""
         query = {"after": after, "limit": 1000}
-        data = self._ask("GET", f"/v1/jobs/{job_id}/events", params=query).json()["data"]
+        data = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/events", params=query)["data"]
         return [_parse(Event, item) for item in data]
 
     def metrics(self, job_id: str) -> Iterator[MetricsRow]:
@@ -73,7 +75,7 @@ class Client:
         step = 0
         while True:
             query = {"after_step": step, "limit": 10_000}
-            page = self._ask("GET", f"/v1/jobs/{job_id}/metrics", params=query).json()
+            page = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/metrics", params=query)
             rows = [_parse(MetricsRow, item) for item in page["data"]]
             # A page may end within a step; that step is then asked for again as a whole.
             last = rows[-1].step if page["has_more"] else None
@@ -84,7 +86,7 @@ class Client:
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that can be downloaded, newest first."""
-        data = self._ask("GET", f"/v1/jobs/{job_id}/checkpoints").json()["data"]
+        data = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints")["data"]
         return [_parse(Checkpoint, item | {"key": ""}) for item in data]
 
     def watch(self, job_id: str, pause_s: float = 1.0) -> Iterator[Job]:
@@ -108,9 +110,9 @@ class Client:
 
     def download(self, job_id: str, folder: Path, checkpoint: str = "latest") -> list[Path]:
         """Writes each SAE of a checkpoint to `folder/<sae name>/`. Files that are there already are left alone."""
-        found = self._ask("GET", f"/v1/jobs/{job_id}/checkpoints/{checkpoint}").json()
+        found = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints/{_quoted(checkpoint)}")
         chosen = _parse(Checkpoint, found | {"key": ""})
-        base = f"/v1/jobs/{job_id}/checkpoints/{chosen.id}/files"
+        base = f"/v1/jobs/{_quoted(job_id)}/checkpoints/{chosen.id}/files"
         paths: list[Path] = []
         for entry in chosen.files:
             if not entry.path.startswith("saes/"):
@@ -130,7 +132,7 @@ class Client:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with self._http.stream("GET", url) as response, partial.open("wb") as file:
-                if response.is_error:
+                if not response.is_success:
                     response.read()
                     raise _error(response)
                 for chunk in response.iter_bytes(CHUNK):
@@ -144,14 +146,17 @@ class Client:
             raise errors.StorageFailure(f"{entry.path} arrived damaged; download it again")
         partial.replace(target)
 
-    def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
         try:
             response = self._http.request(method, path, **arguments)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
-        if response.is_error:
+        if not response.is_success:
             raise _error(response)
-        return response
+        try:
+            return response.json()
+        except ValueError as error:
+            raise errors.SAEServiceError(f"what answers at {self.url} is no SAE training service") from error
 
     def _unavailable(self, error: Exception) -> errors.ServiceUnavailable:
         hint = "Start it with `sae-service serve`, or name another one with --url."
@@ -160,7 +165,17 @@ class Client:
 
 def _parse(record: Any, data: dict[str, Any]) -> Any:
     # A newer service may say more than this client knows.
-    return record.model_validate(data, extra="ignore")
+    try:
+        return record.model_validate(data, extra="ignore")
+    except ValidationError as error:
+        raise errors.SAEServiceError(f"the service's answer is no {record.__name__}: {error}") from error
+
+
+def _quoted(name: str) -> str:
+    """A name as one part of a path."""
+    if not name:
+        raise errors.NotFound("the id of a job or checkpoint is empty")
+    return quote(name, safe="")
 
 
 def _error(response: httpx.Response) -> errors.SAEServiceError:

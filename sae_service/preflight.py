@@ -6,13 +6,11 @@ The training process checks again with the real model and text; this is for an a
 import difflib
 import json
 import re
-from lzma import LZMAError
 from pathlib import Path
 from typing import Any
-from zlib import error as ZlibError
 
 from sae_service.activations.tokens import check_column, load_arguments
-from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound
+from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
 from sae_service.spec import DatasetSpec, JobSpec, is_path
 
 LIKELY_SLIP = 0.8
@@ -131,11 +129,12 @@ def check_dataset(
     A folder's README can name files anywhere, and a file in it can be a link.
     """
     import datasets
-    from datasets.exceptions import DatasetsError
 
     try:
         files: Any = datasets.load_dataset_builder(**load_arguments(spec, split)).config.data_files or {}
-    except (OSError, ValueError, DatasetsError) as error:
+    except SAEServiceError:
+        raise
+    except Exception as error:
         raise DataNotFound(f"cannot read {spec.path}: {error}", param="/stream/dataset/path") from error
     if split not in files:
         listed = ", ".join(map(str, files))
@@ -155,7 +154,6 @@ def _local(file: str) -> str:
 def columns_of(file: str) -> list[str] | None:
     """The columns of a file of text, or None if its kind is not one that is looked into here."""
     import fsspec
-    import pyarrow
     from pyarrow import parquet
 
     name = _local(file)
@@ -169,7 +167,7 @@ def columns_of(file: str) -> list[str] | None:
             return None
         with fsspec.open(name, "rt", compression="infer") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "null"))  # pyright: ignore[reportGeneralTypeIssues]
-    except (OSError, EOFError, ValueError, RecursionError, LZMAError, ZlibError, pyarrow.ArrowException) as error:
+    except Exception as error:
         raise DataNotFound(f"{name} cannot be read: {error}", param="/stream/dataset/path") from error
     if not isinstance(first, dict):
         raise DataNotFound(f"the first line of {name} is not a JSON object", param="/stream/dataset/path")

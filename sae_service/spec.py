@@ -96,12 +96,12 @@ class StreamSpec(Frozen):
     exclude: tuple[Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0)], ...] = Field(
         default=("bos", "eos", "pad"), description="Positions with these tokens (names or ids) are not trained on."
     )
-    tokens: int = Field(gt=0, description="Rows of activations to train on, one for each token.")
+    tokens: int = Field(gt=0, lt=1 << 53, description="Rows of activations to train on, one for each token.")
     batch: int = Field(default=4096, gt=0, description="Rows in a training step.")
     buffer_rows: int = Field(
         default=0, ge=0, description="Rows that are harvested and shuffled together; 0: about a million, less for a short job."
     )
-    prompts: int = Field(default=16, gt=0, description="Rows of context_size tokens in one forward pass of the model.")
+    prompts: int = Field(default=16, gt=0, le=1 << 16, description="Rows of context_size tokens in one forward pass of the model.")
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     @model_validator(mode="after")
@@ -198,7 +198,11 @@ class JobSpec(Frozen):
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
     queue: Name = "default"
     metadata: Annotated[
-        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+        dict[
+            Annotated[str, Field(max_length=64, pattern=r'^[^"\x00]*$')],
+            Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
+        ],
+        Field(max_length=16),
     ] = Field(default={}, description="The user's own labels; jobs can be listed by them.")
 
     @model_validator(mode="after")

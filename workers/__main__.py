@@ -44,9 +44,15 @@ def main() -> None:
             sweep.look()
         except ServiceUnavailable as error:
             log.warning("%s", error)
+        except Exception:  # a job in hand must not lose its worker by that
+            log.exception("cannot look for lost jobs")
     supervisor.stopping.set()
-    queue.stop_taking(wait_s=STOP_WAIT_S)
+    # Longer than a job in hand may take to be saved and given back.
+    queue.stop_taking(wait_s=STOP_WAIT_S + 20)
     log.info("worker %s has stopped", worker)
+    logging.shutdown()
+    # Threads that still wait for a database that is away would keep the process; what they would write is durable.
+    os._exit(0)
 
 
 if __name__ == "__main__":

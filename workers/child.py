@@ -1,6 +1,7 @@
 """The training process as its worker sees it: started, listened to, asked to stop, ended."""
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -25,10 +26,14 @@ class Child:
                 [sys.executable, "-m", "workers.job_process"],
                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True,
             )  # fmt: skip
+        assert self._process.stdin is not None
+        self._stdin = self._process.stdin
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._writing = threading.Lock()
         threading.Thread(target=self._read, name="child messages", daemon=True).start()
         self.say(assignment)
+        # A process that does not listen must not hold up whoever talks to it: its lease is renewed on that thread.
+        os.set_blocking(self._stdin.fileno(), False)
 
     @property
     def pid(self) -> int:
@@ -37,22 +42,24 @@ class Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            try:
-                self._messages.put(json.loads(line))
-            except ValueError:
-                # A line cut off by a kill: everything before it has been read.
-                break
+        with self._process.stdout as lines:
+            for line in lines:
+                try:
+                    self._messages.put(json.loads(line))
+                except ValueError:
+                    # A line cut off by a kill: everything before it has been read.
+                    break
         self._messages.put(None)
 
     def say(self, message: dict[str, Any]) -> None:
-        """Sends a message; a process that is gone is no error here, its end is noticed by `messages`."""
-        assert self._process.stdin is not None
+        """Sends a message; a process that is gone or does not listen is no error here, others notice that."""
+        line = json.dumps(message).encode() + b"\n"
         try:
             with self._writing:
-                self._process.stdin.write(json.dumps(message).encode() + b"\n")
-                self._process.stdin.flush()
-        except OSError:
+                # Not through a buffer: a short line is written as a whole or not at all.
+                while line:
+                    line = line[os.write(self._stdin.fileno(), line) :]
+        except (OSError, ValueError):
             return
 
     def messages(self, pause_s: float) -> Iterator[dict[str, Any] | None]:
@@ -72,6 +79,11 @@ class Child:
         if self._process.poll() is None:
             self._process.kill()
         return self._process.wait(KILL_WAIT_S)
+
+    def close(self) -> None:
+        """Closes the way to a process that has ended."""
+        with self._writing:
+            self._stdin.close()
 
     def wait(self) -> int:
         """Waits for a process that is about to end by itself."""

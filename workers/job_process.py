@@ -132,7 +132,8 @@ def failure(error: Exception) -> dict[str, Any]:
 
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory")):
         hint = "Reduce stream.buffer_rows, stream.prompts, stream.batch, d_sae or the number of saes."
-        error = OutOfMemory(f"The device's memory does not suffice: {str(error).splitlines()[0]}", hint=hint)
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        error = OutOfMemory(f"The device's memory does not suffice: {said}", hint=hint)
     if isinstance(error, SAEServiceError):
         return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable}
     described = {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}

@@ -4,16 +4,20 @@
 """
 
 import argparse
+import ctypes
 import logging
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 log = logging.getLogger("serve")
 STOP_WAIT_S = 150
 RESTART_PAUSE_S = 2.0
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -36,7 +40,20 @@ def main() -> None:
 
 def _start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches only this process, which then stops the others in order.
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], start_new_session=True)
+    return _started([sys.executable, "-m", module, *arguments])
+
+
+def _started(command: Any) -> subprocess.Popen[bytes]:
+    server, libc = os.getpid(), ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def stop_with_server() -> None:
+        # If this process is killed, the others save their jobs and stop: nobody else would ever stop them.
+        if libc is not None:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != server:
+            os._exit(1)
+
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=stop_with_server)
 
 
 def _watch(stop: threading.Event, api: subprocess.Popen[bytes], workers: list[subprocess.Popen[bytes]]) -> int:
@@ -47,7 +64,7 @@ def _watch(stop: threading.Event, api: subprocess.Popen[bytes], workers: list[su
                 log.warning("worker process %d ended with status %s; starting another", worker.pid, worker.returncode)
                 if stop.wait(RESTART_PAUSE_S):
                     break
-                workers[index] = subprocess.Popen(worker.args, start_new_session=True)
+                workers[index] = _started(worker.args)
     if stop.is_set():
         log.info("stopping: jobs in hand are saved first")
     _end([*workers, api])

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sae_service.errors import LeaseLost, NotFound, ServiceUnavailable, StorageFailure, WorkerCrashed
@@ -50,7 +51,9 @@ class Supervisor:
             log.warning("job %s: attempt %d is over, another one has begun", job_id, number)
 
     def _train(self, attempt: Attempt, spec: dict[str, Any]) -> None:
-        prefix, committed = f"jobs/{attempt.job_id}", _persist(attempt.checkpoint_keys)
+        prefix = f"jobs/{attempt.job_id}"
+        # Whoever wrote the others is gone: its lease is over, or this attempt could not have begun.
+        committed = self._collect(prefix, attempt, is_over=False)
         assignment = {
             "spec": spec,
             "storage_url": self._settings.resolved_storage_url(),
@@ -65,14 +68,22 @@ class Supervisor:
         try:
             ended = self._follow(attempt, child, lease, spec["checkpoints"]["keep"])
         finally:
-            lease.close()
-            child.kill()
+            try:
+                # First of all: it may be what the lease's thread waits for.
+                child.kill()
+            finally:
+                lease.close()
+                child.close()
         # Only now: whoever reads "cancelled" may rely on the process being gone.
         if ended is not None:
             _persist(ended)
+        else:
+            # A job that was being cancelled when its final checkpoint came has not succeeded by it.
+            with suppress(LeaseLost):
+                _persist(attempt.release)
         if ended in (None, attempt.cancelled):
             # No other attempt can follow, so whatever is left over is nobody's.
-            self._collect(prefix, _persist(attempt.checkpoint_keys))
+            self._collect(prefix, attempt, is_over=True)
         log.info("job %s: attempt %d has ended", attempt.job_id, attempt.number)
 
     def _follow(self, attempt: Attempt, child: Child, lease: Lease, keep: int) -> Callable[[], None] | None:
@@ -81,6 +92,10 @@ class Supervisor:
         stop_before: float | None = None
         heard = time.monotonic()
         for message in child.messages(PAUSE_S):
+            if message is not None and message["kind"] == "finished":
+                # The last word: a job that has succeeded has no lease any more, and that is no loss.
+                result = message
+                break
             if lease.is_lost:
                 raise LeaseLost
             if lease.status == "cancelling":
@@ -98,11 +113,14 @@ class Supervisor:
             if message is None:
                 continue
             heard = time.monotonic()
-            if message["kind"] in ("failed", "stopped", "finished"):
-                # The last word: a job that has succeeded has no lease any more, and that is no loss.
+            if message["kind"] in ("failed", "stopped"):
                 result = message
                 break
-            self._record(attempt, message, lease, keep)
+            try:
+                self._record(attempt, message, lease, keep)
+            except LeaseLost:
+                # The database was away for too long, which is no crash; if the job is another's, that is refused.
+                return attempt.release
         return _ending(attempt, result, child)
 
     def _record(self, attempt: Attempt, message: dict[str, Any], lease: Lease, keep: int) -> None:
@@ -115,16 +133,21 @@ class Supervisor:
                 for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
                     self._delete(key)
 
-    def _collect(self, prefix: str, committed: list[str]) -> None:
-        """Deletes what was written below `prefix` but never became part of the job."""
+    def _collect(self, prefix: str, attempt: Attempt, is_over: bool) -> list[str]:
+        """Deletes what was written below `prefix` but never became part of the job. Returns what did."""
+        written: set[str] = set()
         try:
             depth = prefix.count("/") + 2
             written = {"/".join(key.split("/")[:depth]) for key in self._storage.keys(prefix)}
         except StorageFailure as error:
             log.warning("cannot list %s: %s", prefix, error)
-            return
+        if not is_over:
+            # After the listing: it has nothing of a later attempt's, however long this one has been held up.
+            _persist(attempt.renew)
+        committed = _persist(attempt.checkpoint_keys)
         for key in written - set(committed):
             self._delete(key)
+        return committed
 
     def _delete(self, key: str) -> None:
         try:

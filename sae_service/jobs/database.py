@@ -104,15 +104,8 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """A transaction, committed at the end of the block. Raises ServiceUnavailable if the database is away."""
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except (OperationalError, InterfaceError, TimeoutError) as error:
-            raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
+        with reached(), self.engine.begin() as connection:
+            yield connection
 
     def migrate(self, also: Any) -> None:
         """Makes the tables and then calls `also`, one process at a time."""
@@ -137,6 +130,19 @@ class Database:
                     yield
                 finally:
                     connection.execute(sa.select(sa.func.pg_advisory_unlock(MIGRATION_LOCK)))
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """Raises ServiceUnavailable if the database is away."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, TimeoutError) as error:
+        raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
 
 
 def refuse_network_filesystem(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> None:

@@ -12,13 +12,15 @@ from typing import Any
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, EnqueueOptions, Serializer
 
-from sae_service.jobs.database import Database
+from sae_service.jobs.database import Database, reached
 
 APPLICATION = "sae-service"
 VERSION = "1"
 """Pinned: by default DBOS derives it from the code, and a new release would leave the queued jobs of the old one."""
 WORKFLOW = "train"
 LOWEST_PRIORITY = 1_000_001
+AT_ONCE = 10_000
+"""Names in one query: PostgreSQL takes 65 535."""
 
 
 class JSONSerializer(Serializer):
@@ -42,8 +44,9 @@ class Queue:
 
     def __init__(self, database: Database) -> None:
         self._client = DBOSClient(
-            system_database_engine=database.engine, serializer=JSONSerializer(), application_name=APPLICATION, lazy=True
-        )
+            system_database_engine=database.engine, serializer=JSONSerializer(), application_name=APPLICATION, lazy=True,
+            retry_connection_errors=False,
+        )  # fmt: skip
 
     def add(self, connection: sa.Connection, queue: str, priority: int, job_id: str, attempt: int) -> None:
         """Queues an attempt as part of the caller's transaction."""
@@ -58,17 +61,21 @@ class Queue:
 
     def drop(self, job_id: str, attempt: int) -> None:
         """Takes an attempt out of the queue."""
-        self._client.cancel_workflow(_name(job_id, attempt))
+        with reached():
+            self._client.cancel_workflow(_name(job_id, attempt))
 
     def taken(self, attempts: list[tuple[str, int]]) -> set[tuple[str, int]]:
         """Those of `attempts` that wait no longer: some worker has taken them out of the queue."""
         by_name = {_name(*attempt): attempt for attempt in attempts}
-        if not by_name:
-            return set()
-        waiting = self._client.list_workflows(
-            workflow_ids=list(by_name), status=["ENQUEUED", "DELAYED"], load_input=False, load_output=False
-        )
-        return set(attempts) - {by_name[workflow.workflow_id] for workflow in waiting}
+        names, waiting = list(by_name), set[tuple[str, int]]()
+        for start in range(0, len(names), AT_ONCE):
+            with reached():
+                found = self._client.list_workflows(
+                    workflow_ids=names[start : start + AT_ONCE], status=["ENQUEUED", "DELAYED"],
+                    load_input=False, load_output=False,
+                )  # fmt: skip
+            waiting |= {by_name[workflow.workflow_id] for workflow in found}
+        return set(attempts) - waiting
 
 
 def _name(job_id: str, attempt: int) -> str:

@@ -46,6 +46,7 @@ def add_event(
     """Appends an event. The job's own row counts them, so that two writers cannot take the same number."""
     counted = sa.update(db.jobs).where(db.jobs.c.id == job_id).values(n_events=db.jobs.c.n_events + 1)
     seq = connection.execute(counted.returning(db.jobs.c.n_events)).scalar_one()
+    message = message.replace("\0", "")  # PostgreSQL has no such character
     row = {"job_id": job_id, "seq": seq, "created_at": now(), "type": kind, "level": level, "message": message, "data": data}
     connection.execute(sa.insert(db.events).values(row))
 

@@ -1,13 +1,13 @@
 """What a user does with jobs: submit, look, pause, cancel."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from sae_service.errors import Conflict, InvalidSpec, NotFound
+from sae_service.errors import Conflict, InvalidSpec, NotFound, ServiceUnavailable
 from sae_service.jobs import database as db
 from sae_service.jobs.attempts import end_job, requeue
 from sae_service.jobs.queue import Queue
@@ -150,7 +150,8 @@ class JobStore:
     def _take_out_of_queue(self, row: sa.Row[Any]) -> None:
         # Only for tidiness: a worker that takes the attempt finds that it may not claim it.
         if row.status == "queued":
-            self._queue.drop(row.id, row.attempt)
+            with suppress(ServiceUnavailable):
+                self._queue.drop(row.id, row.attempt)
 
     def _expect(self, job_id: str, *statuses: str) -> Job:
         job = self.get(job_id)

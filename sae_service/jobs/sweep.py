@@ -30,12 +30,16 @@ class Sweep:
 
     def look(self) -> None:
         """One look at all attempts; to be called several times a lease. Raises ServiceUnavailable."""
+        began = self._clock()
         try:
             signs = self._owned() | self._taken()
         except ServiceUnavailable:
             self._seen.clear()
             raise
         before, self._seen = self._seen, {}
+        if self._clock() - began >= self._lease_s / 2:
+            # The database did not answer meanwhile, so no worker could renew either.
+            before = {}
         for job_id, sign in signs.items():
             known, since = before.get(job_id, (None, 0.0))
             self._seen[job_id] = (sign, since if known == sign else self._clock())

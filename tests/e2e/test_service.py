@@ -153,6 +153,17 @@ def test_ctrl_c_keeps_the_job_and_a_new_start_ends_it_with_the_same_bytes(
     assert any(event.data.get("status_reason") == "preempted" for event in service.client.events(job.id))
 
 
+def test_a_server_that_is_killed_leaves_no_process_behind_and_can_be_started_again(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    left = children_of(service.process.pid)
+    assert len(left) == 2
+    service.process.kill()
+    service.process.wait()
+    service.until(lambda: not any(is_alive(process) for process in left))
+    service.start()
+    assert service.interrupt() == 0
+
+
 def test_the_readmes_own_model_and_text_are_trained_on(service: Service, tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     text = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)[0]
@@ -183,10 +194,16 @@ def test_the_readmes_own_model_and_text_are_trained_on(service: Service, tmp_pat
         (["submit", "bad.yaml"], 2, "/stream: Field required"),
         (["list", "--url", "http://127.0.0.1:1"], 4, "does not answer"),
         (["watch"], 2, "Missing argument"),
+        (["show", ""], 3, "is empty"),
+        (["show", "a?b"], 3, "there is no job a?b"),
+        (["submit", "nan.yaml"], 2, "/stream/tokens: nan"),
+        (["submit", "date.yaml"], 2, "/metadata/day: datetime.date"),
     ],
 )
 def test_exit_codes_mean_something(service: Service, tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
     (tmp_path / "bad.yaml").write_text("saes: []\n")
+    (tmp_path / "nan.yaml").write_text("stream: {tokens: .nan}\n")
+    (tmp_path / "date.yaml").write_text("metadata: {day: 2026-01-01}\n")
     environment = os.environ | {"SAE_SERVICE_URL": service.url}
     ended = subprocess.run([*CLI, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr

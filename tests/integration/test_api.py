@@ -328,3 +328,41 @@ def test_what_a_user_holds_is_imported_in_half_a_second(module: str) -> None:
     code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
     seconds = [float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(3)]
     assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/jobs/%00", "/v1/jobs?after=%00", "/v1/jobs?metadata[a]=%00", '/v1/jobs?metadata[a"b]=1',
+     "/v1/jobs/JOB/metrics?after_step=99999999999999999999", "/v1/jobs/JOB/events?after=99999999999999999999"],
+)  # fmt: skip
+def test_what_no_database_can_look_for_is_a_bad_request(api: TestClient, spec: dict[str, Any], path: str) -> None:
+    job = api.post("/v1/jobs", json=spec).json()
+    assert api.get(path.replace("JOB", job["id"])).status_code == 400
+
+
+@pytest.mark.parametrize("metadata", [{"a": "x\0y"}, {"x\0y": "a"}, {'x"y': "a"}])
+def test_labels_that_no_database_can_look_for_are_refused(api: TestClient, spec: dict[str, Any], metadata: dict[str, str]) -> None:
+    answer = api.post("/v1/jobs", json=spec | {"metadata": metadata})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"].split("/")[1]) == (422, "metadata")
+
+
+@pytest.mark.parametrize("header", ["bytes=" + "0" * 5000 + "-", "bytes=-" + "9" * 5000])
+def test_a_range_of_absurd_length_is_ignored(header: str) -> None:
+    assert byte_range(header, 10) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("README.md", "---\n: : [\n---\n"), ("dataset_infos.json", "[1]"), ("train.jsonl.zip", "no archive")],
+)
+def test_whatever_lies_in_a_folder_of_text_is_no_bug(
+    api: TestClient, spec: dict[str, Any], tmp_path: Path, name: str, content: str
+) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    if name != "train.jsonl.zip":
+        (folder / "train.jsonl").write_text('{"text": "a"}\n')
+    (folder / name).write_text(content)
+    spec["stream"]["dataset"] = {"path": str(folder)}
+    answer = api.post("/v1/jobs", json=spec)
+    assert (answer.status_code, answer.json()["param"]) == (422, "/stream/dataset/path")

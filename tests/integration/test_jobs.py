@@ -164,6 +164,25 @@ def test_old_checkpoints_are_given_up_and_named(database: Database, store: JobSt
     assert store.get(attempt.job_id).latest_checkpoint == store.checkpoint(attempt.job_id, "latest").id
 
 
+def test_a_commit_whose_answer_was_lost_can_be_repeated(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    made = checkpoint(5) | {"key": f"{attempt.job_id}/5"}
+    assert attempt.commit(made, keep=1) == []
+    assert attempt.commit(made, keep=1) == [], "what is returned is deleted"
+    assert [found.step for found in store.checkpoints(attempt.job_id)] == [5]
+
+
+def test_text_may_hold_any_character(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    attempt.crashed(CRASH | {"message": "the log says \0\x1b"})
+    assert "the log says" in store.events(attempt.job_id)[-1].message
+
+
+def test_more_jobs_can_wait_than_a_query_has_room_for(database: Database) -> None:
+    names = [(f"job_{number}", 1) for number in range(70_000)]
+    assert queue.Queue(database).taken(names) == set(names)
+
+
 def test_events_count_from_one_without_a_gap(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
     for number in range(5):
@@ -242,6 +261,23 @@ def test_an_attempt_that_renews_is_never_lost(database: Database, store: JobStor
     for clock.now in range(0, 600, 50):
         attempt.renew()
         sweep.look()
+    assert store.get(attempt.job_id).status == "running"
+
+
+def test_an_outage_in_the_middle_of_a_look_is_no_workers_fault(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    sweep.look()
+    taken = sweep._queue.taken
+
+    def waits_for_the_database(attempts: list[tuple[str, int]]) -> set[tuple[str, int]]:
+        clock.now += 100
+        return taken(attempts)
+
+    monkeypatch.setattr(sweep._queue, "taken", waits_for_the_database)
+    sweep.look()
     assert store.get(attempt.job_id).status == "running"
 
 

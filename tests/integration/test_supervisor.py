@@ -1,0 +1,169 @@
+"""The worker's side of an attempt, with small programs in place of the training process."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from sae_service.jobs import queue
+from sae_service.jobs.attempts import Attempt
+from sae_service.jobs.database import Database
+from sae_service.jobs.store import JobStore
+from sae_service.jobs.sweep import Sweep
+from sae_service.settings import Settings
+from sae_service.storage import Storage
+from workers import child as child_module
+from workers.job_process import failure
+from workers.supervisor import Supervisor
+
+SPEC: dict[str, Any] = {"queue": "default", "priority": 0, "metadata": {}, "saes": [], "checkpoints": {"keep": 2}}
+READ_ASSIGNMENT = "import json, sys, time; sys.stdin.buffer.raw.readline()\n"
+
+
+class Worker:
+    """A supervisor with a job that waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings(data_dir=folder, lease_s=2)
+        self.database = Database(self.settings.resolved_database_url())
+        self.database.migrate(also=lambda: queue.migrate(self.database))
+        self.store = JobStore(self.database)
+        self.job_id = self.store.submit(SPEC)[0].id
+        self.supervisor = Supervisor(self.database, self.settings, "w1", None)
+        self.storage = Storage(self.settings.resolved_storage_url())
+
+    @property
+    def status(self) -> str:
+        return self.store.get(self.job_id).status
+
+    def publish(self, step: int, is_final: bool = False) -> dict[str, Any]:
+        key = f"jobs/{self.job_id}/step-{step}"
+        files = self.storage.publish(key, {"saes/a/cfg.json": b"{}"})
+        return {"key": key, "step": step, "tokens": step, "is_final": is_final, "files": files, "metrics": {}}
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker(tmp_path)
+
+
+@pytest.fixture
+def child_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def replace(program: str) -> None:
+        def popen(_: list[str], **options: Any) -> Any:
+            return real([sys.executable, "-c", program], **options)
+
+        monkeypatch.setattr(child_module.subprocess, "Popen", popen)
+
+    real = subprocess.Popen
+    return replace
+
+
+def says(*messages: dict[str, Any]) -> str:
+    return READ_ASSIGNMENT + "\n".join(f"print({json.dumps(message)!r}, flush=True)" for message in messages)
+
+
+def test_an_attempt_that_was_held_up_deletes_nothing_of_the_next_one(
+    worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = worker.supervisor._storage.keys
+    following: list[dict[str, Any]] = []
+
+    def keys(prefix: str) -> list[str]:
+        if not following:
+            now = [0.0]
+            sweep = Sweep(worker.database, lease_s=60, clock=lambda: now[0])
+            sweep.look()
+            now[0] = 60
+            sweep.look()
+            attempt = Attempt(worker.database, worker.job_id, 2)
+            assert attempt.claim("w2") is not None
+            following.append(worker.publish(5))
+            attempt.commit(following[0], keep=2)
+        return listed(prefix)
+
+    monkeypatch.setattr(worker.supervisor._storage, "keys", keys)
+    child_runs(READ_ASSIGNMENT + "time.sleep(60)")
+    worker.supervisor.work(worker.job_id, 1)
+    assert worker.storage.read_published(following[0]["key"]) == {"saes/a/cfg.json": b"{}"}
+
+
+def test_a_job_that_is_cancelled_as_its_final_checkpoint_comes_is_cancelled_at_once(
+    worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = worker.supervisor._record
+
+    def cancelled_meanwhile(*arguments: Any) -> None:
+        worker.store.cancel(worker.job_id)
+        record(*arguments)
+
+    monkeypatch.setattr(worker.supervisor, "_record", cancelled_meanwhile)
+    final = worker.publish(9, is_final=True)
+    monkeypatch.setattr(worker.supervisor._storage, "keys", lambda prefix: [])
+    child_runs(says({"kind": "checkpoint", "checkpoint": final}, {"kind": "finished"}))
+    worker.supervisor.work(worker.job_id, 1)
+    assert worker.status == "cancelled"
+
+
+def test_a_process_that_does_not_listen_does_not_hold_up_its_worker(
+    worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[child_module.Child] = []
+    original = child_module.Child.__init__
+
+    def full(self: child_module.Child, *arguments: Any) -> None:
+        original(self, *arguments)
+        started.append(self)
+        # Stands for the renewals of an hour: as much as the pipe can hold.
+        writer = threading.Thread(target=lambda: [self.say({"kind": "renewed"}) for _ in range(10_000)], daemon=True)
+        writer.start()
+        writer.join(2)
+
+    monkeypatch.setattr(child_module.Child, "__init__", full)
+    child_runs(READ_ASSIGNMENT + "time.sleep(60)")
+    working = threading.Thread(target=worker.supervisor.work, args=(worker.job_id, 1), daemon=True)
+    working.start()
+    try:
+        working.join(5)
+        assert worker.status == "running"
+        worker.store.cancel(worker.job_id)
+        working.join(5)
+        assert not working.is_alive()
+        assert worker.status == "cancelled"
+    finally:
+        started[0].kill()
+
+
+def test_an_outage_that_outlasts_the_lease_is_a_preemption_and_no_crash(
+    worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, begin = worker.supervisor._record, worker.database.engine.begin
+
+    def in_an_outage(*arguments: Any) -> None:
+        over = time.monotonic() + 2.5
+
+        def away() -> Any:
+            if time.monotonic() < over:
+                raise OperationalError("UPDATE", {}, Exception("the server is gone"))
+            return begin()
+
+        monkeypatch.setattr(worker.database.engine, "begin", away)
+        record(*arguments)
+
+    monkeypatch.setattr(worker.supervisor, "_record", in_an_outage)
+    child_runs(says({"kind": "event", "level": "info", "message": "news"}) + "\ntime.sleep(60)")
+    worker.supervisor.work(worker.job_id, 1)
+    monkeypatch.setattr(worker.database.engine, "begin", begin)
+    job = worker.store.get(worker.job_id)
+    assert (job.status, job.status_reason) == ("queued", "preempted")
+
+
+def test_memory_that_does_not_suffice_is_said_even_if_the_error_is_silent() -> None:
+    assert failure(MemoryError())["error"]["code"] == "out_of_memory"
