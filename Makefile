@@ -31,11 +31,11 @@ test: $(READY)  ## Run the tests
 test-gpu: $(READY)  ## Run the check that needs a GPU, and print its figures
 	$(BIN)/python -m pytest tests/gpu -s
 
-test-peers: $(READY)  ## Check with SAELens itself that it reads our files (makes .venv-peers)
+test-peers: $(READY)  ## Check our files with the libraries that read and write the same (makes .venv-peers)
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet torch sae-lens==6.54.12 nnsight -c .constraints.txt
-	.venv-peers/bin/pip install --quiet --no-deps dictionary-learning==0.1.0
-	$(BIN)/python -m pytest tests/integration/test_saelens.py
+	.venv-peers/bin/pip install --quiet torch sae-lens==6.54.12 nnsight natsort schedulefree -c .constraints.txt
+	.venv-peers/bin/pip install --quiet --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3
+	$(BIN)/python -m pytest $(addprefix tests/integration/test_,saelens.py dictionary_learning.py sparsify.py)
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .

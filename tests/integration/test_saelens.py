@@ -1,19 +1,21 @@
-"""SAELens itself reads our files. Needs an environment of its own, because its versions of shared packages differ."""
+"""SAELens itself reads our files, and we read its own. Needs an environment of its own."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from sae_service import artifacts, pipeline
+from sae_service.formats import FORMATS
 from sae_service.spec import JobSpec
 from sae_service.storage import Storage
+from tests import peers
 from tests.recorder import Recorder
+from tests.saes import results
+from tests.saes import rows as rows_to_encode
 
-PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 READ = """
 import sys
 from pathlib import Path
@@ -29,9 +31,42 @@ for name in sys.argv[2:]:
     assert difference < 1e-3, (name, difference)
     print(name, sae.cfg.architecture(), sae.cfg.metadata.hook_name, difference)
 """
+WRITE = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+from sae_lens import GatedSAE, GatedSAEConfig, JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+folder = Path(sys.argv[1])
+x = load_file(folder / "rows.safetensors")["x"]
+torch.manual_seed(0)
+kinds = {
+    "standard": (StandardSAE, StandardSAEConfig, {}),
+    "gated": (GatedSAE, GatedSAEConfig, {}),
+    "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig, {"apply_b_dec_to_input": False}),
+    "jumprelu_centred": (JumpReLUSAE, JumpReLUSAEConfig, {"apply_b_dec_to_input": True}),
+    "topk": (TopKSAE, TopKSAEConfig, {"k": 5}),
+    "topk_rescaled": (TopKSAE, TopKSAEConfig, {"k": 5, "rescale_acts_by_decoder_norm": True}),
+}
+found = {}
+for name, (sae_class, config_class, more) in kinds.items():
+    made = sae_class(config_class(d_in=x.shape[1], d_sae=24, **more))
+    for parameter in made.parameters():
+        parameter.data = 0.7 * torch.randn_like(parameter)
+    made.save_model(folder / name)
+    loaded = sae_class.load_from_disk(str(folder / name))
+    with torch.no_grad():
+        acts = loaded.encode(x)
+        found |= {name + ".acts": acts.contiguous(), name + ".x_hat": loaded.decode(acts).contiguous()}
+    print(name)
+save_file(found, folder / "found.safetensors")
+"""
 
 
-@pytest.mark.skipif(not PEERS.exists(), reason="SAELens is not installed: make test-peers")
+pytestmark = pytest.mark.skipif(not peers.has("sae_lens"), reason="SAELens is not installed: make test-peers")
+
+
 def test_saelens_loads_each_kind_and_reconstructs_the_same(spec: dict[str, Any], tmp_path: Path) -> None:
     more = [{"kind": "gated"}, {"kind": "topk", "k": 8}, {"kind": "batchtopk", "k": 8}]
     saes = spec["saes"] + [
@@ -53,6 +88,19 @@ def test_saelens_loads_each_kind_and_reconstructs_the_same(spec: dict[str, Any],
         sae = artifacts.from_files({path.removeprefix(f"saes/{name}/"): content for path, content in files.items()})
         rows[name] = np.array(sae.decode(sae.encode(x)))  # pyright: ignore[reportArgumentType]
     save_file(rows, tmp_path / "rows.safetensors")
-    ended = subprocess.run([PEERS, "-c", READ, tmp_path, *"abcde"], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert [line.split()[1] for line in ended.stdout.splitlines()] == ["jumprelu", "standard", "jumprelu", "topk", "jumprelu"]
+    kinds = [line.split()[1] for line in peers.run(READ, tmp_path, *"abcde")]
+    assert kinds == ["jumprelu", "standard", "jumprelu", "topk", "jumprelu"]
+
+
+def test_we_read_each_kind_of_saelens_and_find_the_same(tmp_path: Path) -> None:
+    x = rows_to_encode()
+    save_file({"x": x}, tmp_path / "rows.safetensors")
+    names = peers.run(WRITE, tmp_path)
+    assert len(names) == 6
+    found = load_file(tmp_path / "found.safetensors")
+    for name in names:
+        files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        acts, x_hat = results(FORMATS["saelens"].from_files(files), x)
+        assert 0 < np.mean(acts > 0) < 1, name
+        np.testing.assert_allclose(acts, found[f"{name}.acts"], atol=1e-4, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(x_hat, found[f"{name}.x_hat"], atol=1e-4, rtol=1e-5, err_msg=name)

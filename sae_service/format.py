@@ -1,0 +1,191 @@
+"""The contract between a file format and everything else, and what several formats share.
+
+A format is one file in `formats/` with two pure functions on bytes: `to_files` and `from_files`. Content that is broken
+or hostile is DamagedCheckpoint; an SAE that one of the two sides cannot express is InvalidSpec.
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+
+from sae_service.errors import DamagedCheckpoint, InvalidSpec
+from sae_service.sae import InferenceSAE
+
+Tensors = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[str, ...]]
+"""The axes of each tensor by name; axes of the same name have the same length."""
+
+MATRICES: Shapes = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in")}
+COMPLETE: Shapes = {**MATRICES, "b_enc": ("d_sae",), "b_dec": ("d_in",)}
+LARGEST_EXPANSION = 64
+_SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says about an SAE beside its weights.
+
+    Attributes:
+        hook_name: where it reads, in TransformerLens' words.
+        model_name: the language model.
+        dataset_path: the text that it was trained on.
+        context_size: tokens in each row that the model read.
+        architecture: the kind that trained it.
+        details: that kind's config.
+    """
+
+    hook_name: str
+    model_name: str
+    dataset_path: str
+    context_size: int
+    architecture: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format.
+
+    Attributes:
+        to_files: (SAE, description) -> content by file name. Raises InvalidSpec for an SAE that it cannot express.
+        from_files: content by file name -> SAE; other files are ignored. Raises DamagedCheckpoint, or InvalidSpec for
+            what has no equivalent `InferenceSAE`.
+    """
+
+    to_files: Callable[[InferenceSAE, Description], dict[str, bytes]]
+    from_files: Callable[[Mapping[str, bytes]], InferenceSAE]
+
+
+def activation(sae: InferenceSAE) -> Literal["relu", "jumprelu", "topk"]:
+    """What chooses the latents of `sae`."""
+    thresholds = np.asarray(sae.threshold)
+    if sae.k is None:
+        return "jumprelu" if np.any(thresholds) else "relu"
+    if np.any(thresholds > 0):
+        raise InvalidSpec("no file format has both k and thresholds, and this SAE has both")
+    return "topk"
+
+
+def arrays(sae: InferenceSAE) -> Tensors:
+    """The weights, biases and thresholds as float32."""
+    return {name: np.asarray(getattr(sae, name), np.float32) for name in (*COMPLETE, "threshold")}
+
+
+def uncentred(b_enc: np.ndarray, b_dec: np.ndarray, W_enc: np.ndarray) -> np.ndarray:
+    """The encoder's bias for a reader that subtracts `b_dec` from its input first."""
+    return (b_enc + np.einsum("i,ij->j", b_dec, W_enc, dtype=np.float64)).astype(np.float32)
+
+
+def centred(weights: Tensors) -> Tensors:
+    """The weights of an SAE that subtracts `b_dec` from its input, with that subtraction folded into `b_enc`."""
+    return {**weights, "b_enc": uncentred(weights["b_enc"], -weights["b_dec"], weights["W_enc"])}
+
+
+def with_unit_decoder(weights: Tensors) -> Tensors:
+    """The weights with the norms of the decoder's rows moved into the encoder; the reconstruction stays."""
+    norms = np.linalg.norm(weights["W_dec"], axis=1)
+    unit = weights["W_dec"] / np.where(norms == 0, 1, norms)[:, None]
+    return {**weights, "W_enc": weights["W_enc"] * norms, "b_enc": weights["b_enc"] * norms, "W_dec": unit}
+
+
+def ungated(weights: Tensors) -> Tensors:
+    """A gate and a magnitude that share their encoder, as one encoder with thresholds.
+
+    The magnitude is increasing in the gate, so that the gate opens where the magnitude is above a threshold.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        gain = np.exp(weights["r_mag"])
+        threshold = weights["b_mag"] - gain * weights["b_gate"]
+        shared = {name: weights[name] for name in ("W_dec", "b_dec")}
+        return {**shared, "W_enc": weights["W_enc"] * gain, "b_enc": weights["b_mag"], "threshold": threshold}
+
+
+def checked(tensors: Tensors, shapes: Shapes, others: Collection[str] = ()) -> Tensors:
+    """The tensors that `shapes` names, as float32. Nothing may be missing, and besides them only `others` be there."""
+    missing, unknown = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys() - set(others))
+    if missing or unknown:
+        raise DamagedCheckpoint(f"the tensors are not those expected: missing {missing}, unknown {str(unknown)[:200]}")
+    lengths: dict[str, int] = {}
+    for name, axes in shapes.items():
+        shape = tensors[name].shape
+        if len(shape) != len(axes) or any(lengths.setdefault(*axis) != axis[1] for axis in zip(axes, shape, strict=True)):
+            raise DamagedCheckpoint(f"{name} has shape {shape}, expected {axes} with {lengths}")
+        if tensors[name].dtype.kind != "f" or 0 in shape:
+            raise DamagedCheckpoint(f"{name} holds no floating-point numbers")
+    with np.errstate(over="ignore"):
+        return {name: np.ascontiguousarray(tensors[name], np.float32) for name in shapes}
+
+
+def assembled(weights: Tensors, k: Any = None) -> InferenceSAE:
+    """The SAE of checked weights; without thresholds they are 0."""
+    parts: dict[str, Any] = {"threshold": np.zeros_like(weights["b_enc"]), **weights}
+    for name in COMPLETE:
+        if not np.all(np.isfinite(parts[name])):
+            raise DamagedCheckpoint(f"{name} has values that are not finite")
+    if np.any(np.isnan(parts["threshold"])):
+        raise DamagedCheckpoint("threshold has values that are not numbers")
+    d_sae = len(parts["b_enc"])
+    if k is not None and (type(k) is not int or not 1 <= k <= d_sae):
+        raise DamagedCheckpoint(f"k must be a whole number from 1 to {d_sae}")
+    return InferenceSAE(**parts, k=k)
+
+
+def content_of(files: Mapping[str, bytes], name: str) -> bytes:
+    """One of the files."""
+    if name not in files:
+        raise DamagedCheckpoint(f"there is no file {name}")
+    return files[name]
+
+
+def json_of(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        value = json.loads(content_of(files, name))
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedCheckpoint(f"{name} holds no JSON object")
+    return value
+
+
+def flag_of(config: Mapping[str, Any], name: str, default: bool) -> bool:
+    """A field of a config that is true or false."""
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise DamagedCheckpoint(f"{name} must be true or false")
+    return value
+
+
+def widened(halves: np.ndarray) -> np.ndarray:
+    """bfloat16 numbers, given as 16-bit integers, as float32."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def safetensors_of(files: Mapping[str, bytes], name: str) -> Tensors:
+    """The tensors in a safetensors file."""
+    try:
+        found: Tensors = {}
+        for tensor, item in deserialize(content_of(files, name)):
+            values = np.frombuffer(item["data"], _SAFETENSORS_TYPES[item["dtype"]]).reshape(item["shape"])
+            found[tensor] = widened(values) if item["dtype"] == "BF16" else values
+        return found
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{name} is not a safetensors file of numbers: {error}") from error
+
+
+def unzipped(content: bytes, name: str) -> dict[str, bytes]:
+    """The members of a zip file, unless they would take far more room than the file."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST_EXPANSION * len(content):
+                raise DamagedCheckpoint(f"{name} would expand to more than {LARGEST_EXPANSION} times its size")
+            return {member.filename: archive.read(member) for member in archive.infolist()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        raise DamagedCheckpoint(f"{name} is not a whole zip file: {error}") from error

@@ -1,0 +1,44 @@
+"""The layout of Gemma Scope: `params.npz` with W_enc, b_enc, W_dec, b_dec and threshold in float32.
+
+A ReLU SAE is written with thresholds of 0. The file says nothing about model, hook or training.
+
+Checked against the layout as Gemma Scope describes it; no released file was read.
+"""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sae_service.errors import DamagedCheckpoint, InvalidSpec
+from sae_service.format import COMPLETE, Description, activation, arrays, assembled, checked, content_of, unzipped
+from sae_service.sae import InferenceSAE
+
+WEIGHTS = "params.npz"
+
+
+def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
+    """The file. Raises InvalidSpec for an SAE with k."""
+    if activation(sae) == "topk":
+        raise InvalidSpec(
+            "Gemma Scope's format has thresholds but no k, so it cannot hold a TopK SAE",
+            hint="Write it as saelens, dictionary_learning or sparsify.",
+        )
+    file = io.BytesIO()
+    tensors: dict[str, Any] = {**arrays(sae)}
+    np.savez(file, **tensors)
+    return {WEIGHTS: file.getvalue()}
+
+
+def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
+    """The SAE in the file."""
+    try:
+        members = unzipped(content_of(files, WEIGHTS), WEIGHTS)
+        tensors = {
+            name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            for name, content in members.items()
+        }
+    except (ValueError, TypeError, EOFError, MemoryError, OverflowError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{WEIGHTS} is not a file of numpy arrays: {error}") from error
+    return assembled(checked(tensors, {**COMPLETE, "threshold": ("d_sae",)}))

@@ -1,0 +1,37 @@
+"""SAEs with random weights, for tests of what is written and read."""
+
+from typing import Any
+
+import numpy as np
+
+from sae_service.format import Description
+from sae_service.sae import InferenceSAE
+
+DESCRIPTION = Description("blocks.3.hook_resid_pre", "gpt2", "text", 128, "topk", {"kind": "topk", "d_sae": 24})
+KINDS = ("relu", "jumprelu", "topk")
+
+
+def random_sae(kind: str, d_in: int = 6, d_sae: int = 24, seed: int = 0) -> InferenceSAE:
+    """An SAE with random biases and decoder rows of norm 1."""
+    random = np.random.default_rng(seed)
+    W_dec = random.normal(size=(d_sae, d_in)) + 1e-3
+    parts: dict[str, Any] = {
+        "W_enc": random.normal(size=(d_in, d_sae)),
+        "b_enc": random.normal(scale=0.3, size=d_sae),
+        "W_dec": W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True),
+        "b_dec": random.normal(size=d_in),
+        "threshold": random.uniform(-0.2, 1, d_sae) if kind == "jumprelu" else np.zeros(d_sae),
+    }
+    k = int(random.integers(1, d_sae + 1)) if kind == "topk" else None
+    return InferenceSAE(**{name: part.astype(np.float32) for name, part in parts.items()}, k=k)
+
+
+def rows(d_in: int = 6, n_rows: int = 50, seed: int = 1) -> np.ndarray:
+    """Rows to encode."""
+    return np.random.default_rng(seed).normal(scale=2, size=(n_rows, d_in)).astype(np.float32)
+
+
+def results(sae: InferenceSAE, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The latents and the reconstruction of rows."""
+    acts = sae.encode(x)
+    return np.array(acts), np.array(sae.decode(acts))
