@@ -77,7 +77,7 @@ class Attempt:
         """Makes a written checkpoint part of the job. Returns the storage keys of those that it replaces.
 
         A final checkpoint is the job's success, in the same transaction. While the job is being cancelled nothing is
-        committed.
+        committed. Progress makes earlier crashes forgotten: what counts is how often a job crashes at one place.
         """
         with self._owned() as (connection, row):
             if row.status == "cancelling":
@@ -87,6 +87,8 @@ class Attempt:
                 return []
             # An attempt that went on from before a damaged checkpoint comes by its step again.
             replaced = self._forget(connection, db.checkpoints.c.step >= checkpoint["step"])
+            if not replaced:
+                connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(crashes=0))
             values = {**checkpoint, "id": new_id("ckpt"), "job_id": self.job_id, "created_at": now()}
             connection.execute(sa.insert(db.checkpoints).values(values))
             data = {"checkpoint": values["id"], "step": values["step"], "tokens": values["tokens"]}

@@ -224,6 +224,23 @@ def test_the_third_crash_is_the_last(database: Database, store: JobStore) -> Non
     assert job.error.code == "worker_crashed"
 
 
+def test_crashes_before_a_new_checkpoint_are_forgotten_but_not_before_one_that_is_made_again(
+    database: Database, store: JobStore
+) -> None:
+    attempt = claimed(database, store)
+    for number in range(2, 2 + 2 * MAX_CRASHES):
+        attempt.commit(checkpoint(number) | {"key": f"k/{number}"}, keep=9)
+        attempt.crashed(CRASH)
+        attempt = Attempt(database, attempt.job_id, number)
+        assert attempt.claim("worker-1") is not None
+    for number in range(2 + 2 * MAX_CRASHES, 1 + 3 * MAX_CRASHES):
+        attempt.commit(checkpoint(3) | {"key": f"k/{number}/again"}, keep=9)
+        attempt.crashed(CRASH)
+        attempt = Attempt(database, attempt.job_id, number)
+        attempt.claim("worker-1")
+    assert store.get(attempt.job_id).status == "failed"
+
+
 class Clock:
     now = 0.0
 
