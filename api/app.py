@@ -10,12 +10,12 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import catalog, events, files, jobs, problems
+from api import catalog, continuation, events, files, jobs, problems
 from api.dependencies import Jobs, caller
 from sae_service import __version__
 from sae_service.errors import ServiceUnavailable
-from sae_service.jobs import queue
 from sae_service.jobs.database import Database
+from sae_service.jobs.migration import migrate
 from sae_service.jobs.store import JobStore
 from sae_service.jobs.sweep import Sweep
 from sae_service.settings import Settings
@@ -31,8 +31,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database.migrate(also=lambda: queue.migrate(database))
-        app.state.store = JobStore(database)
+        migrate(database)
+        app.state.store = JobStore(database, settings.lease_s)
         app.state.storage = Storage(settings.resolved_storage_url())
         over = threading.Event()
         # Workers may all be busy or gone, so lost jobs are looked for from here too.
@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="SAE training service", version=__version__, description=__doc__ or "", lifespan=lifespan)
     app.state.settings = settings
-    for module in (jobs, events, files, catalog):
+    for module in (jobs, continuation, events, files, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(caller)], responses=problems.RESPONSES)
     app.add_api_route("/healthz", healthz, tags=["health"])
     app.add_api_route("/readyz", readyz, tags=["health"], responses=problems.RESPONSES)

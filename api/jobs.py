@@ -1,4 +1,4 @@
-"""Jobs: create, list, look at, cancel; their metrics and checkpoints."""
+"""Jobs: create, list, look at, cancel, delete; their metrics and checkpoints, and the workers."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ from typing import Annotated, Generic, Literal, TypeVar
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from api.dependencies import Caller, Jobs, TheSettings
+from api.dependencies import Caller, Files, Jobs, TheSettings
 from api.examples import JOB_EXAMPLES
 from api.problems import problem
 from sae_service import preflight
 from sae_service.errors import NotFound
-from sae_service.jobs.records import Checkpoint, Job, MetricsRow, Status
+from sae_service.jobs.records import Checkpoint, Job, MetricsRow, Status, Worker
 from sae_service.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
@@ -44,14 +44,18 @@ def create_job(
     """Checks a job and queues it. A repeated request with the same Idempotency-Key returns 200 and the same job."""
     preflight.check(spec, settings.readable_roots())
     content = spec.model_dump(mode="json")
-    key = None
-    if idempotency_key is not None:
-        key = hashlib.sha256(f"{caller} {idempotency_key.strip(QUOTE)}".encode()).hexdigest()
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    job, is_new = jobs.submit(content, key, digest)
+    job, is_new = jobs.submit(content, request_key(caller, idempotency_key), digest)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
+
+
+def request_key(caller: str, idempotency_key: str | None) -> str | None:
+    """What tells one caller's repeated request from all others."""
+    if idempotency_key is None:
+        return None
+    return hashlib.sha256(f"{caller} {idempotency_key.strip(QUOTE)}".encode()).hexdigest()
 
 
 @router.get("/jobs")
@@ -81,7 +85,7 @@ def list_jobs(
 def page(found: list[Item], limit: int) -> Page[Item]:
     """A page of `limit` items out of a list that is longer if there are more."""
     data = found[:limit]
-    ids = [str(item.id) for item in data]  # pyright: ignore[reportAttributeAccessIssue]
+    ids = [str(getattr(item, "id", "")) for item in data]
     return Page(data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=len(found) > limit)
 
 
@@ -116,6 +120,19 @@ def pause_job(job_id: str, jobs: Jobs, response: Response) -> Job:
 def resume_job(job_id: str, jobs: Jobs) -> Job:
     """Queues a paused job again; it goes on where it was."""
     return jobs.resume(job_id)
+
+
+@router.delete("/jobs/{job_id}", status_code=204)
+def delete_job(job_id: str, jobs: Jobs, storage: Files) -> None:
+    """Deletes a job that has ended, with its metrics, events and checkpoints."""
+    jobs.delete(job_id)
+    storage.delete(f"jobs/{job_id}")
+
+
+@router.get("/workers")
+def list_workers(jobs: Jobs) -> Page[Worker]:
+    """The workers that are there, and the jobs that they work on."""
+    return Page(data=jobs.workers())
 
 
 @router.get("/jobs/{job_id}/metrics")

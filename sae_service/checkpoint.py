@@ -11,13 +11,13 @@ from safetensors.numpy import load, save
 from sae_service.errors import DamagedCheckpoint
 
 ARRAYS, VALUES = "state/arrays.safetensors", "state/values.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def to_files(state: Any, values: dict[str, Any]) -> dict[str, bytes]:
     """The files of a checkpoint by path; `values` is anything that JSON holds exactly."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-    arrays = {jax.tree_util.keystr(path): np.array(leaf, order="C") for path, leaf in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf, order="C") for path, leaf in leaves}
     return {ARRAYS: save(arrays), VALUES: json.dumps({"format": FORMAT, **values}).encode()}
 
 

@@ -11,7 +11,7 @@ import httpx
 from pydantic import ValidationError
 
 from sae_service import errors
-from sae_service.jobs.records import Checkpoint, Event, FileEntry, Job, MetricsRow
+from sae_service.jobs.records import Checkpoint, Event, FileEntry, Job, MetricsRow, Worker
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 OUTAGE_S = 60.0
@@ -63,6 +63,27 @@ class Client:
     def resume(self, job_id: str) -> Job:
         """Queues a paused job again."""
         return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/resume"))
+
+    def extend(self, job_id: str, tokens: int) -> Job:
+        """A new job that trains the SAEs of a finished one on more: up to `tokens` rows in all."""
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/extend", json={"tokens": tokens}))
+
+    def fork(self, job_id: str, changes: dict[str, Any], checkpoint: str = "latest") -> Job:
+        """A new job that goes on from a checkpoint with changes, such as {"saes": {"a": {"optimizer": {"lr": 1e-4}}}}."""
+        body = {**changes, "checkpoint": checkpoint}
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/fork", json=body))
+
+    def retry(self, job_id: str) -> Job:
+        """A new job in place of one that has failed or was cancelled, from its last checkpoint."""
+        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/retry"))
+
+    def delete(self, job_id: str) -> None:
+        """Deletes a job that has ended, and its files."""
+        self._send("DELETE", f"/v1/jobs/{_quoted(job_id)}")
+
+    def workers(self) -> list[Worker]:
+        """The workers that are there."""
+        return [_parse(Worker, item) for item in self._ask("GET", "/v1/workers")["data"]]
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
         """The events behind the event `after`, up to 1000."""
@@ -146,15 +167,18 @@ class Client:
             raise errors.StorageFailure(f"{entry.path} arrived damaged; download it again")
         partial.replace(target)
 
-    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **arguments)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         if not response.is_success:
             raise _error(response)
+        return response
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
         try:
-            return response.json()
+            return self._send(method, path, **arguments).json()
         except ValueError as error:
             raise errors.SAEServiceError(f"what answers at {self.url} is no SAE training service") from error
 

@@ -12,6 +12,7 @@
       Conflict             the job's state does not allow it
       LeaseLost            another worker owns the job now
       WorkerCrashed        the training process ended without a result
+      WrongVersion         the database belongs to a newer release
       ServiceUnavailable   the service, or its database, does not answer
 
 `code` is stable and is what programs look at; `retryable` is all that a worker looks at.
@@ -116,6 +117,12 @@ class WorkerCrashed(SAEServiceError):
 
     code = "worker_crashed"
     retryable = True
+
+
+class WrongVersion(SAEServiceError):
+    """The database belongs to a newer release."""
+
+    code = "wrong_version"
 
 
 class ServiceUnavailable(SAEServiceError):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from sae_service import artifacts, checkpoint, errors
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
+from sae_service.checkpoint_writer import CheckpointWriter, snapshot
 from sae_service.evaluation import evaluate
 from sae_service.provenance import provenance
 from sae_service.sae import InferenceSAE, unscaled
@@ -19,10 +21,11 @@ from sae_service.storage import Storage
 from sae_service.synthetic_evaluation import evaluate_synthetic, observer
 from sae_service.training.loop import Trainer, activation_scale, fitted, initial_state
 from sae_service.training.optimizer import warm_up_warnings
+from sae_service.training.step import TrainState
 
 
 class Reporter(Protocol):
-    """Where a job's news goes."""
+    """Where a job's news goes. A checkpoint may come from another thread than the rest."""
 
     def event(self, level: str, message: str) -> None:
         """Something happened that a user may want to read: level info, warning or error."""
@@ -56,6 +59,7 @@ def run(
     reporter: Reporter,
     should_stop: Callable[[], bool] = lambda: False,
     resume_from: Sequence[str] = (),
+    begin_with: str | None = None,
     device: str = "cpu",
 ) -> Checkpoint | None:
     """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
@@ -66,39 +70,53 @@ def run(
         prefix: key below which checkpoints are published, each under a name of its own.
         resume_from: keys of checkpoints, the newest first; the job goes on from the first that is not damaged, to the
             same result as without the interruption.
+        begin_with: key of the checkpoint of another job, to go on from where none of its own can be read.
         device: the language model's device, "cpu" or "cuda".
     """
     source = Source(job, device)
     for index, sae in enumerate(job.saes):
         for warning in warm_up_warnings(sae.optimizer, job.stream.n_steps):
             reporter.event("warning", f"saes[{index}].{warning}")
-    training = _Training(job, storage, prefix, reporter, source, resume_from)
+    if job.gpus > len(jax.devices()):
+        reporter.event("warning", f"gpus: {job.gpus} were asked for, and the SAEs share the {len(jax.devices())} that there are.")
+    blank = {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes}
+    restored = _restored(blank, storage, reporter, resume_from, begin_with)
+    training = _Training(job, storage, prefix, reporter, source, *restored)
     try:
         return training.finish() if training.train(should_stop) else None
     finally:
+        training.writer.close()
         training.stream.close()
+
+
+def _restored(
+    blank: dict[str, TrainState], storage: Storage, reporter: Reporter, resume_from: Sequence[str], begin_with: str | None
+) -> tuple[dict[str, TrainState], dict[str, Any]]:
+    """The states to go on from, and what a checkpoint holds beside them."""
+    for key in resume_from:
+        try:
+            return checkpoint.from_files(storage.read_published(key, below="state/"), blank)
+        except errors.DamagedCheckpoint as error:
+            reporter.event("warning", f"{error} The one before it is used.")
+    if begin_with is not None:
+        # Without it this would be another job, so there is nothing to fall back on.
+        return checkpoint.from_files(storage.read_published(begin_with, below="state/"), blank)
+    return blank, {"position": {}, "n_steps": 0, "scales": {}}
 
 
 class _Training:
     """The moving parts of one attempt at a job."""
 
     def __init__(
-        self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, source: Source, resume_from: Sequence[str]
-    ) -> None:
+        self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, source: Source,
+        states: dict[str, TrainState], values: dict[str, Any],
+    ) -> None:  # fmt: skip
         self.job, self.storage, self.prefix, self.reporter, self.source = job, storage, prefix, reporter, source
-        states = {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes}
-        values: dict[str, Any] = {"position": {}, "n_steps": 0, "scales": {}}
-        for key in resume_from:
-            try:
-                states, values = checkpoint.from_files(storage.read_published(key, below="state/"), states)
-            except errors.DamagedCheckpoint as error:
-                reporter.event("warning", f"{error} The one before it is used.")
-                continue
-            break
         self.position = StreamPosition.model_validate(values["position"])
         self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position)
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.trainer: Trainer | None = None
+        self.writer = CheckpointWriter()
         self.provenance = provenance(job, jax.devices()[0].device_kind)
 
     def train(self, should_stop: Callable[[], bool]) -> bool:
@@ -108,70 +126,88 @@ class _Training:
                 self.trainer = self.begin(fill.rows)
             for batch, position in self.stream.batches(fill):
                 if should_stop():
-                    self.publish_unless_known()
+                    self.save()
+                    self.writer.finish()
                     return False
                 self.trainer.step(batch)
                 self.position = position
                 is_last = self.trainer.n_steps == self.job.stream.n_steps
                 if not is_last and self.trainer.n_steps % self.job.checkpoint_every_steps == 0:
-                    self.publish_unless_known()
+                    self.save()
         if self.trainer is None:
             raise errors.DamagedCheckpoint("the checkpoint is at the end of the job already")
         return True
 
     def begin(self, rows: dict[str, Any]) -> Trainer:
         """The trainer, fitted to the first fill, which is complete before its first row is served: that uses up none."""
-        scales = self.scales or {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
         if self.n_steps == 0:
+            self.scales = {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
             for sae in self.job.saes:
-                self.states[sae.name] = fitted(self.states[sae.name], sae, scales[sae.name], rows[sae.hook_name])
+                self.states[sae.name] = fitted(self.states[sae.name], sae, self.scales[sae.name], rows[sae.hook_name])
         observe = observer(self.job) if self.job.stream.synthetic else lambda sae: {}
-        return Trainer(self.job, self.states, scales, self.reporter.metrics, self.n_steps, observe)
+        return Trainer(self.job, self.states, self.scales, self.reporter.metrics, self.n_steps, observe)
 
     def finish(self) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint."""
         assert self.trainer is not None
         self.trainer.check()
-        exported = {sae.name: (sae.hook_name, self.exported(sae)) for sae in self.job.saes}
+        state, trained_s = snapshot(self.trainer.states), self.trainer.seconds()
+        exported = {sae.name: (sae.hook_name, self.exported(sae, state)) for sae in self.job.saes}
         model = self.source.model
         measured = evaluate_synthetic(self.job, exported) if model is None else evaluate(self.job, model, exported)
         for sae in self.job.saes:
             measured[sae.name]["dead_share"] = self.trainer.dead_share(sae)
             measured[sae.name]["tokens_per_s"] = self.trainer.tokens_per_s()
-        return self.publish(is_final=True, metrics=measured)
+        self.writer.finish()
+        if self.writer.waited_s:
+            share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
+            self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")
+        return self.publish(state, self.values(), measured)
 
-    def exported(self, sae: SAESpec) -> InferenceSAE:
+    def exported(self, sae: SAESpec, states: dict[str, TrainState]) -> InferenceSAE:
         """The public form of one SAE, for raw activations."""
+        parameters = jax.device_put(states[sae.name].parameters)
+        return unscaled(ARCHITECTURES[sae.architecture.kind].export(sae.architecture, parameters), self.scales[sae.name])
+
+    def values(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the arrays."""
         assert self.trainer is not None
-        parameters = self.trainer.states[sae.name].parameters
-        inference = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, parameters)
-        return unscaled(inference, self.trainer.scales[sae.name])
-
-    def publish_unless_known(self) -> None:
-        """Publishes a checkpoint if there has been a step since the last one."""
-        if self.trainer is not None and self.trainer.n_steps > self.n_steps:
-            self.publish(is_final=False, metrics={})
-
-    def publish(self, is_final: bool, metrics: dict[str, Any]) -> Checkpoint:
-        """Writes the state and the SAEs under a key of their own, and reports them once they are complete."""
-        trainer = self.trainer
-        assert trainer is not None
-        trainer.check()
-        values = {
+        return {
             "position": self.position.model_dump(mode="json"),
-            "n_steps": trainer.n_steps,
-            "scales": trainer.scales,
+            "n_steps": self.trainer.n_steps,
+            "scales": self.scales,
         }
-        files = checkpoint.to_files(trainer.states, values)
+
+    def save(self) -> None:
+        """Publishes a checkpoint if there has been a step since the last one, while training goes on."""
+        if self.trainer is not None and self.trainer.n_steps > self.n_steps:
+            self.n_steps = self.trainer.n_steps
+            self.writer.write(self.prepare)
+
+    def prepare(self) -> Callable[[], Checkpoint]:
+        """Copies what a checkpoint needs. Returns what is left to do: to publish it."""
+        assert self.trainer is not None
+        self.trainer.check()
+        state, values = snapshot(self.trainer.states), self.values()
+        return partial(self.publish, state, values)
+
+    def publish(
+        self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any] | None = None
+    ) -> Checkpoint:
+        """Writes the state and the SAEs under a key of their own, and reports them once they are complete.
+
+        Args:
+            metrics: the held-out metrics by SAE, which make it the final checkpoint.
+        """
+        files, n_steps = checkpoint.to_files(states, values), values["n_steps"]
         for sae in self.job.saes:
-            found = artifacts.to_files(self.exported(sae), self.job, sae, self.provenance)
-            if is_final:
+            found = artifacts.to_files(self.exported(sae, states), self.job, sae, self.provenance)
+            if metrics is not None:
                 found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
             files |= {f"saes/{sae.name}/{name}": content for name, content in found.items()}
-        key = f"{self.prefix}/step-{trainer.n_steps:09d}-{uuid4().hex[:12]}"
+        key = f"{self.prefix}/step-{n_steps:09d}-{uuid4().hex[:12]}"
         entries = self.storage.publish(key, files)
-        tokens = trainer.n_steps * self.job.stream.batch
-        written = Checkpoint(key, trainer.n_steps, tokens, is_final, entries, metrics)
-        self.n_steps = trainer.n_steps
+        tokens = n_steps * self.job.stream.batch
+        written = Checkpoint(key, n_steps, tokens, metrics is not None, entries, metrics or {})
         self.reporter.checkpoint(written)
         return written

@@ -84,6 +84,15 @@ class SyntheticSpec(Frozen):
         return self
 
 
+Labels = Annotated[
+    dict[
+        Annotated[str, Field(max_length=64, pattern=r'^[^"\x00]*$')],
+        Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
+    ],
+    Field(max_length=16),
+]
+
+
 class StreamSpec(Frozen):
     """The activations that every SAE of the job trains on, in the order in which they are served: those of a model on
     the text of a dataset, or synthetic ones.
@@ -197,13 +206,10 @@ class JobSpec(Frozen):
     log_every: int = Field(default=50, gt=0, description="Steps between two rows of metrics.")
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
     queue: Name = "default"
-    metadata: Annotated[
-        dict[
-            Annotated[str, Field(max_length=64, pattern=r'^[^"\x00]*$')],
-            Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
-        ],
-        Field(max_length=16),
-    ] = Field(default={}, description="The user's own labels; jobs can be listed by them.")
+    gpus: int = Field(
+        default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them. 1 also runs on a CPU."
+    )
+    metadata: Labels = Field(default={}, description="The user's own labels; jobs can be listed by them.")
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> "JobSpec":
@@ -216,6 +222,8 @@ class JobSpec(Frozen):
         for index, sae in enumerate(self.saes):
             if self.stream.synthetic is not None and sae.hook_name != SYNTHETIC_HOOK:
                 refuse(("saes", index, "hook_name"), f"must be {SYNTHETIC_HOOK} for synthetic activations", sae.hook_name)
+        if self.gpus > len(self.saes):
+            refuse(("gpus",), f"must be at most the number of SAEs ({len(self.saes)}): each trains on one GPU", self.gpus)
         if self.evaluation.tokens < self.stream.context_size:
             minimum = self.stream.context_size
             refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)

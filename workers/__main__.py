@@ -10,10 +10,12 @@ import secrets
 import signal
 import socket
 import threading
+from contextlib import suppress
 
-from sae_service.errors import ServiceUnavailable
-from sae_service.jobs import queue
+from sae_service.errors import ServiceUnavailable, WrongVersion
+from sae_service.jobs import migration, queue
 from sae_service.jobs.database import Database
+from sae_service.jobs.presence import Presence
 from sae_service.jobs.sweep import Sweep
 from sae_service.settings import Settings
 from workers.supervisor import STOP_WAIT_S, Supervisor
@@ -25,30 +27,40 @@ def main() -> None:
     """Works until SIGTERM or SIGINT; then the job in hand is saved and given back."""
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--queue", default="default", help="the queue to take jobs from")
-    parser.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the training processes")
+    parser.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the training processes; jobs for so many GPUs are taken")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     settings = Settings()
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
     database = Database(settings.resolved_database_url())
-    database.migrate(also=lambda: queue.migrate(database))
+    migration.migrate(database)
     supervisor = Supervisor(database, settings, worker, arguments.device)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    queue.take_from(database, arguments.queue, worker, supervisor.work)
+    gpus = len(arguments.device.split(",")) if arguments.device else 1
+    presence = Presence(database, worker, arguments.queue, gpus, settings.lease_s)
+    presence.renew()
+    queue.take_from(database, arguments.queue, gpus, worker, supervisor.work)
     log.info("worker %s takes jobs from queue %s", worker, arguments.queue)
     sweep = Sweep(database, settings.lease_s)
     while not stop.wait(settings.lease_s / 6):
         try:
+            presence.renew()
+            migration.check(database)
             sweep.look()
         except ServiceUnavailable as error:
             log.warning("%s", error)
+        except WrongVersion as error:
+            log.error("%s This worker stops.", error)
+            stop.set()
         except Exception:  # a job in hand must not lose its worker by that
             log.exception("cannot look for lost jobs")
     supervisor.stopping.set()
     # Longer than a job in hand may take to be saved and given back.
     queue.stop_taking(wait_s=STOP_WAIT_S + 20)
+    with suppress(ServiceUnavailable):
+        presence.leave()
     log.info("worker %s has stopped", worker)
     logging.shutdown()
     # Threads that still wait for a database that is away would keep the process; what they would write is durable.

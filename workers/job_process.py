@@ -71,15 +71,17 @@ class Report:
     """The pipeline's reporter: each piece of news is one line to the worker."""
 
     def __init__(self, channel: TextIO) -> None:
-        self._channel = channel
+        self._channel, self._writing = channel, threading.Lock()
         self.total_steps = self.total_tokens = 0
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends a line; NaN becomes null."""
         from sae_service.artifacts import finite_or_null
 
-        self._channel.write(json.dumps(finite_or_null(message)) + "\n")
-        self._channel.flush()
+        line = json.dumps(finite_or_null(message)) + "\n"
+        with self._writing:
+            self._channel.write(line)
+            self._channel.flush()
 
     def event(self, level: str, message: str) -> None:
         """A sentence for the user."""
@@ -121,6 +123,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         report,
         should_stop=orders.stop.is_set,
         resume_from=assignment["resume_from"],
+        begin_with=assignment["begin_with"],
         device="cuda" if jax.default_backend() == "gpu" else "cpu",
     )
     return {"kind": "stopped" if final is None else "finished"}

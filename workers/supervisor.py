@@ -59,6 +59,7 @@ class Supervisor:
             "storage_url": self._settings.resolved_storage_url(),
             "prefix": prefix,
             "resume_from": committed,
+            "begin_with": _persist(attempt.origin_key),
             "lease_s": self._settings.lease_s,
         }
         environment = child_environment(self._settings, self._device)

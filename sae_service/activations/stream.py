@@ -16,21 +16,25 @@ from sae_service.spec import StreamSpec
 
 
 class StreamPosition(Frozen):
-    """Everything that the stream must remember: which fill, where it began, and how many batches it has served."""
+    """Everything that the stream must remember: which fill, where it began, how many batches it has served, and how
+    many came before it. After the last batch of a fill it is the beginning of the next one, so that a job that is
+    extended neither repeats rows nor leaves any out.
+    """
 
     fill_index: int = 0
     fill_start: FillStart = FillStart()
+    steps_before: int = 0
     batches_served: int = 0
 
 
 @dataclass(frozen=True)
 class Fill:
-    """The shuffled rows of one fill, by hook point, and where it and the next one start."""
+    """The shuffled rows of one fill, by hook point, where it starts, and where the next one does."""
 
-    index: int
     rows: dict[str, Float[Array, "rows d_in"]]
     order: Array
-    start: FillStart
+    start: StreamPosition
+    following: StreamPosition
 
 
 _take = jax.jit(lambda rows, order: jnp.take(rows, order, axis=0))
@@ -48,15 +52,19 @@ class ActivationStream:
         self._thread.start()
 
     def _fill_ahead(self) -> None:
-        start, index = self.position.fill_start, self.position.fill_index
-        steps = self.spec.steps_per_fill
+        position = self.position
         try:
-            while index * steps < self.spec.n_steps and not self._closed.is_set():
-                n_rows = min(steps, self.spec.n_steps - index * steps) * self.spec.batch
-                rows, following = self._harvest.fill(n_rows)
-                order = jnp.asarray(permutation(self.spec.seed, index, n_rows))
-                self._put(Fill(index, rows, order, start))
-                start, index = following, index + 1
+            while position.steps_before < self.spec.n_steps and not self._closed.is_set():
+                n_batches = min(self.spec.steps_per_fill, self.spec.n_steps - position.steps_before)
+                rows, fill_start = self._harvest.fill(n_batches * self.spec.batch)
+                order = jnp.asarray(permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch))
+                following = StreamPosition(
+                    fill_index=position.fill_index + 1,
+                    fill_start=fill_start,
+                    steps_before=position.steps_before + n_batches,
+                )
+                self._put(Fill(rows, order, position, following))
+                position = following
         except BaseException as error:  # noqa: BLE001  carried to the thread that waits for the fill
             self._put(error)
 
@@ -70,20 +78,20 @@ class ActivationStream:
 
     def fills(self) -> Iterator[Fill]:
         """The fills from the position on."""
-        steps = self.spec.steps_per_fill
-        for _ in range(self.position.fill_index, -(-self.spec.n_steps // steps)):
+        steps = self.position.steps_before
+        while steps < self.spec.n_steps:
             item = self._filled.get()
             if isinstance(item, BaseException):
                 raise item
             yield item
+            steps = item.following.steps_before
 
     def batches(self, fill: Fill) -> Iterator[tuple[dict[str, Float[Array, "batch d_in"]], StreamPosition]]:
         """The batches of a fill that are still to be served, each with the position after it."""
-        batch = self.spec.batch
-        first = self.position.batches_served if fill.index == self.position.fill_index else 0
-        for index in range(first, len(fill.order) // batch):
+        batch, n_batches = self.spec.batch, fill.following.steps_before - fill.start.steps_before
+        for index in range(fill.start.batches_served, n_batches):
             order = fill.order[index * batch : (index + 1) * batch]
-            after = StreamPosition(fill_index=fill.index, fill_start=fill.start, batches_served=index + 1)
+            after = fill.start.model_copy(update={"batches_served": index + 1}) if index + 1 < n_batches else fill.following
             yield {name: _take(rows, order) for name, rows in fill.rows.items()}, after
 
     def close(self) -> None:

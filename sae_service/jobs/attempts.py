@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
 from sae_service.jobs.queue import Queue
-from sae_service.jobs.records import ACTIVE
+from sae_service.jobs.records import ACTIVE, TERMINAL
 from sae_service.jobs.rows import add_event, add_status_event, new_id, now
 
 MAX_CRASHES = 3
@@ -49,8 +49,13 @@ class Attempt:
         with self._owned() as (_, row):
             return row.status
 
+    def origin_key(self) -> str | None:
+        """Where the checkpoint of another job is that this one began with."""
+        with self._database.transaction() as connection:
+            return connection.execute(sa.select(db.jobs.c.origin_key).where(db.jobs.c.id == self.job_id)).scalar_one()
+
     def checkpoint_keys(self) -> list[str]:
-        """Where the checkpoints to go on from are, the newest first."""
+        """Where the job's own checkpoints are, the newest first."""
         table = db.checkpoints
         query = sa.select(table.c.key).where(table.c.job_id == self.job_id).order_by(table.c.step.desc())
         with self._database.transaction() as connection:
@@ -103,9 +108,12 @@ class Attempt:
         return connection.execute(query).one_or_none() is not None
 
     def _retire(self, connection: sa.Connection, keep: int) -> list[str]:
-        """Forgets the checkpoints before the last `keep` ones; a final one counts beside them."""
-        table = db.checkpoints
-        mine = sa.select(table.c.step).where(table.c.job_id == self.job_id, ~table.c.is_final)
+        """Forgets the checkpoints before the last `keep` ones; a final one counts beside them, and one that another job
+        has yet to go on from stays.
+        """
+        table, columns = db.checkpoints, db.jobs.c
+        needed = sa.select(columns.id).where(columns.origin_key == table.c.key, columns.status.not_in(TERMINAL))
+        mine = sa.select(table.c.step).where(table.c.job_id == self.job_id, ~table.c.is_final, ~needed.exists())
         old = connection.execute(mine.order_by(table.c.step.desc()).offset(keep)).scalars().all()
         return self._forget(connection, table.c.step.in_(old))
 
@@ -183,7 +191,7 @@ def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: s
     following = row.attempt + 1
     values = {"status": "queued", "status_reason": reason, "attempt": following, "worker": None}
     connection.execute(sa.update(db.jobs).where(db.jobs.c.id == row.id).values(values))
-    queue.add(connection, row.queue, row.priority, row.id, following)
+    queue.add(connection, row.spec, row.id, following)
     level = "warning" if reason == "retry_after_crash" else "info"
     add_status_event(connection, row.id, "queued", message, reason, level)
 

@@ -1,6 +1,5 @@
 """The tables of the service, in one SQLite file or one PostgreSQL database, and transactions on them."""
 
-import fcntl
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from sae_service.errors import ServiceUnavailable, StorageFailure
 SQLITE = "sqlite:///"
 SUBSECOND_CLOCK = (3, 42)
 NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.sshfs", "afs")
-MIGRATION_LOCK = 5_270_041
 
 schema = sa.MetaData()
 
@@ -45,6 +43,9 @@ jobs = sa.Table(
     sa.Column("finished_at", sa.BigInteger),
     sa.Column("request_key", sa.String(64), unique=True),
     sa.Column("request_hash", sa.String(64)),
+    # The checkpoint of another job that this one goes on from, for its users and for its workers.
+    sa.Column("origin", sa.JSON),
+    sa.Column("origin_key", sa.String(256), index=True),
 )
 
 events = sa.Table(
@@ -83,6 +84,17 @@ checkpoints = sa.Table(
     sa.UniqueConstraint("job_id", "step"),
 )
 
+workers = sa.Table(
+    "workers",
+    schema,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("queue", sa.String(64), nullable=False),
+    sa.Column("gpus", sa.Integer, nullable=False),
+    sa.Column("started_at", sa.BigInteger, nullable=False),
+    # By the database's clock, the only one that all of them share.
+    sa.Column("seen_at", sa.BigInteger, nullable=False),
+)
+
 
 class Database:
     """One connection pool, shared by the threads of a process."""
@@ -101,35 +113,18 @@ class Database:
             arguments = {"connect_timeout": 5, "options": "-c idle_in_transaction_session_timeout=60000"}
             self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
 
+    @property
+    def clock(self) -> sa.ColumnElement[int]:
+        """The database's own time, in Unix seconds."""
+        if self.is_sqlite:
+            return sa.cast(sa.func.strftime("%s", "now"), sa.BigInteger)
+        return sa.cast(sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp())), sa.BigInteger)
+
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """A transaction, committed at the end of the block. Raises ServiceUnavailable if the database is away."""
         with reached(), self.engine.begin() as connection:
             yield connection
-
-    def migrate(self, also: Any) -> None:
-        """Makes the tables and then calls `also`, one process at a time."""
-        try:
-            with self._migrating():
-                schema.create_all(self.engine)
-                also()
-        except OperationalError as error:
-            raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
-
-    @contextmanager
-    def _migrating(self) -> Iterator[None]:
-        if self.is_sqlite:
-            with Path(self.url.removeprefix(SQLITE) + ".lock").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield
-        else:
-            # No transaction may stay open meanwhile: indexes that are built concurrently would wait for its end.
-            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.execute(sa.select(sa.func.pg_advisory_lock(MIGRATION_LOCK)))
-                try:
-                    yield
-                finally:
-                    connection.execute(sa.select(sa.func.pg_advisory_unlock(MIGRATION_LOCK)))
 
 
 @contextmanager

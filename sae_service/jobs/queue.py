@@ -48,14 +48,14 @@ class Queue:
             retry_connection_errors=False,
         )  # fmt: skip
 
-    def add(self, connection: sa.Connection, queue: str, priority: int, job_id: str, attempt: int) -> None:
-        """Queues an attempt as part of the caller's transaction."""
+    def add(self, connection: sa.Connection, spec: dict[str, Any], job_id: str, attempt: int) -> None:
+        """Queues an attempt as part of the caller's transaction; `spec` is the job's."""
         options = EnqueueOptions(
             workflow_name=WORKFLOW,
-            queue_name=queue,
+            queue_name=_lane(spec["queue"], spec.get("gpus", 1)),
             workflow_id=_name(job_id, attempt),
             app_version=VERSION,
-            priority=LOWEST_PRIORITY - priority,
+            priority=LOWEST_PRIORITY - spec["priority"],
         )
         self._client.enqueue_in_transaction(connection, options, job_id, attempt)
 
@@ -82,16 +82,22 @@ def _name(job_id: str, attempt: int) -> str:
     return f"{job_id}.{attempt}"
 
 
+def _lane(queue: str, gpus: int) -> str:
+    """Jobs that need another number of GPUs wait apart, so that a worker never takes what it cannot run."""
+    return queue if gpus == 1 else f"{queue}:{gpus}"
+
+
 def migrate(database: Database) -> None:
     """Makes or updates DBOS's own tables."""
     logging.getLogger("dbos").setLevel(logging.WARNING)
     DBOS.migrate(database.url)
 
 
-def take_from(database: Database, queue: str, worker: str, work: Callable[[str, int], None]) -> None:
+def take_from(database: Database, queue: str, gpus: int, worker: str, work: Callable[[str, int], None]) -> None:
     """Starts taking attempts from `queue` on a thread, one at a time, and calls `work(job_id, attempt)` for each.
 
     Args:
+        gpus: jobs that need so many are taken, no others.
         worker: unique for each start of a process, so that DBOS never takes us for an earlier one.
     """
     DBOS(
@@ -110,9 +116,10 @@ def take_from(database: Database, queue: str, worker: str, work: Callable[[str, 
     def train(job_id: str, attempt: int) -> None:
         work(job_id, attempt)
 
-    DBOS.listen_queues([queue])
+    lane = _lane(queue, gpus)
+    DBOS.listen_queues([lane])
     DBOS.launch()
-    DBOS.register_queue(queue, worker_concurrency=1, polling_interval_sec=0.5)
+    DBOS.register_queue(lane, worker_concurrency=1, polling_interval_sec=0.5)
 
 
 def stop_taking(wait_s: int) -> None:

@@ -33,19 +33,32 @@ class Progress(Frozen):
     updated_at: int
 
 
+class Origin(Frozen):
+    """The checkpoint of another job that a job goes on from."""
+
+    job_id: str
+    checkpoint_id: str
+    step: int
+    tokens: int
+
+
 class Job(Frozen):
     """A job and its state. Times are whole Unix seconds."""
 
     id: str
     object: Literal["job"] = "job"
     status: Status
-    status_reason: str | None = Field(description="Why a queued job waits again: retry_after_crash or preempted.")
+    status_reason: str | None = Field(
+        description="Why a queued job waits: waiting_for_worker (none takes such jobs at the moment), waiting_for_capacity, "
+        "retry_after_crash or preempted."
+    )
     created_at: int
     started_at: int | None
     finished_at: int | None
     estimated_finish: int | None = None
     attempt: int = Field(description="Which attempt this is; it grows when a job goes on after a crash or a preemption.")
     worker: str | None
+    origin: Origin | None = None
     progress: Progress | None
     latest_checkpoint: str | None = None
     error: Failure | None
@@ -99,3 +112,15 @@ class Checkpoint(Frozen):
     metrics: dict[str, dict[str, Any]]
     files: tuple[FileEntry, ...]
     key: str = Field(exclude=True)
+
+
+class Worker(Frozen):
+    """A worker that is there: the queue and the number of GPUs of the jobs that it takes, and the one in hand."""
+
+    name: str
+    object: Literal["worker"] = "worker"
+    queue: str
+    gpus: int
+    started_at: int
+    seen_at: int
+    job_id: str | None

@@ -21,8 +21,10 @@ def new_id(prefix: str) -> str:
 
 
 def to_job(row: sa.Row[Any]) -> Job:
-    """The record of one row of `jobs` with `latest_checkpoint`."""
+    """The record of one row of `jobs` with `latest_checkpoint` and `has_worker`."""
     columns = {name: value for name, value in row._mapping.items() if name in Job.model_fields}
+    if row.status == "queued" and (row.status_reason is None or not row.has_worker):
+        columns["status_reason"] = "waiting_for_capacity" if row.has_worker else "waiting_for_worker"
     return Job(**columns, estimated_finish=_estimate(row))
 
 

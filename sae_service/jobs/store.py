@@ -10,8 +10,9 @@ from sqlalchemy.exc import IntegrityError
 from sae_service.errors import Conflict, InvalidSpec, NotFound, ServiceUnavailable
 from sae_service.jobs import database as db
 from sae_service.jobs.attempts import end_job, requeue
+from sae_service.jobs.presence import is_present, workers
 from sae_service.jobs.queue import Queue
-from sae_service.jobs.records import Checkpoint, Event, Job, MetricsRow
+from sae_service.jobs.records import TERMINAL, Checkpoint, Event, Job, MetricsRow, Worker
 from sae_service.jobs.rows import add_status_event, new_id, now, to_checkpoint, to_job
 
 LATEST_CHECKPOINT = (
@@ -24,23 +25,33 @@ LATEST_CHECKPOINT = (
     .label("latest_checkpoint")
 )
 
+GPUS = sa.func.coalesce(db.jobs.c.spec["gpus"].as_integer(), 1)
+
 
 class JobStore:
     """All jobs of one database."""
 
-    def __init__(self, database: db.Database) -> None:
-        self._database = database
+    def __init__(self, database: db.Database, lease_s: float = 60.0) -> None:
+        self._database, self._lease_s = database, lease_s
         self._queue = Queue(database)
+        serves = (db.workers.c.queue == db.jobs.c.queue, db.workers.c.gpus == GPUS, is_present(database, lease_s))
+        has_worker = sa.select(db.workers.c.name).where(*serves).correlate(db.jobs).exists().label("has_worker")
+        self._select = sa.select(db.jobs, LATEST_CHECKPOINT, has_worker)
 
-    def submit(self, spec: dict[str, Any], request_key: str | None = None, request_hash: str | None = None) -> tuple[Job, bool]:
+    def submit(
+        self, spec: dict[str, Any], request_key: str | None = None, request_hash: str | None = None,
+        origin: Checkpoint | None = None,
+    ) -> tuple[Job, bool]:  # fmt: skip
         """Stores a job and queues its first attempt, both or neither. Returns the job and whether it is new.
 
         Args:
             spec: a parsed JobSpec as JSON.
             request_key: one job is made for each key; a repetition returns the first.
             request_hash: says whether a repetition asks for the same.
+            origin: a checkpoint to go on from.
 
         Raises:
+            NotFound: the origin has been given up meanwhile.
             InvalidSpec: the key was used for another request.
         """
         known = self._by_request(request_key, request_hash)
@@ -49,13 +60,14 @@ class JobStore:
         row = {
             "id": new_id("job"), "status": "queued", "queue": spec["queue"], "priority": spec["priority"], "spec": spec,
             "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
-            "request_key": request_key, "request_hash": request_hash,
+            "request_key": request_key, "request_hash": request_hash, **_origin_columns(origin),
         }  # fmt: skip
         try:
             with self._database.transaction() as connection:
+                self._hold(connection, origin)
                 connection.execute(sa.insert(db.jobs).values(row))
                 add_status_event(connection, row["id"], "queued", "The job is queued.")
-                self._queue.add(connection, row["queue"], row["priority"], row["id"], attempt=1)
+                self._queue.add(connection, spec, row["id"], attempt=1)
         except IntegrityError:
             known = self._by_request(request_key, request_hash)
             if known is None:
@@ -63,12 +75,21 @@ class JobStore:
             return known, False
         return self.get(row["id"]), True
 
+    def _hold(self, connection: sa.Connection, origin: Checkpoint | None) -> None:
+        """Makes sure that a checkpoint is there until the transaction's end, when the new job's row keeps it."""
+        if origin is None:
+            return
+        # The row of the job that owns it is what a commit locks before it gives up old checkpoints.
+        connection.execute(sa.update(db.jobs).where(db.jobs.c.id == origin.job_id).values(n_events=db.jobs.c.n_events))
+        if connection.execute(sa.select(db.checkpoints.c.id).where(db.checkpoints.c.id == origin.id)).one_or_none() is None:
+            raise NotFound(f"job {origin.job_id} has no checkpoint {origin.id} any more")
+
     def _by_request(self, key: str | None, content: str | None) -> Job | None:
         if key is None:
             return None
         with self._database.transaction() as connection:
             row = connection.execute(
-                sa.select(db.jobs, LATEST_CHECKPOINT).where(db.jobs.c.request_key == key)
+                self._select.where(db.jobs.c.request_key == key)
             ).one_or_none()
         if row is None:
             return None
@@ -79,7 +100,7 @@ class JobStore:
     def get(self, job_id: str) -> Job:
         """One job. Raises NotFound."""
         with self._database.transaction() as connection:
-            row = connection.execute(sa.select(db.jobs, LATEST_CHECKPOINT).where(db.jobs.c.id == job_id)).one_or_none()
+            row = connection.execute(self._select.where(db.jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise NotFound(f"there is no job {job_id}")
         return to_job(row)
@@ -90,7 +111,7 @@ class JobStore:
     ) -> list[Job]:  # fmt: skip
         """Up to `limit` jobs in the order of submission, those behind the job `after`. Raises NotFound for `after`."""
         column = db.jobs.c.id
-        query = sa.select(db.jobs, LATEST_CHECKPOINT).order_by(column.desc() if newest_first else column).limit(limit)
+        query = self._select.order_by(column.desc() if newest_first else column).limit(limit)
         if after is not None:
             self.get(after)
             query = query.where(column < after if newest_first else column > after)
@@ -132,6 +153,23 @@ class JobStore:
                 requeue(connection, self._queue, row, None, "The job is queued again.")
         return self._expect(job_id, "queued", "running")
 
+    def delete(self, job_id: str) -> None:
+        """Deletes a job that has ended, with all that is known of it but its files.
+
+        Raises:
+            NotFound: there is no such job.
+            Conflict: it has not ended, or another job has yet to go on from one of its checkpoints.
+        """
+        with self._held(job_id) as (connection, row):
+            if row.status not in TERMINAL:
+                raise Conflict(f"job {job_id} is {row.status}; cancel it first")
+            columns, mine = db.jobs.c, sa.select(db.checkpoints.c.key).where(db.checkpoints.c.job_id == job_id)
+            heirs = sa.select(columns.id).where(columns.origin_key.in_(mine), columns.status.not_in(TERMINAL))
+            heir = connection.execute(heirs.limit(1)).scalar_one_or_none()
+            if heir is not None:
+                raise Conflict(f"job {heir} goes on from a checkpoint of job {job_id} and has not ended")
+            connection.execute(sa.delete(db.jobs).where(columns.id == job_id))
+
     @contextmanager
     def _held(self, job_id: str) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
         """A transaction that holds the job's row, and the row. Raises NotFound."""
@@ -158,6 +196,10 @@ class JobStore:
         if job.status not in statuses:
             raise Conflict(f"job {job_id} is {job.status}")
         return job
+
+    def workers(self) -> list[Worker]:
+        """The workers that are there."""
+        return workers(self._database, self._lease_s)
 
     def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:
         """Up to `limit` events behind the event `after`, oldest first."""
@@ -191,3 +233,10 @@ class JobStore:
             if checkpoint_id in (found.id, "latest"):
                 return found
         raise NotFound(f"job {job_id} has no checkpoint {checkpoint_id}")
+
+
+def _origin_columns(origin: Checkpoint | None) -> dict[str, Any]:
+    if origin is None:
+        return {}
+    seen = {"job_id": origin.job_id, "checkpoint_id": origin.id, "step": origin.step, "tokens": origin.tokens}
+    return {"origin": seen, "origin_key": origin.key}

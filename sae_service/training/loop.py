@@ -64,10 +64,15 @@ class Trainer:
     observe: Callable[[InferenceSAE], dict[str, Any]] = lambda sae: {}
     _numbers: dict[str, Numbers] = field(default_factory=dict)
     _resampling: dict[str, frozenset[int]] = field(default_factory=dict)
+    _devices: dict[str, Any] = field(default_factory=dict)
     _started: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
-        for sae in self.job.saes:
+        devices = jax.devices()[: self.job.gpus]
+        for index, sae in enumerate(self.job.saes):
+            self._devices[sae.name] = devices[index % len(devices)]
+            if len(devices) > 1:
+                self.states[sae.name] = jax.device_put(self.states[sae.name], self._devices[sae.name])
             self._resampling[sae.name] = resampling_steps(self.job, sae)
             self._numbers[sae.name] = Numbers(
                 architecture={name: jnp.float32(value) for name, value in sae.architecture.numbers().items()},
@@ -78,18 +83,22 @@ class Trainer:
 
     def step(self, rows: dict[str, Float[Array, "batch d_in"]]) -> None:
         """One step of every SAE on its hook point's rows; reports metrics every `log_every` steps."""
+        seen: dict[tuple[str, Any], Array] = {}
         for sae in self.job.saes:
+            here = sae.hook_name, self._devices[sae.name]
+            if here not in seen:
+                seen[here] = rows[sae.hook_name] if self.job.gpus == 1 else jax.device_put(rows[sae.hook_name], here[1])
             self.states[sae.name] = train_step(
                 ARCHITECTURES[sae.architecture.kind],
                 sae.architecture.structure(),
                 self.states[sae.name],
                 self._numbers[sae.name],
-                rows[sae.hook_name],
+                seen[here],
             )
         self.n_steps += 1
         for sae in self.job.saes:
             if self.n_steps in self._resampling[sae.name]:
-                self._resample(sae, rows[sae.hook_name])
+                self._resample(sae, seen[sae.hook_name, self._devices[sae.name]])
         if self._started is None:
             jax.block_until_ready(self.states)
             self._started = time.monotonic(), self.n_steps
@@ -107,12 +116,15 @@ class Trainer:
             jax.random.fold_in(key, self.n_steps),
         )
 
+    def seconds(self) -> float:
+        """Time since the first step of this attempt."""
+        return 0.0 if self._started is None else time.monotonic() - self._started[0]
+
     def tokens_per_s(self) -> float:
         """Trained tokens per second since the first step of this attempt."""
         if self._started is None or self.n_steps == self._started[1]:
             return 0.0
-        seconds = time.monotonic() - self._started[0]
-        return (self.n_steps - self._started[1]) * self.job.stream.batch / seconds
+        return (self.n_steps - self._started[1]) * self.job.stream.batch / self.seconds()
 
     def dead_share(self, sae: SAESpec) -> float:
         """Share of the latents that have not fired for `dead_after_tokens`."""

@@ -1,35 +1,33 @@
-"""Trains SAEs with dictionary_learning's own trainers, in its own environment; started by quality.py.
+"""Trains SAEs with the trainers of dictionary_learning or SAELens, in their own environment; started by quality.py.
 
-    .venv-peers/bin/python tests/benchmarks/peers.py FOLDER
+    .venv-peers/bin/python tests/benchmarks/peers.py FOLDER LIBRARY
 
-FOLDER holds train.npy, held_out.npy and peers.json, a list of experiments. Prints one JSON object a line.
+FOLDER holds train.npy, held_out.npy and LIBRARY.json, a list of experiments. Prints one JSON object a line.
 """
 
 import json
+import logging
+import math
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from dictionary_learning.trainers import BatchTopKTrainer, GatedSAETrainer, JumpReluTrainer, TopKTrainer
-from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
-
-TRAINERS = {
-    "standard": StandardTrainerAprilUpdate,
-    "gated": GatedSAETrainer,
-    "jumprelu": JumpReluTrainer,
-    "topk": TopKTrainer,
-    "batchtopk": BatchTopKTrainer,
-}
 
 
-def trainer(experiment: dict[str, Any], d_in: int, steps: int) -> Any:
-    """The library's trainer with its own defaults, but for what the experiment sets."""
-    kind, sparsity = experiment["kind"], experiment["sparsity"]
+def dictionary_learning(experiment: dict[str, Any], rows: torch.Tensor) -> Any:
+    """Trains on rows of mean square norm 1, as the library scales them, with its own defaults otherwise."""
+    from dictionary_learning import trainers
+    from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
+
+    kind, sparsity, batch = experiment["kind"], experiment["sparsity"], experiment["batch"]
+    steps = len(rows) // batch
     arguments: dict[str, Any] = {
-        "steps": steps, "activation_dim": d_in, "dict_size": experiment["d_sae"], "layer": 0, "lm_name": "demo",
+        "steps": steps, "activation_dim": rows.shape[1], "dict_size": experiment["d_sae"], "layer": 0, "lm_name": "demo",
         "lr": experiment["lr"], "warmup_steps": steps // 20, "decay_start": int(steps * 0.8), "seed": 0, "device": "cpu",
     }  # fmt: skip
     match kind:
@@ -39,7 +37,53 @@ def trainer(experiment: dict[str, Any], d_in: int, steps: int) -> Any:
             arguments |= {"target_l0": sparsity, "bandwidth": 0.05, "sparsity_warmup_steps": steps // 10}
         case _:
             arguments |= {"l1_penalty": sparsity, "sparsity_warmup_steps": steps // 10}
-    return TRAINERS[kind](**arguments)
+    made: dict[str, Any] = {
+        "standard": StandardTrainerAprilUpdate, "gated": trainers.GatedSAETrainer, "jumprelu": trainers.JumpReluTrainer,
+        "topk": trainers.TopKTrainer, "batchtopk": trainers.BatchTopKTrainer,
+    }  # fmt: skip
+    trainer = made[kind](**arguments)
+    for step in range(steps):
+        trainer.update(step, rows[step * batch : (step + 1) * batch])
+    return trainer.ae
+
+
+def sae_lens(experiment: dict[str, Any], rows: torch.Tensor) -> Any:
+    """Trains on rows of mean norm sqrt(d_in), as the library scales them, with its own defaults otherwise."""
+    import sae_lens
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    kind, sparsity, batch = experiment["kind"], experiment["sparsity"], experiment["batch"]
+    steps = len(rows) // batch
+    arguments: dict[str, Any] = {"d_in": rows.shape[1], "d_sae": experiment["d_sae"]}
+    match kind:
+        case "topk" | "batchtopk":
+            arguments["k"] = int(sparsity)
+        case "jumprelu":
+            arguments |= {"l0_coefficient": sparsity, "l0_warm_up_steps": steps // 10}
+        case _:
+            arguments |= {"l1_coefficient": sparsity, "l1_warm_up_steps": steps // 10}
+    prefix = {"standard": "Standard", "gated": "Gated", "jumprelu": "JumpReLU", "topk": "TopK", "batchtopk": "BatchTopK"}[kind]
+    sae = getattr(sae_lens, f"{prefix}TrainingSAE")(getattr(sae_lens, f"{prefix}TrainingSAEConfig")(**arguments))
+    config = SAETrainerConfig(
+        total_training_samples=steps * batch, train_batch_size_samples=batch, lr=experiment["lr"], lr_end=experiment["lr"] / 10,
+        lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5, dead_feature_window=steps // 5,
+        logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    trainer = SAETrainer(config, sae, iter(rows[: steps * batch].split(batch)))
+    for step in range(steps):
+        trainer.step(rows[step * batch : (step + 1) * batch])
+        trainer.n_training_steps += 1
+    with tempfile.TemporaryDirectory() as folder:
+        sae.save_inference_model(folder)
+        return sae_lens.SAE.load_from_disk(folder)
+
+
+LIBRARIES: dict[str, tuple[Callable[..., Any], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "dictionary_learning": (dictionary_learning, lambda rows: rows.square().sum(dim=1).mean().sqrt()),
+    "sae_lens": (sae_lens, lambda rows: rows.norm(dim=1).mean() / math.sqrt(rows.shape[1])),
+}
+"""Each library's training, and what it divides the rows by."""
 
 
 def measured(sae: Any, held_out: torch.Tensor) -> dict[str, float]:
@@ -57,21 +101,20 @@ def measured(sae: Any, held_out: torch.Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    """All experiments, one after the other, on the rows in their order, scaled to mean square norm 1."""
+    """All experiments, one after the other, on the rows in their order."""
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+    logging.disable(logging.WARNING)
+    folder, library = Path(sys.argv[1]), sys.argv[2]
+    train, scale_of = LIBRARIES[library]
     rows, held_out = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("train", "held_out"))
-    scale = rows.square().sum(dim=1).mean().sqrt()
+    scale = scale_of(rows)
     rows, held_out = rows / scale, held_out / scale
-    for experiment in json.loads((folder / "peers.json").read_text()):
-        batch = experiment["batch"]
-        steps = len(rows) // batch
+    for experiment in json.loads((folder / f"{library}.json").read_text()):
+        torch.manual_seed(0)
         began = time.monotonic()
-        training = trainer(experiment, rows.shape[1], steps)
-        for step in range(steps):
-            training.update(step, rows[step * batch : (step + 1) * batch])
-        found = measured(training.ae, held_out) | {"seconds": time.monotonic() - began}
-        print(json.dumps(experiment | {"library": "dictionary_learning"} | found), flush=True)  # noqa: T201
+        sae = train(experiment, rows)
+        seconds = time.monotonic() - began
+        print(json.dumps(experiment | {"library": library, "seconds": seconds} | measured(sae, held_out)), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

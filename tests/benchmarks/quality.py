@@ -1,17 +1,17 @@
-"""Our SAEs beside dictionary_learning's on one and the same file of activations: FVU against L0.
+"""Our SAEs beside those of dictionary_learning and SAELens on one and the same file of activations: FVU against L0.
 
-    python tests/benchmarks/quality.py FOLDER [--hooks H ...] [--tokens N] [--lrs LR ...] [--kinds K ...] [--l0 L ...]
+    python tests/benchmarks/quality.py FOLDER [--hooks H ...] [--tokens N] [--lrs LR ...] [--kinds K ...] [--libraries L ...]
 
-Both get the same rows in the same order, the same batch, the same share of warm-up and decay, and the best of the given
-learning rates. TopK and BatchTopK are given k, JumpReLU its target L0, the L1 kinds the coefficients in COEFFICIENTS.
-Writes quality.jsonl, quality.md and quality.png into FOLDER. The peers need .venv-peers (make test-peers).
+All get the same rows in the same order, the same batch, the same share of warm-up and decay. The learning rate is the best
+of three at the first of SPARSITIES, for each library, kind and hook point. What has been measured is kept in FOLDER and not
+measured again. Writes quality.md and quality.png into FOLDER. The peers need .venv-peers (make test-peers).
 """
 
 import argparse
 import json
 import subprocess
 import time
-from itertools import product
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,52 +27,85 @@ from sae_service.numerics import squared_error, variance_of
 from sae_service.sae import unscaled
 from sae_service.spec import JobSpec
 from sae_service.training.loop import Trainer, activation_scale, fitted, initial_state
+from tests.benchmarks import quality_report
 
 PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 KINDS = ("standard", "gated", "jumprelu", "topk", "batchtopk")
-COEFFICIENTS = {
-    "ours": {"standard": {16: 2.2, 32: 1.1, 64: 0.5}, "gated": {16: 0.3, 32: 0.16, 64: 0.08}},
-    "dictionary_learning": {"standard": {16: 0.2, 32: 0.1, 64: 0.045}, "gated": {16: 0.3, 32: 0.16, 64: 0.08}},
-}
-"""About what it takes to come near an L0."""
+GIVEN_L0 = (32, 16, 64)
+SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
+    "ours": {
+        "standard": (1.5, 3.2, 0.8, 0.4), "gated": (0.15, 0.3, 0.08, 0.04), "jumprelu": GIVEN_L0, "topk": GIVEN_L0,
+        "batchtopk": GIVEN_L0,
+    },
+    "dictionary_learning": {
+        "standard": (0.13, 0.26, 0.07, 0.04), "gated": (0.2, 0.4, 0.1, 0.05), "jumprelu": GIVEN_L0, "topk": GIVEN_L0,
+        "batchtopk": GIVEN_L0,
+    },
+    "sae_lens": {
+        "standard": (1.5, 2.8, 0.8, 0.45), "gated": (4.0, 8.0, 2.0, 1.0), "jumprelu": (1.0, 2.0, 0.5, 0.25),
+        "topk": GIVEN_L0, "batchtopk": GIVEN_L0,
+    },
+}  # fmt: skip
+"""k, the target L0, or a coefficient on L1 or L0: four of these, chosen to enclose an L0 of 16 to 64."""
 D_SAE, HELD_OUT_ROWS, BLOCK = 1024, 40_000, 1 << 17
 
 
 def main() -> None:
     """Harvests, trains, compares."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hooks", nargs="+", default=["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"])
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
     parser.add_argument("--kinds", nargs="+", default=KINDS)
-    parser.add_argument("--l0", type=float, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--libraries", nargs="+", default=list(SPARSITIES))
     arguments = parser.parse_args()
-    found: list[dict[str, Any]] = []
     for hook in arguments.hooks:
-        folder = arguments.folder / hook
-        harvest(folder, hook, arguments.tokens)
-        (folder / "peers.json").write_text(json.dumps(experiments("dictionary_learning", arguments)))
-        with subprocess.Popen([PEERS, Path(__file__).parent / "peers.py", folder], stdout=subprocess.PIPE, text=True) as peers:
-            results = [train(folder, experiment) for experiment in experiments("ours", arguments)]
+        harvest(arguments.folder / hook, hook, arguments.tokens)
+        for library in arguments.libraries:
+            for found in experiments(arguments.folder / hook, library, arguments):
+                print(json.dumps(found), flush=True)  # noqa: T201
+    quality_report.write(arguments.folder)
+
+
+def experiments(folder: Path, library: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What a library makes of each kind: every learning rate at one sparsity, then the best at the others."""
+    log = folder / f"{library}.jsonl"
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    shared = {"batch": arguments.batch, "d_sae": D_SAE, "tokens": arguments.tokens}
+    kinds = {kind: SPARSITIES[library][kind] for kind in arguments.kinds}
+
+    def measured(wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        missing = [item for item in wanted if not any(item.items() <= found.items() for found in known)]
+        with log.open("a") as file:
+            for found in trained(folder, library, missing):
+                known.append(found)
+                file.write(json.dumps(found) + "\n")
+                file.flush()
+                yield found
+
+    yield from measured(
+        [{"kind": kind, "sparsity": first, "lr": lr} | shared for kind, (first, *_) in kinds.items() for lr in arguments.lrs]
+    )
+    rest = []
+    for kind, (first, *others) in kinds.items():
+        tried = [item for item in known if (item["kind"], item["sparsity"]) == (kind, first) and item["lr"] in arguments.lrs]
+        lr = min(tried, key=lambda item: item["fvu"] * item["l0"])["lr"]
+        rest += [{"kind": kind, "sparsity": sparsity, "lr": lr} | shared for sparsity in others]
+    yield from measured(rest)
+
+
+def trained(folder: Path, library: str, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The results of experiments, one after the other."""
+    if library == "ours":
+        yield from (train(folder, experiment) for experiment in wanted)
+    elif wanted:
+        (folder / f"{library}.json").write_text(json.dumps(wanted))
+        command = [PEERS, Path(__file__).parent / "peers.py", folder, library]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peers:
             assert peers.stdout is not None
-            results += [json.loads(line) for line in peers.stdout]
-        found += [result | {"hook": hook} for result in results]
-    (arguments.folder / "quality.jsonl").write_text("".join(json.dumps(item) + "\n" for item in found))
-    (arguments.folder / "quality.md").write_text(table(found))
-    draw(found, arguments.folder / "quality.png")
-    print(table(found))  # noqa: T201
-
-
-def experiments(library: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every kind at every sparsity with every learning rate."""
-    return [
-        {"kind": kind, "sparsity": sparsity, "lr": lr, "batch": arguments.batch, "d_sae": D_SAE}
-        for kind in arguments.kinds
-        for l0, lr in product(arguments.l0, arguments.lrs)
-        for sparsity in [COEFFICIENTS[library].get(kind, {}).get(l0, l0)]
-    ]
+            yield from (json.loads(line) for line in peers.stdout)
 
 
 def harvest(folder: Path, hook: str, n_rows: int) -> None:
@@ -104,7 +137,7 @@ def architecture(experiment: dict[str, Any]) -> dict[str, Any]:
         case "topk" | "batchtopk":
             return config | {"k": sparsity}
         case "jumprelu":
-            return config | {"target_l0": sparsity, "l0_coefficient": 1.0, "bandwidth": 0.05, "initial_threshold": 0.05}
+            return config | {"target_l0": sparsity, "l0_coefficient": 1.0, "bandwidth": 0.05}
         case _:
             return config | {"l1_coefficient": sparsity}
 
@@ -147,50 +180,6 @@ def train(folder: Path, experiment: dict[str, Any]) -> dict[str, Any]:
         "never_fired_share": float(jnp.mean(jnp.sum(acts > 0, axis=0) == 0)),
         "seconds": seconds,
     }
-
-
-def best(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each hook point, kind, library and sparsity the learning rate with the lowest FVU."""
-    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for item in found:
-        name = (item["hook"], item["kind"], item["library"], item["sparsity"])
-        if name not in chosen or item["fvu"] < chosen[name]["fvu"]:
-            chosen[name] = item
-    return list(chosen.values())
-
-
-def table(found: list[dict[str, Any]]) -> str:
-    """The best of each, as Markdown."""
-    columns = ("hook point", "kind", "library", "sparsity", "lr", "l0", "fvu", "never fired", "s")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for item in sorted(best(found), key=lambda item: (item["hook"], item["kind"], item["l0"])):
-        lines.append(
-            f"| {item['hook']} | {item['kind']} | {item['library']} | {item['sparsity']:g} | {item['lr']:g} | {item['l0']:.1f} "
-            f"| {item['fvu']:.4f} | {item['never_fired_share']:.3f} | {item['seconds']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """FVU against L0, one panel for each kind."""
-    from matplotlib.figure import Figure
-
-    kinds = list(dict.fromkeys(item["kind"] for item in found))
-    figure = Figure(figsize=(4 * len(kinds), 4), layout="constrained")
-    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
-    for panel, kind in zip(panels, kinds, strict=True):
-        for (library, colour), (hook, line) in product(
-            (("ours", "#4477aa"), ("dictionary_learning", "#ee6677")),
-            zip(dict.fromkeys(item["hook"] for item in found), ("-", "--", ":", "-."), strict=False),
-        ):
-            mine = [i for i in best(found) if (i["kind"], i["library"], i["hook"]) == (kind, library, hook)]
-            mine.sort(key=lambda item: item["l0"])
-            label = f"{library}, {hook.removesuffix('.hook_resid_post')}"
-            panel.plot([i["l0"] for i in mine], [i["fvu"] for i in mine], line, marker="o", color=colour, label=label)
-        panel.set(title=kind, xlabel="L0", ylabel="FVU", xscale="log", yscale="log")
-        panel.grid(alpha=0.3, which="both")
-    panels[0].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

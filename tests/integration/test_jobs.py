@@ -12,6 +12,8 @@ from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, Servi
 from sae_service.jobs import queue
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
 from sae_service.jobs.database import Database, refuse_network_filesystem
+from sae_service.jobs.migration import migrate
+from sae_service.jobs.presence import Presence
 from sae_service.jobs.records import Job
 from sae_service.jobs.store import JobStore
 from sae_service.jobs.sweep import Sweep
@@ -27,7 +29,8 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     else:
         url = request.getfixturevalue("postgres_url")
     database = Database(url)
-    database.migrate(also=lambda: queue.migrate(database))
+    migrate(database)
+    Presence(database, "worker-1", "default", 1, lease_s=60).renew()
     yield database
     database.engine.dispose()
 
@@ -57,7 +60,7 @@ def statuses(store: JobStore, job_id: str) -> list[str]:
 
 def test_migrating_twice_changes_nothing(database: Database, store: JobStore) -> None:
     job = submitted(store)
-    database.migrate(also=lambda: queue.migrate(database))
+    migrate(database)
     assert store.get(job.id) == job
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from sae_service.jobs import queue
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
+from sae_service.jobs.migration import migrate
+from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
 from sae_service.jobs.sweep import Sweep
 from sae_service.settings import Settings
@@ -33,7 +34,8 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(data_dir=folder, lease_s=2)
         self.database = Database(self.settings.resolved_database_url())
-        self.database.migrate(also=lambda: queue.migrate(self.database))
+        migrate(self.database)
+        Presence(self.database, "w1", "default", 1, self.settings.lease_s).renew()
         self.store = JobStore(self.database)
         self.job_id = self.store.submit(SPEC)[0].id
         self.supervisor = Supervisor(self.database, self.settings, "w1", None)

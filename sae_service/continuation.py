@@ -1,0 +1,84 @@
+"""The spec of a job that goes on from another job's checkpoint: what may change, and what must stay as it was."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from sae_service.errors import InvalidSpec
+from sae_service.schema import Frozen, Name
+from sae_service.spec import CheckpointSpec, EvaluationSpec, JobSpec, Labels, SAESpec
+
+
+class SAEChanges(Frozen):
+    """New numbers for one SAE."""
+
+    optimizer: dict[str, Any] = Field(default={}, description="Fields of the optimizer, such as lr.")
+    architecture: dict[str, Any] = Field(
+        default={}, description="Numbers of the architecture, such as l1_coefficient; kind and d_sae stay."
+    )
+
+
+class Changes(Frozen):
+    """What a job does otherwise than the one that it goes on from; what is left out stays."""
+
+    tokens: int | None = Field(
+        default=None, gt=0, lt=1 << 53, description="Rows in all, those of the checkpoint included; schedules are stretched to it."
+    )
+    saes: dict[Name, SAEChanges] = Field(default={}, description="New numbers, by the SAE's name.")
+    checkpoints: CheckpointSpec | None = None
+    evaluation: EvaluationSpec | None = None
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
+    queue: Name | None = None
+    metadata: Labels | None = None
+
+
+def continued(parent: JobSpec, changes: Changes, tokens_done: int) -> JobSpec:
+    """The parent's spec with the changes, and with every default that the parent's length decided kept as it was.
+
+    Args:
+        tokens_done: the tokens of the checkpoint to go on from.
+
+    Raises:
+        InvalidSpec: nothing would be left to train, an SAE is unknown, or a change is one that its state cannot follow.
+    """
+    tokens = changes.tokens or parent.stream.tokens
+    if tokens < tokens_done + parent.stream.batch:
+        raise InvalidSpec(
+            f"must be at least {tokens_done + parent.stream.batch}: the checkpoint has {tokens_done} tokens, a step "
+            f"{parent.stream.batch}",
+            param="/tokens",
+        )
+    unknown = sorted(set(changes.saes) - {sae.name for sae in parent.saes})
+    if unknown:
+        names = ", ".join(sae.name for sae in parent.saes)
+        raise InvalidSpec(f"there is no SAE {unknown[0]}; the job has {names}", param=f"/saes/{unknown[0]}")
+    given = changes.model_dump(exclude_none=True, include=set(Changes.model_fields) - {"tokens", "saes"})
+    stream = {"tokens": tokens, "buffer_rows": parent.stream.steps_per_fill * parent.stream.batch}
+    whole = parent.model_dump(mode="json") | given
+    whole["stream"] |= stream
+    whole["saes"] = [_changed(parent, sae, changes.saes.get(sae.name, SAEChanges())) for sae in parent.saes]
+    try:
+        return JobSpec.model_validate(whole)
+    except ValidationError as error:
+        (root, *place), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        names = [parent.saes[part].name if isinstance(part, int) and root == "saes" else str(part) for part in place]
+        raise InvalidSpec(message, param="/".join(["", str(root), *names])) from error
+
+
+def _changed(parent: JobSpec, sae: SAESpec, changes: SAEChanges) -> dict[str, Any]:
+    try:
+        config = type(sae.architecture).model_validate(sae.architecture.model_dump() | changes.architecture)
+    except ValidationError as error:
+        place = "/".join(map(str, error.errors()[0]["loc"]))
+        raise InvalidSpec(error.errors()[0]["msg"], param=f"/saes/{sae.name}/architecture/{place}") from error
+    if config.structure() != sae.architecture.structure():
+        numbers = ", ".join(sorted(sae.architecture.numbers()))
+        raise InvalidSpec(
+            f"of a {sae.architecture.kind} SAE only these can be changed in the middle of its training: {numbers}",
+            param=f"/saes/{sae.name}/architecture",
+        )
+    whole = sae.model_dump(mode="json")
+    whole["architecture"] = config.model_dump(mode="json")
+    whole["optimizer"] |= changes.optimizer
+    whole["dead_after_tokens"] = parent.dead_after_tokens(sae)
+    return whole

@@ -1,0 +1,218 @@
+"""The REST interface to jobs that go on from others, to deletion and to workers; without a worker process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from sae_service.errors import WrongVersion
+from sae_service.jobs import database as db
+from sae_service.jobs import migration
+from sae_service.jobs.attempts import Attempt
+from sae_service.jobs.database import Database
+from sae_service.jobs.presence import Presence
+from sae_service.settings import Settings
+from sae_service.storage import Storage
+
+LEASE_S = 60.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path)
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def database(settings: Settings) -> Database:
+    return Database(settings.resolved_database_url())
+
+
+@pytest.fixture
+def begun(api: TestClient, database: Database, settings: Settings, spec: dict[str, Any]) -> Attempt:
+    """A job with a checkpoint at step 6, in work."""
+    attempt = Attempt(database, api.post("/v1/jobs", json=spec).json()["id"], 1)
+    assert attempt.claim("worker-1") is not None
+    commit(attempt, settings, 6)
+    return attempt
+
+
+def commit(attempt: Attempt, settings: Settings, step: int, keep: int = 1, is_final: bool = False) -> list[str]:
+    key = f"jobs/{attempt.job_id}/{step}"
+    files = Storage(settings.resolved_storage_url()).publish(key, {"saes/a/cfg.json": b"{}"})
+    made = {"key": key, "step": step, "tokens": step * 256, "is_final": is_final, "files": files, "metrics": {}}
+    return attempt.commit(made, keep)
+
+
+def test_a_fork_of_a_running_job_is_a_new_job_that_says_where_it_comes_from(api: TestClient, begun: Attempt) -> None:
+    changes = {"saes": {"b": {"optimizer": {"lr": 5e-4}, "architecture": {"l1_coefficient": 2.0}}}, "tokens": 80 * 256}
+    made = api.post(f"/v1/jobs/{begun.job_id}/fork", json=changes)
+    assert made.status_code == 201, made.text
+    job = made.json()
+    assert made.headers["Location"] == f"/v1/jobs/{job['id']}"
+    (checkpoint,) = api.get(f"/v1/jobs/{begun.job_id}/checkpoints").json()["data"]
+    assert job["origin"] == {"job_id": begun.job_id, "checkpoint_id": checkpoint["id"], "step": 6, "tokens": 6 * 256}
+    assert job["spec"]["saes"][1]["optimizer"]["lr"] == 5e-4
+    assert job["spec"]["saes"][1]["architecture"]["l1_coefficient"] == 2.0
+    assert job["spec"]["stream"]["tokens"] == 80 * 256
+    assert job["spec"]["saes"][0]["optimizer"]["lr"] == 1e-3
+    assert api.get(f"/v1/jobs/{begun.job_id}").json()["status"] == "running"
+
+
+def test_a_checkpoint_is_kept_until_the_job_that_goes_on_from_it_has_ended(
+    api: TestClient, begun: Attempt, settings: Settings
+) -> None:
+    forked = api.post(f"/v1/jobs/{begun.job_id}/fork", json={}).json()["id"]
+    assert commit(begun, settings, 12) == []
+    assert commit(begun, settings, 18) == [f"jobs/{begun.job_id}/12"]
+    assert [item["step"] for item in api.get(f"/v1/jobs/{begun.job_id}/checkpoints").json()["data"]] == [18, 6]
+    api.post(f"/v1/jobs/{forked}/cancel")
+    assert sorted(commit(begun, settings, 24)) == [f"jobs/{begun.job_id}/18", f"jobs/{begun.job_id}/6"]
+
+
+def test_only_a_job_that_has_succeeded_is_extended(api: TestClient, begun: Attempt, settings: Settings) -> None:
+    path, longer = f"/v1/jobs/{begun.job_id}/extend", {"tokens": 80 * 256}
+    assert api.post(path, json=longer).status_code == 409
+    commit(begun, settings, 40, is_final=True)
+    made = api.post(path, json=longer)
+    assert (made.status_code, made.json()["origin"]["step"]) == (201, 40)
+    shorter = api.post(path, json={"tokens": 40 * 256})
+    assert (shorter.status_code, shorter.json()["param"]) == (422, "/tokens")
+
+
+def test_only_a_job_that_has_failed_or_was_cancelled_is_tried_again(api: TestClient, begun: Attempt) -> None:
+    path = f"/v1/jobs/{begun.job_id}/retry"
+    assert api.post(path).status_code == 409
+    begun.fail({"code": "nan_loss", "message": "The loss is not finite.", "param": None})
+    headers = {"Idempotency-Key": "once"}
+    first, again = (api.post(path, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"] != begun.job_id
+    assert first.json()["origin"]["step"] == 6
+
+
+def test_a_job_without_a_checkpoint_is_tried_again_from_its_beginning(api: TestClient, spec: dict[str, Any]) -> None:
+    job = api.post("/v1/jobs", json=spec).json()
+    api.post(f"/v1/jobs/{job['id']}/cancel")
+    again = api.post(f"/v1/jobs/{job['id']}/retry").json()
+    assert (again["origin"], again["spec"]) == (None, job["spec"])
+    missing = api.post(f"/v1/jobs/{job['id']}/fork", json={})
+    assert (missing.status_code, missing.json()["param"]) == (404, "/checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"saes": {"c": {}}}, "/saes/c"),
+        ({"saes": {"a": {"architecture": {"d_sae": 8}}}}, "/saes/a/architecture"),
+        ({"stream": {"seed": 1}}, "/stream"),
+        ({"tokens": 256}, "/tokens"),
+        ({"tokens": "many"}, "/tokens"),
+    ],
+)
+def test_a_fork_that_cannot_work_is_refused_with_its_field(
+    api: TestClient, begun: Attempt, body: dict[str, Any], param: str
+) -> None:
+    refused = api.post(f"/v1/jobs/{begun.job_id}/fork", json=body)
+    assert (refused.status_code, refused.json()["param"]) == (422, param)
+    assert len(api.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_a_job_that_has_ended_is_deleted_with_its_files(
+    api: TestClient, begun: Attempt, settings: Settings, tmp_path: Path
+) -> None:
+    path = f"/v1/jobs/{begun.job_id}"
+    assert api.delete(path).status_code == 409
+    commit(begun, settings, 40, is_final=True)
+    heir = api.post(f"{path}/extend", json={"tokens": 80 * 256}).json()["id"]
+    assert api.delete(path).status_code == 409, "another job has yet to read its checkpoint"
+    api.post(f"/v1/jobs/{heir}/cancel")
+    assert api.delete(path).status_code == 204
+    assert api.get(path).status_code == 404
+    assert api.delete(path).status_code == 404
+    assert not (tmp_path / "storage" / "jobs" / begun.job_id).exists()
+    assert api.get(f"/v1/jobs/{heir}").json()["origin"]["job_id"] == begun.job_id
+
+
+def test_a_queued_job_says_whether_anyone_could_take_it(api: TestClient, database: Database, spec: dict[str, Any]) -> None:
+    plain = api.post("/v1/jobs", json=spec).json()["id"]
+    large = api.post("/v1/jobs", json=spec | {"gpus": 2}).json()["id"]
+
+    def reasons() -> tuple[str, str]:
+        return tuple(api.get(f"/v1/jobs/{job}").json()["status_reason"] for job in (plain, large))  # pyright: ignore[reportReturnType]
+
+    assert reasons() == ("waiting_for_worker", "waiting_for_worker")
+    small, big = (Presence(database, f"w{gpus}", "default", gpus, LEASE_S) for gpus in (1, 2))
+    small.renew()
+    assert reasons() == ("waiting_for_capacity", "waiting_for_worker")
+    big.renew()
+    big.renew()
+    assert reasons() == ("waiting_for_capacity", "waiting_for_capacity")
+    assert [(item["name"], item["gpus"], item["job_id"]) for item in api.get("/v1/workers").json()["data"]] == [
+        ("w1", 1, None), ("w2", 2, None),
+    ]  # fmt: skip
+    with database.transaction() as connection:
+        connection.execute(sa.update(db.workers).values(seen_at=db.workers.c.seen_at - 100))
+    assert reasons() == ("waiting_for_worker", "waiting_for_worker")
+    assert api.get("/v1/workers").json()["data"] == []
+
+
+def test_more_gpus_than_saes_are_refused(api: TestClient, spec: dict[str, Any]) -> None:
+    refused = api.post("/v1/jobs", json=spec | {"gpus": 3})
+    assert (refused.status_code, refused.json()["param"]) == (422, "/gpus")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    if request.param == "sqlite":
+        return Database(f"sqlite:///{tmp_path}/empty.sqlite")
+    url, name = request.getfixturevalue("postgres_url"), f"empty_{uuid4().hex}"
+    with sa.create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    return Database(sa.make_url(url).set(database=name).render_as_string(hide_password=False))
+
+
+def test_the_migrations_make_the_tables_that_the_code_expects(empty: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    migration.migrate(empty)
+    migration.migrate(empty)
+    with empty.engine.connect() as connection:
+        ours = set(db.schema.tables)
+        options = {"include_name": lambda name, kind, _: kind != "table" or name in ours}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), db.schema) == []
+
+
+def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty: Database) -> None:
+    migration.migrate(empty)
+    with empty.transaction() as connection:
+        connection.execute(sa.text("DROP TABLE workers"))
+        connection.execute(sa.text("DROP INDEX ix_jobs_origin_key"))
+        for column in ("origin", "origin_key"):
+            connection.execute(sa.text(f"ALTER TABLE jobs DROP COLUMN {column}"))
+        connection.execute(sa.text("DROP TABLE alembic_version"))
+    migration.migrate(empty)
+    with empty.transaction() as connection:
+        assert connection.execute(sa.select(db.jobs.c.origin)).all() == []
+        assert connection.execute(sa.select(db.workers)).all() == []
+
+
+def test_the_tables_of_a_newer_release_are_left_alone_and_said_to_be_so(empty: Database) -> None:
+    migration.migrate(empty)
+    with empty.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(WrongVersion):
+        migration.check(empty)
+    with pytest.raises(WrongVersion):
+        migration.migrate(empty)

@@ -1,0 +1,141 @@
+"""Jobs that go on from the checkpoint of another one: extended, forked, tried again."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_service import pipeline
+from sae_service.continuation import Changes, continued
+from sae_service.errors import DamagedCheckpoint, InvalidSpec
+from sae_service.spec import JobSpec
+from sae_service.storage import Storage
+from tests.recorder import Recorder
+
+BATCH, FILL = 64, 8
+
+
+def job(steps: int, **changes: Any) -> dict[str, Any]:
+    """Two SAEs on synthetic rows; nothing in it depends on how long it is."""
+    return {
+        "stream": {
+            "synthetic": {"n_features": 32, "d_in": 16, "firing_probability": 0.1}, "tokens": steps * BATCH, "batch": BATCH,
+            "buffer_rows": FILL * BATCH,
+        },
+        "saes": [
+            {
+                "name": name, "hook_name": "hook_synthetic", "dead_after_tokens": 500,
+                "architecture": {"kind": name, "d_sae": 32, **numbers},
+                "optimizer": {"lr": 1e-3, "lr_warm_up": 5, "sparsity_warm_up": 5, "lr_decay": 0},
+            }
+            for name, numbers in (("standard", {"l1_coefficient": 0.5}), ("batchtopk", {"k": 3}))
+        ],
+        "checkpoints": {"every_tokens": 10 * BATCH, "keep": 9},
+        "evaluation": {"tokens": 512},
+        "log_every": 5,
+    } | changes  # fmt: skip
+
+
+def train(folder: Path, spec: JobSpec, begin_with: str | None = None) -> tuple[Recorder, dict[str, bytes]]:
+    recorder, storage = Recorder(), Storage(folder.as_uri())
+    final = pipeline.run(spec, storage, "jobs/test", recorder, begin_with=begin_with)
+    assert final is not None
+    return recorder, storage.read_published(final.key)
+
+
+def weights(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {path: content for path, content in files.items() if path.endswith("safetensors")}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder, JobSpec]:
+    folder, spec = tmp_path_factory.mktemp("short"), JobSpec.model_validate(job(3 * FILL))
+    return folder, train(folder, spec)[0], spec
+
+
+def test_an_extended_job_ends_with_the_bytes_of_one_that_was_as_long_from_the_beginning(
+    short: tuple[Path, Recorder, JobSpec], tmp_path: Path
+) -> None:
+    folder, recorder, spec = short
+    final = recorder.checkpoints[-1]
+    longer = continued(spec, Changes(tokens=5 * FILL * BATCH), final.tokens)
+    extended, files = train(folder, longer, begin_with=final.key)
+    _, expected = train(tmp_path, JobSpec.model_validate(job(5 * FILL)))
+    assert weights(files) == weights(expected)
+    assert extended.rows[0]["step"] == 3 * FILL + 1
+
+
+def test_an_extension_goes_on_behind_a_last_fill_that_was_cut_short(tmp_path: Path) -> None:
+    spec = JobSpec.model_validate(job(2 * FILL + 3))
+    final = train(tmp_path, spec)[0].checkpoints[-1]
+    longer = continued(spec, Changes(tokens=4 * FILL * BATCH), final.tokens)
+    recorder, _ = train(tmp_path, longer, begin_with=final.key)
+    assert recorder.checkpoints[-1].step == 4 * FILL
+    again, _ = train(tmp_path, longer, begin_with=final.key)
+    assert again.rows[-1]["loss"] == recorder.rows[-1]["loss"]
+
+
+def test_a_job_that_is_tried_again_from_its_checkpoint_ends_with_the_same_bytes(
+    short: tuple[Path, Recorder, JobSpec],
+) -> None:
+    folder, recorder, spec = short
+    middle = recorder.checkpoints[0]
+    assert middle.step == 10
+    again, files = train(folder, continued(spec, Changes(), middle.tokens), begin_with=middle.key)
+    assert weights(files) == weights(Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key))
+    assert [row["loss"] for row in again.rows] == [row["loss"] for row in recorder.rows if row["step"] > middle.step]
+
+
+def test_a_fork_trains_with_other_numbers_from_the_same_state(short: tuple[Path, Recorder, JobSpec]) -> None:
+    folder, recorder, spec = short
+    middle = recorder.checkpoints[0]
+    changes = Changes.model_validate({"saes": {"standard": {"architecture": {"l1_coefficient": 5.0}}}})
+    forked, _ = train(folder, continued(spec, changes, middle.tokens), begin_with=middle.key)
+
+    def last(of: Recorder, sae: str) -> dict[str, Any]:
+        return [row for row in of.rows if row["sae"] == sae][-1]
+
+    assert last(forked, "standard")["l0"] < last(recorder, "standard")["l0"]
+    assert last(forked, "batchtopk")["loss"] == last(recorder, "batchtopk")["loss"]
+
+
+def test_a_fork_whose_checkpoint_is_damaged_fails_in_place_of_beginning_anew(
+    short: tuple[Path, Recorder, JobSpec], tmp_path: Path
+) -> None:
+    folder, recorder, spec = short
+    key = recorder.checkpoints[0].key
+    copied = tmp_path / key / "state"
+    copied.mkdir(parents=True)
+    (tmp_path / key / "manifest.json").write_bytes((folder / key / "manifest.json").read_bytes())
+    with pytest.raises(DamagedCheckpoint):
+        train(tmp_path, continued(spec, Changes(), recorder.checkpoints[0].tokens), begin_with=key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"tokens": 10 * BATCH}, "/tokens"),
+        ({"saes": {"other": {}}}, "/saes/other"),
+        ({"saes": {"standard": {"architecture": {"d_sae": 64}}}}, "/saes/standard/architecture"),
+        ({"saes": {"batchtopk": {"architecture": {"kind": "topk"}}}}, "/saes/batchtopk/architecture/kind"),
+        ({"saes": {"standard": {"architecture": {"l1": 1.0}}}}, "/saes/standard/architecture/l1"),
+        ({"saes": {"standard": {"optimizer": {"lr": -1.0}}}}, "/saes/standard/optimizer/lr"),
+        ({"saes": {"standard": {"optimizer": {"momentum": 0.5}}}}, "/saes/standard/optimizer/momentum"),
+        ({"evaluation": {"tokens": 1}}, "/evaluation/tokens"),
+    ],
+)
+def test_a_change_that_the_state_cannot_follow_is_refused_with_its_field(changes: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        continued(JobSpec.model_validate(job(3 * FILL)), Changes.model_validate(changes), 10 * BATCH)
+    assert refused.value.param == param
+
+
+def test_what_the_length_decided_stays_when_a_job_becomes_longer() -> None:
+    plain = job(800)
+    del plain["stream"]["buffer_rows"]
+    del plain["saes"][0]["dead_after_tokens"]
+    parent = JobSpec.model_validate(copy.deepcopy(plain))
+    longer = continued(parent, Changes(tokens=10 * 800 * BATCH), 800 * BATCH)
+    assert longer.stream.steps_per_fill == parent.stream.steps_per_fill
+    assert longer.dead_after_tokens(longer.saes[0]) == parent.dead_after_tokens(parent.saes[0])
