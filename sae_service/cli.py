@@ -14,6 +14,7 @@ import typer
 
 from sae_service import errors
 from sae_service.client import DEFAULT_URL, Client
+from sae_service.format_names import FormatName
 from sae_service.jobs.records import Job
 from sae_service.settings import environment
 
@@ -214,13 +215,14 @@ def download(
     job_id: JobId,
     output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's id.")] = "latest",
+    format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = FormatName.saelens,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Downloads the SAEs of a job's checkpoint."""
     with _reported():
-        paths = [str(path) for path in Client(url, api_key).download(job_id, output, checkpoint)]
+        paths = [str(path) for path in Client(url, api_key).download(job_id, output, checkpoint, format)]
         typer.echo(json.dumps(paths, indent=1) if as_json else "\n".join(paths))
 
 
