@@ -102,12 +102,14 @@ def read_spec(source: str) -> dict[str, Any]:
         _check_json(spec)
     except RecursionError:
         raise errors.InvalidSpec(f"{source} is nested too deeply, or a part of it contains itself") from None
-    stream = spec.get("stream")
-    for part, key in (("model", "name"), ("dataset", "path")):
-        named = stream.get(part) if isinstance(stream, dict) else None
+    stream, saes = spec.get("stream"), spec.get("saes")
+    parts = [(stream, "model", "name"), (stream, "dataset", "path")]
+    parts += [(sae, "initial", "path") for sae in (saes if isinstance(saes, list) else [])]
+    for parent, part, key in parts:
+        named = parent.get(part) if isinstance(parent, dict) else None
         value = named.get(key) if isinstance(named, dict) else None
-        if isinstance(value, str) and value.startswith((".", "~")):
-            spec["stream"][part][key] = str((folder / Path(value).expanduser()).resolve())
+        if isinstance(named, dict) and isinstance(value, str) and value.startswith((".", "~")):
+            named[key] = str((folder / Path(value).expanduser()).resolve())
     return spec
 
 

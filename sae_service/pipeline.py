@@ -6,19 +6,22 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import jax
+from jaxtyping import Array
 
-from sae_service import artifacts, checkpoint, errors
+from sae_service import artifacts, checkpoint, errors, initial
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
 from sae_service.evaluation import evaluate
+from sae_service.initial import Initial
 from sae_service.provenance import provenance
 from sae_service.sae import InferenceSAE, unscaled
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import Storage
 from sae_service.synthetic_evaluation import evaluate_synthetic, observer
-from sae_service.training.loop import Trainer, activation_scale, fitted, initial_state
+from sae_service.training.loop import Trainer, activation_scale, continued, fitted, initial_state
 from sae_service.training.optimizer import warm_up_warnings
+from sae_service.training.step import TrainState
 
 
 class Reporter(Protocol):
@@ -99,7 +102,17 @@ class _Training:
         self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position)
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.trainer: Trainer | None = None
-        self.provenance = provenance(job, jax.devices()[0].device_kind)
+        self.initial = {} if self.n_steps else self.read_initial()
+        self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
+        self.provenance = provenance(job, jax.devices()[0].device_kind) | {"initial": self.hashes}
+
+    def read_initial(self) -> dict[str, Initial]:
+        """What SAEs of the job start from, by name, for a job that is at its beginning."""
+        return {
+            sae.name: initial.load(sae, index, self.source.widths[sae.hook_name])
+            for index, sae in enumerate(self.job.saes)
+            if sae.initial is not None
+        }
 
     def train(self, should_stop: Callable[[], bool]) -> bool:
         """Trains to the end, or to the next step at which it should stop. Returns whether the end was reached."""
@@ -124,9 +137,16 @@ class _Training:
         scales = self.scales or {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
         if self.n_steps == 0:
             for sae in self.job.saes:
-                self.states[sae.name] = fitted(self.states[sae.name], sae, scales[sae.name], rows[sae.hook_name])
+                self.states[sae.name] = self.started(sae, scales[sae.name], rows[sae.hook_name])
         observe = observer(self.job) if self.job.stream.synthetic else lambda sae: {}
         return Trainer(self.job, self.states, scales, self.reporter.metrics, self.n_steps, observe)
+
+    def started(self, sae: SAESpec, scale: float, rows: Array) -> TrainState:
+        """The state of one SAE before its first step: what it is to start from, or else fitted to the rows."""
+        state = self.states[sae.name]
+        if sae.name not in self.initial:
+            return fitted(state, sae, scale, rows)
+        return continued(state, initial.parameters(sae, self.initial.pop(sae.name), scale))
 
     def finish(self) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint."""
@@ -161,6 +181,7 @@ class _Training:
             "position": self.position.model_dump(mode="json"),
             "n_steps": trainer.n_steps,
             "scales": trainer.scales,
+            "initial": self.hashes,
         }
         files = checkpoint.to_files(trainer.states, values)
         for sae in self.job.saes:
