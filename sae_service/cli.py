@@ -5,25 +5,24 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sae_service import errors
+from sae_service import errors, sae_commands
 from sae_service.client import DEFAULT_URL, Client
+from sae_service.command import AsJson, reported
 from sae_service.format_names import FormatName
 from sae_service.jobs.records import Job
 from sae_service.settings import environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-EXIT_CODES = {errors.InvalidSpec: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4}
+app.command()(sae_commands.evaluate)
+app.command()(sae_commands.compare)
 
 Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
 
@@ -64,7 +63,7 @@ def demo(output: Annotated[Path, typer.Option(help="Folder for the SAEs and the 
     """Trains a standard, a gated and a JumpReLU SAE on the language model that comes with the package."""
     from sae_service.demo import show
 
-    with _reported():
+    with reported():
         raise typer.Exit(show.main(output))
 
 
@@ -78,7 +77,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Queues a job. Paths in the file that begin with '.' are relative to the file."""
-    with _reported():
+    with reported():
         client = Client(url, api_key)
         job = client.submit(read_spec(spec), idempotency_key)
         typer.echo(job.model_dump_json(indent=1) if as_json and not follow else job.id)
@@ -140,7 +139,7 @@ def list_jobs(
     """Shows all jobs, newest first."""
     from sae_service import tables
 
-    with _reported():
+    with reported():
         jobs = list(Client(url, api_key).jobs(status))
         if as_json:
             typer.echo(json.dumps([job.model_dump() for job in jobs], indent=1))
@@ -153,7 +152,7 @@ def show(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json:
     """Shows one job: its state, its figures, its checkpoints and its events."""
     from sae_service import tables
 
-    with _reported():
+    with reported():
         client = Client(url, api_key)
         job = client.job(job_id)
         if as_json:
@@ -168,7 +167,7 @@ def show(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json:
 @app.command()
 def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Follows a job to its end. Exit code 0 if it succeeded, 1 if not."""
-    with _reported():
+    with reported():
         raise typer.Exit(_watch(Client(url, api_key), job_id, as_json))
 
 
@@ -191,7 +190,7 @@ def _watch(client: Client, job_id: str, as_json: bool) -> int:
 @app.command()
 def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Ends a job. What it has saved stays."""
-    with _reported():
+    with reported():
         job = Client(url, api_key).cancel(job_id)
         typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
 
@@ -199,7 +198,7 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_jso
 @app.command()
 def pause(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Saves a job and holds it; its worker is free for another."""
-    with _reported():
+    with reported():
         job = Client(url, api_key).pause(job_id)
         typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
 
@@ -207,7 +206,7 @@ def pause(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json
 @app.command()
 def resume(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Lets a paused job go on."""
-    with _reported():
+    with reported():
         job = Client(url, api_key).resume(job_id)
         typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
 
@@ -223,7 +222,7 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Downloads the SAEs of a job's checkpoint."""
-    with _reported():
+    with reported():
         paths = [str(path) for path in Client(url, api_key).download(job_id, output, checkpoint, format)]
         typer.echo(json.dumps(paths, indent=1) if as_json else "\n".join(paths))
 
@@ -237,19 +236,3 @@ def key() -> None:
     made = f"sae_{secrets.token_urlsafe(32)}"
     typer.echo(f"key, shown only now:  {made}")
     typer.echo(f"for the service:      SAE_SERVICE_API_KEY_SHA256='[\"{hashlib.sha256(made.encode()).hexdigest()}\"]'")
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Turns the service's errors into one line and an exit code, and Ctrl-C into a quiet end."""
-    try:
-        yield
-    except errors.SAEServiceError as error:
-        typer.echo(f"sae-service: {error}", err=True)
-        codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-        raise typer.Exit(next(codes, 5)) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise typer.Exit(0) from None

@@ -153,12 +153,17 @@ class _Training:
         assert self.trainer is not None
         self.trainer.check()
         exported = {sae.name: (sae.hook_name, self.exported(sae)) for sae in self.job.saes}
-        model = self.source.model
-        measured = evaluate_synthetic(self.job, exported) if model is None else evaluate(self.job, model, exported)
+        measured = self.evaluated(exported)
         for sae in self.job.saes:
             measured[sae.name]["dead_share"] = self.trainer.dead_share(sae)
             measured[sae.name]["tokens_per_s"] = self.trainer.tokens_per_s()
         return self.publish(is_final=True, metrics=measured)
+
+    def evaluated(self, saes: dict[str, tuple[str, InferenceSAE]]) -> dict[str, Any]:
+        """The held-out metrics of each SAE, by its name."""
+        if self.source.model is None:
+            return evaluate_synthetic(self.job, saes)
+        return evaluate(self.job.stream, self.job.evaluation.tokens, self.source.model, saes)
 
     def exported(self, sae: SAESpec) -> InferenceSAE:
         """The public form of one SAE, for raw activations."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -11,6 +12,8 @@ from rich.table import Table
 from sae_service.jobs import records
 from sae_service.jobs.records import Checkpoint, Event, Job
 
+BARS = " ▁▂▃▄▅▆▇█"
+FOUND = 0.9
 RESULTS = ("l0", "fvu", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
 
@@ -85,6 +88,36 @@ def results(one: Job, final: Checkpoint) -> Table:
         figures = [number(measured.get(name)) for name in RESULTS]
         table.add_row(sae["name"], sae["architecture"]["kind"], *figures)
     return table
+
+
+def figures_of(measured: dict[str, Any]) -> Table:
+    """Every held-out figure of one SAE that is a number."""
+    table = Table(show_header=False, box=None)
+    for name, value in measured.items():
+        if not isinstance(value, dict):
+            table.add_row(name, number(value))
+    return table
+
+
+def comparison(found: dict[str, Any]) -> Table:
+    """How alike two SAEs are, in both directions, with the histograms of the best cosines from -1 to 1."""
+    table = Table("", "a to b", "b to a", "a to random", "random to a", box=None)
+    for title, name, draw in (
+        ("mean max cosine similarity", "mmcs", number),
+        (f"share above {FOUND}", "found_share", number),
+        ("best cosines, -1 to 1", "max_cosines", bars),
+    ):
+        values = [found[f"{prefix}{name}_{way}"] for prefix in ("", "random_") for way in ("a_to_b", "b_to_a")]
+        table.add_row(title, *map(draw, values))
+    for title, name in (("mean |cosine| of the best pairs (MCC)", "mcc"), ("uniqueness", "uniqueness")):
+        table.add_row(title, number(found[name]), "", number(found[f"random_{name}"]), "")
+    return table
+
+
+def bars(counts: list[int]) -> str:
+    """A histogram in one line, two bins a letter; what holds anything is seen."""
+    pairs = [sum(counts[index : index + 2]) for index in range(0, len(counts), 2)]
+    return "".join(BARS[0 if pair == 0 else max(1, round(8 * pair / max(pairs)))] for pair in pairs)
 
 
 def number(value: float | None) -> str:

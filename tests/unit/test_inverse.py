@@ -37,7 +37,8 @@ def with_norms(sae: InferenceSAE) -> InferenceSAE:
 
 
 def config_of(kind: str, **changes: Any) -> Any:
-    return ARCHITECTURES[kind].config.model_validate({"d_sae": 24} | ({"k": 4} if "k" in ARCHITECTURES[kind].config.model_fields else {}) | changes)
+    k = {"k": 4} if "k" in ARCHITECTURES[kind].config.model_fields else {}
+    return ARCHITECTURES[kind].config.model_validate({"d_sae": 24, **k, **changes})
 
 
 def exported_again(kind: str, sae: InferenceSAE) -> InferenceSAE:

@@ -1,0 +1,30 @@
+"""What the commands of the command line have in common: how they fail, and whether they print JSON."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from sae_service import errors
+
+EXIT_CODES = {errors.InvalidSpec: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turns the service's errors into one line and an exit code, and Ctrl-C into a quiet end."""
+    try:
+        yield
+    except errors.SAEServiceError as error:
+        typer.echo(f"sae-service: {error}", err=True)
+        codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        raise typer.Exit(next(codes, 5)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None
