@@ -69,7 +69,7 @@ def test_what_cannot_be_measured_is_refused_with_what_to_do(trained: Path, argum
 
 
 def test_an_sae_has_all_the_directions_of_itself_in_any_format(tmp_path: Path) -> None:
-    a, b = written(tmp_path / "a", "saelens", "relu"), written(tmp_path / "b", "gemma_scope", "relu")
+    a, b = (written(tmp_path / name, name, "relu", seed=5) for name in ("saelens", "gemma_scope"))
     found = json.loads(sae_service("compare", a, b, "--json").stdout)
     for name in ("mmcs_a_to_b", "mmcs_b_to_a", "found_share_a_to_b", "found_share_b_to_a", "mcc", "uniqueness"):
         assert found[name] == pytest.approx(1, abs=1e-6)
