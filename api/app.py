@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import catalog, continuation, events, files, jobs, problems
+from api import catalog, continuation, conversion, events, files, jobs, problems
 from api.dependencies import Jobs, caller
 from sae_service import __version__
 from sae_service.errors import ServiceUnavailable
@@ -34,6 +35,8 @@ def create_app(settings: Settings) -> FastAPI:
         migrate(database)
         app.state.store = JobStore(database, settings.lease_s)
         app.state.storage = Storage(settings.resolved_storage_url())
+        # A conversion holds an SAE in memory: one at a time, and those that wait hold no thread.
+        app.state.conversions = CapacityLimiter(1)
         over = threading.Event()
         # Workers may all be busy or gone, so lost jobs are looked for from here too.
         thread = threading.Thread(target=_sweep, args=(database, settings.lease_s, over), name="sweep", daemon=True)
@@ -44,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="SAE training service", version=__version__, description=__doc__ or "", lifespan=lifespan)
     app.state.settings = settings
-    for module in (jobs, continuation, events, files, catalog):
+    for module in (jobs, continuation, events, files, conversion, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(caller)], responses=problems.RESPONSES)
     app.add_api_route("/healthz", healthz, tags=["health"])
     app.add_api_route("/readyz", readyz, tags=["health"], responses=problems.RESPONSES)

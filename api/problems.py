@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from sae_service.errors import Conflict, NotFound, SAEServiceError, ServiceUnavailable, StorageFailure
+from sae_service.errors import Conflict, DamagedCheckpoint, NotFound, SAEServiceError, ServiceUnavailable, StorageFailure
 
 log = logging.getLogger("api")
 RETRY_AFTER_S = "5"
@@ -40,7 +40,7 @@ class Problem(BaseModel):
 _CONTENT = {"application/problem+json": {"schema": Problem.model_json_schema()}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": HTTPStatus(status).phrase, "content": _CONTENT}
-    for status in (400, 401, 404, 409, 413, 422, 503)
+    for status in (400, 401, 404, 409, 413, 422, 500, 503)
 }
 
 
@@ -77,6 +77,8 @@ def _status(error: SAEServiceError) -> int:
             return 404
         case Conflict():
             return 409
+        case DamagedCheckpoint():
+            return 500
         case ServiceUnavailable() | StorageFailure():
             return 503
     return 422

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from sae_service.format import Description
-from sae_service.formats import saelens
+from sae_service.formats import FORMATS, saelens
 from sae_service.sae import InferenceSAE
 from sae_service.spec import JobSpec, SAESpec
 
@@ -32,6 +32,15 @@ def to_files(sae: InferenceSAE, job: JobSpec, spec: SAESpec, provenance: dict[st
 def from_files(files: dict[str, bytes]) -> InferenceSAE:
     """The SAE in `files` that `to_files` wrote. Raises DamagedCheckpoint."""
     return saelens.from_files(files)
+
+
+def converted(files: dict[str, bytes], job: JobSpec, spec: SAESpec, format: str) -> dict[str, bytes]:
+    """The files of the same SAE in another format, its figures and its provenance beside them.
+
+    Raises InvalidSpec for an SAE that the format cannot hold.
+    """
+    beside = {name: files[name] for name in (METRICS, PROVENANCE) if name in files}
+    return FORMATS[format].to_files(from_files(files), description(job, spec)) | beside
 
 
 def as_json(metrics: dict[str, Any]) -> bytes:

@@ -5,25 +5,25 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sae_service import errors
-from sae_service.client import DEFAULT_URL, Client
+from sae_service import errors, job_commands, sae_commands
+from sae_service.client import Client
+from sae_service.command import DEFAULT_URL, ApiKey, AsJson, JobId, Url, reported
+from sae_service.format_names import FormatName
 from sae_service.jobs.records import Job
 from sae_service.settings import environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-EXIT_CODES = {errors.InvalidSpec: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4}
+for command in (
+    *(job_commands.cancel, job_commands.pause, job_commands.resume, job_commands.extend, job_commands.fork),
+    *(job_commands.retry, job_commands.delete, sae_commands.evaluate, sae_commands.compare),
+):
+    app.command()(command)
 
-Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-JobId = Annotated[str, typer.Argument(help="The job's id.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
 
 
@@ -63,7 +63,7 @@ def demo(output: Annotated[Path, typer.Option(help="Folder for the SAEs and the 
     """Trains a standard, a gated and a JumpReLU SAE on the language model that comes with the package."""
     from sae_service.demo import show
 
-    with _reported():
+    with reported():
         raise typer.Exit(show.main(output))
 
 
@@ -77,7 +77,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Queues a job. Paths in the file that begin with '.' are relative to the file."""
-    with _reported():
+    with reported():
         client = Client(url, api_key)
         job = client.submit(read_spec(spec), idempotency_key)
         typer.echo(job.model_dump_json(indent=1) if as_json and not follow else job.id)
@@ -101,12 +101,14 @@ def read_spec(source: str) -> dict[str, Any]:
         _check_json(spec)
     except RecursionError:
         raise errors.InvalidSpec(f"{source} is nested too deeply, or a part of it contains itself") from None
-    stream = spec.get("stream")
-    for part, key in (("model", "name"), ("dataset", "path")):
-        named = stream.get(part) if isinstance(stream, dict) else None
+    stream, saes = spec.get("stream"), spec.get("saes")
+    parts = [(stream, "model", "name"), (stream, "dataset", "path")]
+    parts += [(sae, "initial", "path") for sae in (saes if isinstance(saes, list) else [])]
+    for parent, part, key in parts:
+        named = parent.get(part) if isinstance(parent, dict) else None
         value = named.get(key) if isinstance(named, dict) else None
-        if isinstance(value, str) and value.startswith((".", "~")):
-            spec["stream"][part][key] = str((folder / Path(value).expanduser()).resolve())
+        if isinstance(named, dict) and isinstance(value, str) and value.startswith((".", "~")):
+            named[key] = str((folder / Path(value).expanduser()).resolve())
     return spec
 
 
@@ -137,7 +139,7 @@ def list_jobs(
     """Shows all jobs, newest first."""
     from sae_service import tables
 
-    with _reported():
+    with reported():
         jobs = list(Client(url, api_key).jobs(status))
         if as_json:
             typer.echo(json.dumps([job.model_dump() for job in jobs], indent=1))
@@ -150,7 +152,7 @@ def show(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json:
     """Shows one job: its state, its figures, its checkpoints and its events."""
     from sae_service import tables
 
-    with _reported():
+    with reported():
         client = Client(url, api_key)
         job = client.job(job_id)
         if as_json:
@@ -165,7 +167,7 @@ def show(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json:
 @app.command()
 def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Follows a job to its end. Exit code 0 if it succeeded, 1 if not."""
-    with _reported():
+    with reported():
         raise typer.Exit(_watch(Client(url, api_key), job_id, as_json))
 
 
@@ -185,28 +187,17 @@ def _watch(client: Client, job_id: str, as_json: bool) -> int:
     return 0 if last.status == "succeeded" else 1
 
 
-@app.command()
-def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Ends a job. What it has saved stays."""
-    with _reported():
-        job = Client(url, api_key).cancel(job_id)
-        typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
+@app.command("workers")
+def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Lists the workers that are there, and the jobs that they work on."""
+    from sae_service import tables
 
-
-@app.command()
-def pause(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Saves a job and holds it; its worker is free for another."""
-    with _reported():
-        job = Client(url, api_key).pause(job_id)
-        typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
-
-
-@app.command()
-def resume(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Lets a paused job go on."""
-    with _reported():
-        job = Client(url, api_key).resume(job_id)
-        typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
+    with reported():
+        found = Client(url, api_key).workers()
+        if as_json:
+            typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
+        else:
+            tables.show(tables.workers(found))
 
 
 @app.command()
@@ -214,13 +205,14 @@ def download(
     job_id: JobId,
     output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's id.")] = "latest",
+    format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = FormatName.saelens,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Downloads the SAEs of a job's checkpoint."""
-    with _reported():
-        paths = [str(path) for path in Client(url, api_key).download(job_id, output, checkpoint)]
+    with reported():
+        paths = [str(path) for path in Client(url, api_key).download(job_id, output, checkpoint, format)]
         typer.echo(json.dumps(paths, indent=1) if as_json else "\n".join(paths))
 
 
@@ -233,19 +225,3 @@ def key() -> None:
     made = f"sae_{secrets.token_urlsafe(32)}"
     typer.echo(f"key, shown only now:  {made}")
     typer.echo(f"for the service:      SAE_SERVICE_API_KEY_SHA256='[\"{hashlib.sha256(made.encode()).hexdigest()}\"]'")
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Turns the service's errors into one line and an exit code, and Ctrl-C into a quiet end."""
-    try:
-        yield
-    except errors.SAEServiceError as error:
-        typer.echo(f"sae-service: {error}", err=True)
-        codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-        raise typer.Exit(next(codes, 5)) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise typer.Exit(0) from None

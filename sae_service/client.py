@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import httpx
 from pydantic import ValidationError
 
 from sae_service import errors
-from sae_service.jobs.records import Checkpoint, Event, FileEntry, Job, MetricsRow, Worker
+from sae_service.format_names import FormatName
+from sae_service.jobs.records import Checkpoint, Event, Job, MetricsRow, Worker
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 OUTAGE_S = 60.0
@@ -129,42 +131,64 @@ class Client:
             before = job
             time.sleep(pause_s)
 
-    def download(self, job_id: str, folder: Path, checkpoint: str = "latest") -> list[Path]:
-        """Writes each SAE of a checkpoint to `folder/<sae name>/`. Files that are there already are left alone."""
+    def download(
+        self, job_id: str, folder: Path, checkpoint: str = "latest", format: str = FormatName.saelens
+    ) -> list[Path]:
+        """Writes each SAE of a checkpoint to `folder/<sae name>/`, as the files of a format. Returns their paths.
+
+        Files of the format in which the service stores SAEs (SAELens') that are there already are left alone.
+        """
         found = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints/{_quoted(checkpoint)}")
         chosen = _parse(Checkpoint, found | {"key": ""})
-        base = f"/v1/jobs/{_quoted(job_id)}/checkpoints/{chosen.id}/files"
-        paths: list[Path] = []
-        for entry in chosen.files:
-            if not entry.path.startswith("saes/"):
-                continue
-            target = folder / entry.path.removeprefix("saes/")
+        base = f"/v1/jobs/{_quoted(job_id)}/checkpoints/{chosen.id}"
+        entries = {entry.path.removeprefix("saes/"): entry for entry in chosen.files if entry.path.startswith("saes/")}
+        targets = {path: folder / path for path in entries}
+        for path, target in targets.items():
             if not target.resolve().is_relative_to(folder.resolve()):
-                raise errors.StorageFailure(f"the service named a file outside {folder}: {entry.path}")
-            self._fetch(f"{base}/{entry.path}", entry, target)
-            paths.append(target)
-        return paths
+                raise errors.StorageFailure(f"the service named a file outside {folder}: {path}")
+        if format == FormatName.saelens:
+            for path, target in targets.items():
+                self._fetch(f"{base}/files/saes/{path}", entries[path].sha256, target)
+            return list(targets.values())
+        names = dict.fromkeys(path.split("/")[0] for path in entries)
+        return [path for name in names for path in self._fetch_as(format, f"{base}/saes/{name}/download", folder / name)]
 
-    def _fetch(self, url: str, entry: FileEntry, target: Path) -> None:
-        if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == entry.sha256:
+    def _fetch_as(self, format: str, url: str, folder: Path) -> list[Path]:
+        """The files of one SAE in another format, out of the zip in which they come."""
+        archive = folder / f"{format}.zip"
+        self._fetch(f"{url}?format={quote(format, safe='')}", None, archive)
+        try:
+            with zipfile.ZipFile(archive) as members:
+                if any(Path(name).name != name for name in members.namelist()):
+                    raise errors.StorageFailure(f"the service named a file outside {folder}")
+                return [Path(members.extract(name, folder)) for name in members.namelist()]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise errors.StorageFailure(f"cannot write the files of {archive}: {error}") from error
+        finally:
+            archive.unlink(missing_ok=True)
+
+    def _fetch(self, url: str, sha256: str | None, target: Path) -> None:
+        """Writes a file, whole or not at all, unless it is there. Without a hash, the answer's ETag is its hash."""
+        if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
             return
         partial = target.with_name(f"{target.name}.part")
         digest = hashlib.sha256()
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self._http.stream("GET", url) as response, partial.open("wb") as file:
+            with self._http.stream("GET", url) as response:
                 if not response.is_success:
                     response.read()
                     raise _error(response)
-                for chunk in response.iter_bytes(CHUNK):
-                    digest.update(chunk)
-                    file.write(chunk)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with partial.open("wb") as file:
+                    for chunk in response.iter_bytes(CHUNK):
+                        digest.update(chunk)
+                        file.write(chunk)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         except OSError as error:
             raise errors.StorageFailure(f"cannot write {target}: {error}") from error
-        if digest.hexdigest() != entry.sha256:
-            raise errors.StorageFailure(f"{entry.path} arrived damaged; download it again")
+        if digest.hexdigest() != (sha256 or response.headers.get("ETag", "").strip('"')):
+            raise errors.StorageFailure(f"{target.name} arrived damaged; download it again")
         partial.replace(target)
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:

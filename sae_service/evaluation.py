@@ -15,7 +15,7 @@ from sae_service.activations.model import LanguageModel, Replace, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.errors import DataNotFound
 from sae_service.sae import InferenceSAE
-from sae_service.spec import JobSpec
+from sae_service.spec import StreamSpec
 
 DENSITY_EDGES = tuple(x / 2 for x in range(-14, 1))
 """Edges of the latent density histogram, as powers of ten from 1e-7 to 1."""
@@ -61,13 +61,14 @@ class Tally:
             self.losses[name] = self.losses.get(name, 0.0) + float(values[counted].double().sum())
 
 
-def held_out_batches(job: JobSpec, model: LanguageModel) -> Iterator[Int[np.ndarray, "prompts context_size"]]:
-    """Packed held-out tokens until there are `evaluation.tokens` of them, or no more text."""
-    stream = job.stream
+def held_out_batches(
+    stream: StreamSpec, n_tokens: int, model: LanguageModel
+) -> Iterator[Int[np.ndarray, "prompts context_size"]]:
+    """Packed held-out tokens until there are `n_tokens` of them, or no more text."""
     packed = PackedTokens(
         stream.text_source[1], "held_out", model.encode, model.bos, stream.context_size, stream.prompts, repeat=False
     )
-    left = job.evaluation.tokens // stream.context_size
+    left = n_tokens // stream.context_size
     for tokens, _ in packed.read(Cursor()):
         if left <= 0:
             return
@@ -75,21 +76,24 @@ def held_out_batches(job: JobSpec, model: LanguageModel) -> Iterator[Int[np.ndar
         left -= len(tokens)
 
 
-def evaluate(job: JobSpec, model: LanguageModel, saes: dict[str, tuple[str, InferenceSAE]]) -> dict[str, Any]:
+def evaluate(
+    stream: StreamSpec, n_tokens: int, model: LanguageModel, saes: dict[str, tuple[str, InferenceSAE]]
+) -> dict[str, Any]:
     """Metrics of each SAE on held-out text, by its name.
 
     A position counts for the cross-entropies if neither its own token nor the next one is excluded; excluded
     positions are left unspliced.
 
     Args:
+        stream: its held-out text, context_size and excluded tokens are used.
         saes: hook name and SAE, for raw activations, by the SAE's name.
 
     Raises:
         DataNotFound: there is not one row of held-out text.
     """
-    excluded = model.excluded_tokens(job.stream.exclude)
+    excluded = model.excluded_tokens(stream.exclude)
     tallies = {name: Tally() for name in saes}
-    for tokens in held_out_batches(job, model):
+    for tokens in held_out_batches(stream, n_tokens, model):
         keep = to_torch(jnp.asarray(keep_mask(tokens, excluded))).to(model.device)
         clean = model.token_losses(tokens)
         counted = keep[:, :-1] & keep[:, 1:]
@@ -102,7 +106,7 @@ def evaluate(job: JobSpec, model: LanguageModel, saes: dict[str, tuple[str, Infe
             tallies[name].add_losses(counted, losses)
     if not all(tally.n_predicted for tally in tallies.values()):
         raise DataNotFound(
-            f"the held-out text is shorter than one row of {job.stream.context_size} tokens.",
+            f"the held-out text is shorter than one row of {stream.context_size} tokens.",
             param="/stream/dataset",
             hint="Name a held_out_split or raise held_out_share.",
         )

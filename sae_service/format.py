@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,8 @@ Shapes = Mapping[str, tuple[str, ...]]
 MATRICES: Shapes = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in")}
 COMPLETE: Shapes = {**MATRICES, "b_enc": ("d_sae",), "b_dec": ("d_in",)}
 LARGEST_EXPANSION = 64
+LARGEST_HEADER = 1 << 24
+UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 _SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 
 
@@ -54,13 +57,17 @@ class Format:
     """One file format.
 
     Attributes:
+        files: the names of its files, the one with the weights last.
         to_files: (SAE, description) -> content by file name. Raises InvalidSpec for an SAE that it cannot express.
         from_files: content by file name -> SAE; other files are ignored. Raises DamagedCheckpoint, or InvalidSpec for
             what has no equivalent `InferenceSAE`.
+        sizes: folder with the files -> (d_in, d_sae), from their headers. Raises DamagedCheckpoint.
     """
 
+    files: tuple[str, ...]
     to_files: Callable[[InferenceSAE, Description], dict[str, bytes]]
     from_files: Callable[[Mapping[str, bytes]], InferenceSAE]
+    sizes: Callable[[Path], tuple[int, int]]
 
 
 def activation(sae: InferenceSAE) -> Literal["relu", "jumprelu", "topk"]:
@@ -163,6 +170,19 @@ def flag_of(config: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
+def safetensors_shape(path: Path, tensor: str) -> tuple[int, int]:
+    """The shape of a matrix in a safetensors file, of which only the header is read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_HEADER:
+                raise DamagedCheckpoint(f"{path.name} has a header of {length} bytes")
+            n_rows, n_columns = json.loads(file.read(length))[tensor]["shape"]
+            return int(n_rows), int(n_columns)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{path.name} has no readable matrix {tensor}: {error!r}") from error
+
+
 def widened(halves: np.ndarray) -> np.ndarray:
     """bfloat16 numbers, given as 16-bit integers, as float32."""
     return (halves.astype(np.uint32) << 16).view(np.float32)
@@ -187,5 +207,5 @@ def unzipped(content: bytes, name: str) -> dict[str, bytes]:
             if sum(member.file_size for member in archive.infolist()) > LARGEST_EXPANSION * len(content):
                 raise DamagedCheckpoint(f"{name} would expand to more than {LARGEST_EXPANSION} times its size")
             return {member.filename: archive.read(member) for member in archive.infolist()}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+    except UNREADABLE_ZIP as error:
         raise DamagedCheckpoint(f"{name} is not a whole zip file: {error}") from error

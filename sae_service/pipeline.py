@@ -7,19 +7,21 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import jax
+from jaxtyping import Array
 
-from sae_service import artifacts, checkpoint, errors
+from sae_service import artifacts, checkpoint, errors, initial
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
 from sae_service.checkpoint_writer import CheckpointWriter, snapshot
 from sae_service.evaluation import evaluate
+from sae_service.initial import Initial
 from sae_service.provenance import provenance
 from sae_service.sae import InferenceSAE, unscaled
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import Storage
 from sae_service.synthetic_evaluation import evaluate_synthetic, observer
-from sae_service.training.loop import Trainer, activation_scale, fitted, initial_state
+from sae_service.training.loop import Trainer, activation_scale, continued, fitted, initial_state
 from sae_service.training.optimizer import warm_up_warnings
 from sae_service.training.step import TrainState
 
@@ -117,7 +119,17 @@ class _Training:
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.trainer: Trainer | None = None
         self.writer = CheckpointWriter()
-        self.provenance = provenance(job, jax.devices()[0].device_kind)
+        self.initial = {} if self.n_steps else self.read_initial()
+        self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
+        self.provenance = provenance(job, jax.devices()[0].device_kind) | {"initial": self.hashes}
+
+    def read_initial(self) -> dict[str, Initial]:
+        """What SAEs of the job start from, by name, for a job that is at its beginning."""
+        return {
+            sae.name: initial.load(sae, index, self.source.widths[sae.hook_name])
+            for index, sae in enumerate(self.job.saes)
+            if sae.initial is not None
+        }
 
     def train(self, should_stop: Callable[[], bool]) -> bool:
         """Trains to the end, or to the next step at which it should stop. Returns whether the end was reached."""
@@ -143,9 +155,16 @@ class _Training:
         if self.n_steps == 0:
             self.scales = {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
             for sae in self.job.saes:
-                self.states[sae.name] = fitted(self.states[sae.name], sae, self.scales[sae.name], rows[sae.hook_name])
+                self.states[sae.name] = self.started(sae, self.scales[sae.name], rows[sae.hook_name])
         observe = observer(self.job) if self.job.stream.synthetic else lambda sae: {}
         return Trainer(self.job, self.states, self.scales, self.reporter.metrics, self.n_steps, observe)
+
+    def started(self, sae: SAESpec, scale: float, rows: Array) -> TrainState:
+        """The state of one SAE before its first step: what it is to start from, or else fitted to the rows."""
+        state = self.states[sae.name]
+        if sae.name not in self.initial:
+            return fitted(state, sae, scale, rows)
+        return continued(state, initial.parameters(sae, self.initial.pop(sae.name), scale))
 
     def finish(self) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint."""
@@ -153,8 +172,7 @@ class _Training:
         self.trainer.check()
         state, trained_s = snapshot(self.trainer.states), self.trainer.seconds()
         exported = {sae.name: (sae.hook_name, self.exported(sae, state)) for sae in self.job.saes}
-        model = self.source.model
-        measured = evaluate_synthetic(self.job, exported) if model is None else evaluate(self.job, model, exported)
+        measured = self.evaluated(exported)
         for sae in self.job.saes:
             measured[sae.name]["dead_share"] = self.trainer.dead_share(sae)
             measured[sae.name]["tokens_per_s"] = self.trainer.tokens_per_s()
@@ -163,6 +181,12 @@ class _Training:
             share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
             self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")
         return self.publish(state, self.values(), measured)
+
+    def evaluated(self, saes: dict[str, tuple[str, InferenceSAE]]) -> dict[str, Any]:
+        """The held-out metrics of each SAE, by its name."""
+        if self.source.model is None:
+            return evaluate_synthetic(self.job, saes)
+        return evaluate(self.job.stream, self.job.evaluation.tokens, self.source.model, saes)
 
     def exported(self, sae: SAESpec, states: dict[str, TrainState]) -> InferenceSAE:
         """The public form of one SAE, for raw activations."""
@@ -176,6 +200,7 @@ class _Training:
             "position": self.position.model_dump(mode="json"),
             "n_steps": self.trainer.n_steps,
             "scales": self.scales,
+            "initial": self.hashes,
         }
 
     def save(self) -> None:

@@ -9,13 +9,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sae_service import initial
 from sae_service.activations.tokens import check_column, load_arguments
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
+from sae_service.formats import FORMATS
 from sae_service.spec import DatasetSpec, JobSpec, is_path
 
 LIKELY_SLIP = 0.8
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+WIDTH = ("hidden_size", "n_embd", "d_model")
+RESIDUAL_SITES = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 
 _IN_OUT = ("hook_in", "hook_out")
@@ -45,8 +49,17 @@ def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
     Args:
         roots: resolved folders below which a job may read; nothing outside them is looked at.
     """
-    if job.stream.synthetic is not None:
-        return
+    config = {} if job.stream.synthetic is not None else _check_text(job, roots)
+    for index, sae in enumerate(job.saes):
+        if sae.initial is not None:
+            for name in FORMATS[sae.initial.format].files:
+                _inside(f"{sae.initial.path}/{name}", roots, f"/saes/{index}/initial/path")
+            d_in = job.stream.synthetic.d_in if job.stream.synthetic else _width(config, sae.hook_name)
+            initial.check(sae, index, d_in)
+
+
+def _check_text(job: JobSpec, roots: tuple[Path, ...]) -> dict[str, Any]:
+    """The configuration of the model, or nothing for one from a hub, once it and the text may and can be read."""
     model, dataset = job.stream.text_source
     if is_path(model.name):
         _inside(model.name, roots, "/stream/model/name")
@@ -64,6 +77,7 @@ def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
             check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
+    return config
 
 
 def _inside(name: str, roots: tuple[Path, ...], param: str) -> None:
@@ -91,6 +105,11 @@ def model_config(name: str) -> dict[str, Any]:
     if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
         raise ModelNotFound(f"{name} has no weights (*.safetensors)", param=param)
     return config
+
+
+def _width(config: dict[str, Any], hook_name: str) -> int | None:
+    """d_in at a hook point whose rows are as wide as the model, or None if only the model knows."""
+    return _first(config, WIDTH) if hook_name.split(".")[-1] in RESIDUAL_SITES else None
 
 
 def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:

@@ -30,7 +30,8 @@ def similarity(
     pairs = linear_sum_assignment(absolute, maximize=True)
     found: dict[str, Any] = {}
     for name, maxima in (("truth_to_learned", cosines.max(axis=1)), ("learned_to_truth", cosines.max(axis=0))):
-        counts, _ = np.histogram(maxima, bins=BINS, range=(-1, 1))
+        # Rounding takes the cosine of equal directions beyond 1.
+        counts, _ = np.histogram(np.clip(maxima, -1, 1), bins=BINS, range=(-1, 1))
         found[f"mmcs_{name}"] = float(maxima.mean())
         found[f"found_share_{name}"] = float((maxima > FOUND).mean())
         found[f"max_cosines_{name}"] = counts.tolist()

@@ -75,6 +75,8 @@ class Architecture:
         loss: (config, parameters, x, context) -> (LossOutput, next parameters). No side effect; the second value
             carries what moves without a gradient, such as an averaged threshold.
         export: (config, parameters) -> InferenceSAE in units of the rows that it was trained on.
+        from_inference: (config, InferenceSAE) -> parameters, as NumPy arrays, whose export does the same; no device is
+            touched. Raises InvalidSpec where there are none.
         optimizer: the optimiser's defaults.
         normalization: the default scaling of the rows.
         example: a small config, for documentation and for the shared tests.
@@ -91,6 +93,7 @@ class Architecture:
     init: Callable[[Any, int, Array], Any]
     loss: Callable[[Any, Any, Array, LossContext], tuple[LossOutput, Any]]
     export: Callable[[Any, Any], InferenceSAE]
+    from_inference: Callable[[Any, InferenceSAE], Any]
     optimizer: OptimizerConfig
     normalization: Normalization
     example: ArchitectureConfig

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sae_service.architectures import ARCHITECTURES, AnyArchitectureConfig
+from sae_service.format_names import FormatName
 from sae_service.schema import Frozen, Name, Normalization, OptimizerConfig, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
@@ -151,6 +152,17 @@ class StreamSpec(Frozen):
         return max(1, min(rows // self.batch, self.n_steps))
 
 
+class InitialSpec(Frozen):
+    """Weights that were trained before, to go on from."""
+
+    path: str = Field(pattern=r"^[/.~]", description="The folder of an SAE (it starts with '/', '.' or '~').")
+    format: FormatName = FormatName.saelens
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="What `sha256sum FILES | sha256sum` must say of the format's files, "
+        "sorted by name. Provenance names it in any case.",
+    )  # fmt: skip
+
+
 class SAESpec(Frozen):
     """One SAE: where it reads, what it is and how it is trained."""
 
@@ -164,6 +176,7 @@ class SAESpec(Frozen):
         "or a tenth of a shorter job.",
     )  # fmt: skip
     seed: int = Field(default=0, ge=0, lt=1 << 32)
+    initial: InitialSpec | None = Field(default=None, description="Default: weights are drawn by the seed.")
 
     @model_validator(mode="before")
     @classmethod

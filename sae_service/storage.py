@@ -116,17 +116,18 @@ class Storage:
             entries = json.loads(self.get(f"{prefix}/{MANIFEST}"))["files"]
         except (NotFound, ValueError, KeyError) as error:
             raise DamagedCheckpoint(f"{prefix} has no readable manifest") from error
+        return self.read(prefix, {entry["path"]: entry["sha256"] for entry in entries if entry["path"].startswith(below)})
+
+    def read(self, prefix: str, hashes: Mapping[str, str]) -> dict[str, bytes]:
+        """The files below `prefix` that `hashes` names, by path. Raises DamagedCheckpoint if one is not what it says."""
         files: dict[str, bytes] = {}
-        for entry in entries:
-            if not entry["path"].startswith(below):
-                continue
+        for path, sha256 in hashes.items():
             try:
-                content = self.get(f"{prefix}/{entry['path']}")
+                files[path] = self.get(f"{prefix}/{path}")
             except NotFound as error:
-                raise DamagedCheckpoint(f"{prefix}/{entry['path']} is missing") from error
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise DamagedCheckpoint(f"{prefix}/{entry['path']} does not match its manifest")
-            files[entry["path"]] = content
+                raise DamagedCheckpoint(f"{prefix}/{path} is missing") from error
+            if hashlib.sha256(files[path]).hexdigest() != sha256:
+                raise DamagedCheckpoint(f"{prefix}/{path} does not match its manifest")
         return files
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -9,8 +10,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from sae_service.jobs import records
-from sae_service.jobs.records import Checkpoint, Event, Job
+from sae_service.jobs.records import Checkpoint, Event, Job, Worker
 
+BARS = " ▁▂▃▄▅▆▇█"
+FOUND = 0.9
 RESULTS = ("l0", "fvu", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
 
@@ -50,13 +53,22 @@ def job(one: Job) -> Table:
         "finished": clock(one.finished_at),
         "expected": clock(one.estimated_finish),
         "tokens": f"{one.progress.tokens:,} of {one.progress.total_tokens:,}" if one.progress else "",
-        "model": one.spec["stream"]["model"]["name"],
-        "dataset": one.spec["stream"]["dataset"]["path"],
+        "model": (one.spec["stream"]["model"] or {"name": "none: synthetic activations"})["name"],
+        "dataset": (one.spec["stream"]["dataset"] or {"path": ""})["path"],
+        "goes on from": f"{one.origin.job_id}, step {one.origin.step:,}" if one.origin else "",
         "error": f"{one.error.code}: {one.error.message}" if one.error else "",
     }
     for name, value in rows.items():
         if value:
             table.add_row(name, value)
+    return table
+
+
+def workers(found: Iterable[Worker]) -> Table:
+    """One line for each worker."""
+    table = Table("worker", "queue", "GPUs", "since", "job", box=None)
+    for one in found:
+        table.add_row(one.name, one.queue, str(one.gpus), clock(one.started_at), one.job_id or "")
     return table
 
 
@@ -85,6 +97,36 @@ def results(one: Job, final: Checkpoint) -> Table:
         figures = [number(measured.get(name)) for name in RESULTS]
         table.add_row(sae["name"], sae["architecture"]["kind"], *figures)
     return table
+
+
+def figures_of(measured: dict[str, Any]) -> Table:
+    """Every held-out figure of one SAE that is a number."""
+    table = Table(show_header=False, box=None)
+    for name, value in measured.items():
+        if not isinstance(value, dict):
+            table.add_row(name, number(value))
+    return table
+
+
+def comparison(found: dict[str, Any]) -> Table:
+    """How alike two SAEs are, in both directions, with the histograms of the best cosines from -1 to 1."""
+    table = Table("", "a to b", "b to a", "a to random", "random to a", box=None)
+    for title, name, draw in (
+        ("mean max cosine similarity", "mmcs", number),
+        (f"share above {FOUND}", "found_share", number),
+        ("best cosines, -1 to 1", "max_cosines", bars),
+    ):
+        values = [found[f"{prefix}{name}_{way}"] for prefix in ("", "random_") for way in ("a_to_b", "b_to_a")]
+        table.add_row(title, *map(draw, values))
+    for title, name in (("mean |cosine| of the best pairs (MCC)", "mcc"), ("uniqueness", "uniqueness")):
+        table.add_row(title, number(found[name]), "", number(found[f"random_{name}"]), "")
+    return table
+
+
+def bars(counts: list[int]) -> str:
+    """A histogram in one line, two bins a letter; what holds anything is seen."""
+    pairs = [sum(counts[index : index + 2]) for index in range(0, len(counts), 2)]
+    return "".join(BARS[0 if pair == 0 else max(1, round(8 * pair / max(pairs)))] for pair in pairs)
 
 
 def number(value: float | None) -> str:

@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service import inverse
 from sae_service.coder import Coder
 from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
 from sae_service.resampling import resample_coder
@@ -119,11 +120,29 @@ def constrain(parameters: GatedParameters) -> GatedParameters:
     return parameters.replace(W_dec=unit_rows(parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def from_inference(config: GatedConfig, sae: InferenceSAE) -> GatedParameters:
+    """The SAE with decoder rows of norm 1: a magnitude that is its encoder, and the same for a gate, less the threshold.
+
+    Raises InvalidSpec if it has k.
+    """
+    weights = inverse.unit(inverse.thresholded(sae))
+    coder = inverse.coder(weights)
+    return GatedParameters(
+        W_gate=coder.W_enc,
+        b_gate=coder.b_enc - weights["threshold"],
+        r_mag=inverse.zeros(config.d_sae),
+        b_mag=coder.b_enc,
+        W_dec=coder.W_dec,
+        b_dec=coder.b_dec,
+    )
+
+
 ARCHITECTURE = Architecture(
     config=GatedConfig,
     init=init,
     loss=loss,
     export=export,
+    from_inference=from_inference,
     optimizer=OptimizerConfig(lr=3e-4, beta1=0.0, clip_norm=1.0, lr_warm_up=1000, lr_warm_up_shape="cosine"),
     normalization="unit_mean_square",
     example=GatedConfig(d_sae=64),

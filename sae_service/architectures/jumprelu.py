@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
+from sae_service import inverse
 from sae_service.numerics import active, jumprelu, random_rows, remove_parallel, squared_error, unit_rows
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
@@ -97,11 +98,18 @@ def constrain(parameters: JumpReLUParameters) -> JumpReLUParameters:
     return parameters.replace(W_dec=unit_rows(parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def from_inference(config: JumpReLUConfig, sae: InferenceSAE) -> JumpReLUParameters:
+    """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has k or a latent without a threshold."""
+    weights = inverse.unit(inverse.with_thresholds(sae))
+    return JumpReLUParameters(**vars(inverse.coder(weights)), log_threshold=inverse.logarithms(weights))
+
+
 ARCHITECTURE = Architecture(
     config=JumpReLUConfig,
     init=init,
     loss=loss,
     export=export,
+    from_inference=from_inference,
     optimizer=OptimizerConfig(
         lr=7e-5, beta1=0.0, clip_norm=1.0, lr_warm_up=1000, lr_warm_up_shape="cosine", sparsity_warm_up=10_000
     ),

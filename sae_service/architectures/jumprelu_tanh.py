@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service import inverse
 from sae_service.coder import Coder, exported
 from sae_service.numerics import jumprelu, row_norms, squared_error, unit_rows
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
@@ -87,11 +88,18 @@ def export(config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters) -> In
     return exported(unit, jnp.exp(parameters.log_threshold) * norms)
 
 
+def from_inference(config: JumpReLUTanhConfig, sae: InferenceSAE) -> JumpReLUTanhParameters:
+    """The SAE as it is. Raises InvalidSpec if it has k or a latent without a threshold."""
+    weights = inverse.with_thresholds(sae)
+    return JumpReLUTanhParameters(inverse.coder(weights), inverse.logarithms(weights))
+
+
 ARCHITECTURE = Architecture(
     config=JumpReLUTanhConfig,
     init=init,
     loss=loss,
     export=export,
+    from_inference=from_inference,
     optimizer=OptimizerConfig(lr=2e-4, clip_norm=1.0, lr_decay=0.2, sparsity_warm_up=0.999),
     normalization="sqrt_d_in",
     example=JumpReLUTanhConfig(d_sae=64, sparsity_coefficient=0.01, bandwidth=0.1, initial_threshold=0.05),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
+from sae_service import inverse
 from sae_service.coder import ThresholdedCoder, centred, exported, normalized, on_coder, random_thresholded_coder, tangent
 from sae_service.numerics import auxk_error, follow_threshold, keep_largest_of_batch, normalized_error
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
@@ -83,11 +84,17 @@ def export(config: MatryoshkaConfig, parameters: ThresholdedCoder) -> InferenceS
     return exported(parameters.coder, threshold)
 
 
+def from_inference(config: MatryoshkaConfig, sae: InferenceSAE) -> ThresholdedCoder:
+    """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has k or more than one threshold."""
+    return inverse.thresholded_coder(inverse.with_one_threshold(sae))
+
+
 ARCHITECTURE = Architecture(
     config=MatryoshkaConfig,
     init=init,
     loss=loss,
     export=export,
+    from_inference=from_inference,
     optimizer=OptimizerConfig(lr=3e-4, beta2=0.99, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2),
     normalization="unit_mean_square",
     example=MatryoshkaConfig(d_sae=64, k=4),

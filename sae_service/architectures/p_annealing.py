@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service import inverse
 from sae_service.coder import Coder, centred, exported, normalized, on_coder, random_coder, tangent
 from sae_service.numerics import squared_error
 from sae_service.resampling import resample_coder
@@ -112,11 +113,19 @@ def export(config: PAnnealingConfig, parameters: PAnnealingParameters) -> Infere
     return exported(parameters.coder, jnp.zeros(config.d_sae))
 
 
+def from_inference(config: PAnnealingConfig, sae: InferenceSAE) -> PAnnealingParameters:
+    """The SAE with decoder rows of norm 1, p = 1. Raises InvalidSpec if it has thresholds or k."""
+    coder = inverse.coder(inverse.unit(inverse.without_thresholds(sae)))
+    zero = inverse.zeros()
+    return PAnnealingParameters(coder, zero, zero + 1, zero, zero)
+
+
 ARCHITECTURE = Architecture(
     config=PAnnealingConfig,
     init=init,
     loss=loss,
     export=export,
+    from_inference=from_inference,
     optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2, sparsity_warm_up=5000),
     normalization="unit_mean_square",
     example=PAnnealingConfig(d_sae=64, lp_coefficient=0.01),

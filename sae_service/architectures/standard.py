@@ -12,6 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service import inverse
 from sae_service.coder import Coder
 from sae_service.numerics import random_rows, row_norms, squared_error, unit_rows
 from sae_service.resampling import resample_coder
@@ -79,11 +80,18 @@ def export(config: StandardConfig, parameters: StandardParameters) -> InferenceS
     )
 
 
+def from_inference(config: StandardConfig, sae: InferenceSAE) -> StandardParameters:
+    """The SAE as it is. Raises InvalidSpec if it has thresholds or k."""
+    weights: Any = inverse.without_thresholds(sae)
+    return StandardParameters(**{name: weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
+
+
 ARCHITECTURE = Architecture(
     config=StandardConfig,
     init=init,
     loss=loss,
     export=export,
+    from_inference=from_inference,
     optimizer=OptimizerConfig(lr=5e-5, clip_norm=1.0, lr_decay=0.2, sparsity_warm_up=0.05),
     normalization="sqrt_d_in",
     example=StandardConfig(d_sae=64, l1_coefficient=0.1),

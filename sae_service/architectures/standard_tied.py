@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service import inverse
 from sae_service.coder import Coder, centred, exported, normalized, random_coder, tangent
 from sae_service.numerics import squared_error
 from sae_service.resampling import resample_coder
@@ -53,11 +54,17 @@ def export(config: StandardTiedConfig, parameters: Coder) -> InferenceSAE:
     return exported(parameters, jnp.zeros(config.d_sae))
 
 
+def from_inference(config: StandardTiedConfig, sae: InferenceSAE) -> Coder:
+    """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has thresholds or k."""
+    return inverse.coder(inverse.unit(inverse.without_thresholds(sae)))
+
+
 ARCHITECTURE = Architecture(
     config=StandardTiedConfig,
     init=init,
     loss=loss,
     export=export,
+    from_inference=from_inference,
     optimizer=OptimizerConfig(lr=1e-3),
     normalization="unit_mean_square",
     example=StandardTiedConfig(d_sae=64, l1_coefficient=0.02),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
+from sae_service import inverse
 from sae_service.coder import Coder, centred, exported, normalized, random_coder, tangent
 from sae_service.numerics import auxk_error, keep_largest, normalized_error
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
@@ -77,11 +78,17 @@ def export(config: TopKConfig, parameters: Coder) -> InferenceSAE:
     return exported(parameters, jnp.zeros(config.d_sae), int(config.k))
 
 
+def from_inference(config: TopKConfig, sae: InferenceSAE) -> Coder:
+    """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has another k, or norms that decide what it keeps."""
+    return inverse.coder(inverse.with_k(sae, config.k))
+
+
 ARCHITECTURE = Architecture(
     config=TopKConfig,
     init=init,
     loss=loss,
     export=export,
+    from_inference=from_inference,
     optimizer=OptimizerConfig(lr=2e-4, eps=6.25e-10, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2),
     normalization="unit_mean_square",
     example=TopKConfig(d_sae=64, k=4),

@@ -1,16 +1,16 @@
 """Finds the file formats: every module in this folder is one, and its name is the format's."""
 
 import importlib
-import pkgutil
 
 from sae_service.format import Format
+from sae_service.format_names import FormatName
 
 
 def _discover() -> dict[str, Format]:
     found: dict[str, Format] = {}
-    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        found[info.name] = Format(module.to_files, module.from_files)
+    for name in FormatName:
+        module = importlib.import_module(f"{__name__}.{name}")
+        found[str(name)] = Format(module.FILES, module.to_files, module.from_files, module.sizes)
     return found
 
 

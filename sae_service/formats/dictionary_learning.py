@@ -10,6 +10,7 @@ Checked with dictionary_learning 0.1.0: `load_dictionary` reads ours, and ours r
 import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from sae_service.format import (
 )
 from sae_service.sae import InferenceSAE
 
-CONFIG, WEIGHTS = "config.json", "ae.pt"
+CONFIG, WEIGHTS = FILES = "config.json", "ae.pt"
 _CLASSES = {"relu": "AutoEncoder", "jumprelu": "JumpReluAutoEncoder", "topk": "AutoEncoderTopK"}
 _LAYERS: Shapes = {"encoder.weight": ("d_sae", "d_in"), "decoder.weight": ("d_in", "d_sae")}
 _BIASED: Shapes = {**_LAYERS, "encoder.bias": ("d_sae",)}
@@ -80,13 +81,29 @@ def _as_layers(tensors: Tensors, k: int | None) -> Tensors:
 
 def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
     """The SAE in the two files, ours or the library's own."""
-    trainer = json_of(files, CONFIG).get("trainer")
-    if not isinstance(trainer, dict) or not isinstance(trainer.get("dict_class"), str):
+    trainer = _trainer(files)
+    if not isinstance(trainer.get("dict_class"), str):
         raise DamagedCheckpoint(f"{CONFIG} does not name the class at trainer.dict_class")
     name = trainer["dict_class"]
     if name not in _READERS:
         raise InvalidSpec(f"{CONFIG} must name one of the classes {', '.join(_READERS)}; it says {name[:50]}")
     return _READERS[name](torch_file.from_bytes(content_of(files, WEIGHTS), WEIGHTS), trainer)
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """d_in and d_sae, as the config has them: in the weights they stand behind a program."""
+    try:
+        trainer = _trainer({CONFIG: (folder / CONFIG).read_bytes()})
+        return int(trainer["activation_dim"]), int(trainer["dict_size"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpoint(f"{CONFIG} does not name trainer.activation_dim and dict_size: {error!r}") from error
+
+
+def _trainer(files: Mapping[str, bytes]) -> dict[str, Any]:
+    trainer = json_of(files, CONFIG).get("trainer")
+    if not isinstance(trainer, dict):
+        raise DamagedCheckpoint(f"{CONFIG} has no object trainer")
+    return trainer
 
 
 def _layered(state: Tensors, b_dec: str, shapes: Shapes = _BIASED, others: tuple[str, ...] = ()) -> Tensors:

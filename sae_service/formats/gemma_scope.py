@@ -6,16 +6,29 @@ Checked against the layout as Gemma Scope describes it; no released file was rea
 """
 
 import io
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.format import COMPLETE, Description, activation, arrays, assembled, checked, content_of, unzipped
+from sae_service.format import (
+    COMPLETE,
+    UNREADABLE_ZIP,
+    Description,
+    activation,
+    arrays,
+    assembled,
+    checked,
+    content_of,
+    unzipped,
+)
 from sae_service.sae import InferenceSAE
 
 WEIGHTS = "params.npz"
+FILES = (WEIGHTS,)
 
 
 def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
@@ -42,3 +55,14 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
     except (ValueError, TypeError, EOFError, MemoryError, OverflowError, RecursionError) as error:
         raise DamagedCheckpoint(f"{WEIGHTS} is not a file of numpy arrays: {error}") from error
     return assembled(checked(tensors, {**COMPLETE, "threshold": ("d_sae",)}))
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """d_in and d_sae."""
+    try:
+        with zipfile.ZipFile(folder / WEIGHTS) as archive, archive.open("W_enc.npy") as member:
+            np.lib.format.read_magic(member)
+            (d_in, d_sae), _, _ = np.lib.format.read_array_header_1_0(member)
+            return int(d_in), int(d_sae)
+    except (*UNREADABLE_ZIP, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{WEIGHTS} has no readable matrix W_enc: {error!r}") from error

@@ -9,6 +9,7 @@ from before SAELens 6 are translated, but no file of that age was tried.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,13 @@ from sae_service.format import (
     flag_of,
     json_of,
     safetensors_of,
+    safetensors_shape,
     ungated,
     with_unit_decoder,
 )
 from sae_service.sae import InferenceSAE
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS = FILES = "cfg.json", "sae_weights.safetensors"
 SAE_LENS_VERSION = "6.54.12"
 DEFAULT_K = 100
 """What SAELens takes where a config of kind `topk` has no k."""
@@ -97,6 +99,11 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
     if flag_of(config, "rescale_acts_by_decoder_norm", default=False):
         weights = with_unit_decoder(weights)
     return assembled(weights, config.get("k", DEFAULT_K))
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """d_in and d_sae."""
+    return safetensors_shape(folder / WEIGHTS, "W_enc")
 
 
 def _translated(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Not tried: transcoders and skip connections (refused), GroupMax (refused), and S
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,12 @@ from sae_service.format import (
     flag_of,
     json_of,
     safetensors_of,
+    safetensors_shape,
     uncentred,
 )
 from sae_service.sae import InferenceSAE
 
-CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+CONFIG, WEIGHTS = FILES = "cfg.json", "sae.safetensors"
 DEFAULT_K = 32
 """What sparsify takes where a config has no k."""
 
@@ -86,3 +88,9 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
     shared = {name: tensors[name] for name in ("W_dec", "b_dec")}
     encoder = {"W_enc": np.ascontiguousarray(tensors["encoder.weight"].T), "b_enc": tensors["encoder.bias"]}
     return assembled(centred({**shared, **encoder}), config.get("k", DEFAULT_K))
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """d_in and d_sae."""
+    d_sae, d_in = safetensors_shape(folder / WEIGHTS, "encoder.weight")
+    return d_in, d_sae

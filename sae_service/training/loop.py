@@ -33,6 +33,12 @@ def fitted(state: TrainState, sae: SAESpec, scale: float, rows: Float[Array, "ro
     return state.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def continued(state: TrainState, parameters: Any) -> TrainState:
+    """The initial state with parameters that were trained before, each in a buffer of its own: a step consumes them."""
+    copied = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), parameters)
+    return state.replace(parameters=copied)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def resampling_steps(job: JobSpec, sae: SAESpec) -> frozenset[int]:
     """The steps after which dead latents of `sae` are started anew."""
     if not isinstance(sae.architecture, ResamplingConfig):

@@ -5,10 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from api.app import create_app
 from sae_service.architectures import ARCHITECTURES
+from sae_service.cli import app
 from sae_service.demo import show
+from sae_service.formats import FORMATS
 from sae_service.settings import Settings
+from sae_service.spec import InitialSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +40,25 @@ def test_the_readme_lists_every_architecture_and_every_path_of_the_interface(tmp
     named = text.replace("{id or latest}", "{id}")
     for path in paths:
         assert re.sub(r"{(\w+_id)}", "{id}", path).removesuffix("/{id}") in named, path
+
+
+def test_the_readme_lists_every_format_with_its_files() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name, format in FORMATS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert set(re.findall(r"`([^`]+)`", row)[1:]) == set(format.files)
+
+
+def test_the_start_that_the_readme_shows_is_valid() -> None:
+    text = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"^ +(initial: .*)$", text, flags=re.MULTILINE)
+    InitialSpec.model_validate(yaml.safe_load(shown)["initial"])
+
+
+def test_the_commands_of_the_readme_are_known() -> None:
+    text = (ROOT / "README.md").read_text()
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(re.findall(r"^    sae-service ([a-z]+)", text, flags=re.MULTILINE)) <= known
 
 
 def test_the_readme_shows_the_demos_figures() -> None:

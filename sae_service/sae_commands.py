@@ -1,0 +1,62 @@
+"""The commands on SAEs in folders, whoever has trained them. They need no service; what computes is imported when asked for."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae_service.command import AsJson, reported
+from sae_service.format_names import FormatName
+
+Folder = Annotated[Path, typer.Argument(help="The folder of an SAE.")]
+Other = Annotated[Path, typer.Argument(help="The folder of another one.")]
+Format = Annotated[FormatName | None, typer.Option(help="The SAE's file format. Default: the one whose files are there.")]
+
+
+def evaluate(
+    folder: Folder,
+    model: Annotated[str, typer.Option(help="The language model: a folder, or a hub name.")],
+    dataset: Annotated[str, typer.Option(help="The text: a file, a folder, or a hub name.")],
+    hook: Annotated[str, typer.Option(help="The hook point that the SAE reads, such as blocks.8.hook_resid_post.")],
+    format: Format = None,
+    split: Annotated[str, typer.Option(help="The split of the text.")] = "train",
+    held_out_split: Annotated[
+        str | None, typer.Option(help="The split to measure on. Default: a share of the documents, chosen by their hash.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    context_size: Annotated[int, typer.Option(help="Tokens in each row that the model reads.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens to measure on; all that there are, if fewer.")] = 65_536,
+    as_json: AsJson = False,
+) -> None:
+    """Measures an SAE on held-out text, as every job measures those that it has trained."""
+    from sae_service import assessment, tables
+
+    stream = {
+        "model": {"name": model},
+        "dataset": {"path": dataset, "split": split, "held_out_split": held_out_split, "column": column},
+        "context_size": context_size,
+        "tokens": tokens,
+        "batch": 1,
+    }
+    with reported():
+        figures = assessment.measured(folder, format, hook, stream)
+        if as_json:
+            typer.echo(json.dumps(figures, indent=1))
+        else:
+            tables.show(tables.figures_of(figures))
+
+
+def compare(folder: Folder, other: Other, as_json: AsJson = False) -> None:
+    """Compares the directions (decoder rows) of two SAEs, each in any format: how many of one are in the other.
+
+    Beside them, what as many random directions reach. The time and the memory grow fast with the number of latents.
+    """
+    from sae_service import assessment, tables
+
+    with reported():
+        figures = assessment.compared(folder, other)
+        if as_json:
+            typer.echo(json.dumps(figures, indent=1))
+        else:
+            tables.show(tables.comparison(figures))
