@@ -81,6 +81,8 @@ class Trainer:
     def step(self, rows: dict[str, Float[Array, "batch d_in"]]) -> None:
         """One step of every SAE on its hook point's rows; reports metrics every `log_every` steps."""
         for sae in self.job.saes:
+            if self.n_steps in self._resampling[sae.name]:
+                self._warm_up_again(sae)
             self.states[sae.name] = train_step(
                 ARCHITECTURES[sae.architecture.kind],
                 sae.architecture.structure(),
@@ -108,7 +110,6 @@ class Trainer:
             rows,
             jax.random.fold_in(key, self.n_steps),
         )
-        self._warm_up_again(sae)
 
     def _warm_up_again(self, sae: SAESpec) -> None:
         """Lets the learning rate warm up from the last resampling, if it is to: the number of steps alone decides."""
