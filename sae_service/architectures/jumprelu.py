@@ -29,7 +29,7 @@ class JumpReLUConfig(ArchitectureConfig):
     target_each_row: bool = Field(
         default=False,
         description="With target_l0: whether each row's L0 is compared with it, as Gemma Scope 2 writes it (coefficient "
-        "here = 2 target_l0 times theirs), or the batch's mean.",
+        "here = 2 target_l0 times theirs), or the batch's mean. Rows differ, so each row's lands below the target.",
     )
     pre_act_coefficient: float = Field(
         default=0.0,
