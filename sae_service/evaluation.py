@@ -26,17 +26,32 @@ def _reconstruct(sae: InferenceSAE, x: Float[Array, "rows d_in"]) -> tuple[Array
     """The reconstruction, and sums over the rows."""
     acts = sae.encode(x.astype(jnp.float32))
     x_hat = sae.decode(acts)
+    return x_hat, reconstruction_sums(x, x_hat, acts)
+
+
+def reconstruction_sums(
+    x: Float[Array, "rows d_in"], x_hat: Float[Array, "rows d_in"], acts: Float[Array, "rows d_sae"]
+) -> dict[str, Array]:
+    """The sums over rows that `reconstruction` divides; a row of zeros adds nothing to those of ratios."""
     fired = acts > 0
-    sums = {
+    squares, x_hat_squares = jnp.sum(jnp.square(x), axis=1), jnp.sum(jnp.square(x_hat), axis=1)
+    squared_errors, products = jnp.sum(jnp.square(x - x_hat), axis=1), jnp.sum(x * x_hat, axis=1)
+
+    def ratios(numerators: Array, denominators: Array) -> Array:
+        return jnp.sum(jnp.where(denominators > 0, numerators / jnp.where(denominators > 0, denominators, 1), 0))
+
+    return {
         "n_active": jnp.sum(fired),
-        "squared_error": jnp.sum(jnp.square(x - x_hat)),
-        "squares": jnp.sum(jnp.square(x)),
-        "x_hat_squares": jnp.sum(jnp.square(x_hat)),
-        "products": jnp.sum(x * x_hat),
+        "squared_error": jnp.sum(squared_errors),
+        "squares": jnp.sum(squares),
+        "x_hat_squares": jnp.sum(x_hat_squares),
+        "products": jnp.sum(products),
+        "error_ratios": ratios(squared_errors, squares),
+        "norm_ratios": ratios(jnp.sqrt(x_hat_squares), jnp.sqrt(squares)),
+        "cosines": ratios(products, jnp.sqrt(squares * x_hat_squares)),
         "rows": jnp.sum(x, axis=0),
         "fired": jnp.sum(fired, axis=0),
     }
-    return x_hat, sums
 
 
 @dataclass
@@ -136,29 +151,43 @@ def _measuring(sae: InferenceSAE, tally: Tally) -> Replace:
 
 
 def summary(tally: Tally) -> dict[str, Any]:
-    """The metrics, from the sums over the whole set; their definitions:
+    """The metrics, from the sums over the whole set: those of `reconstruction`, and those of the model's loss:
 
-    l0: mean count of active latents. mse: mean squared residual norm. fvu: sum of squared residuals over sum of
-    squared deviations from the mean. ce_loss, _sae, _zero: mean next-token loss in nats, clean, spliced, zeroed.
-    ce_loss_recovered: (zero - sae) / (zero - clean). relative_reconstruction_bias: E‖x_hat‖² / E[x·x_hat].
-    latent_density: histogram of the share of tokens on which a latent fires.
+    ce_loss, _sae, _zero: mean next-token loss in nats, clean, spliced, zeroed. delta_ce_loss: sae - clean.
+    ce_loss_recovered: (zero - sae) / (zero - clean).
     """
-    n, sums = tally.n_rows, tally.sums
-    deviations = sums["squares"] - (sums["rows"] ** 2).sum() / n
     losses = {name: total / tally.n_predicted for name, total in tally.losses.items()}
     clean, spliced, zero = losses["ce_loss"], losses["ce_loss_sae"], losses["ce_loss_zero"]
-    products = float(sums["products"])
     return {
-        "l0": float(sums["n_active"]) / n,
-        "fvu": float(sums["squared_error"] / deviations),
-        "mse": float(sums["squared_error"]) / n,
         **losses,
         "delta_ce_loss": spliced - clean,
         "ce_loss_recovered": (zero - spliced) / (zero - clean) if zero != clean else math.nan,
+        **reconstruction(tally.n_rows, tally.sums),
+    }
+
+
+def reconstruction(n_rows: int, sums: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of sparsity and reconstruction, from `reconstruction_sums` over `n_rows`; their definitions:
+
+    l0: mean count of active latents. mse: mean squared residual norm. fvu: sum of squared residuals over sum of
+    squared deviations from the mean; fvu_about_zero: over the sum of squares; fvu_by_row: mean over rows of
+    ‖x - x_hat‖² / ‖x‖². relative_reconstruction_bias: E‖x_hat‖² / E[x·x_hat]. l2_ratio: mean of ‖x_hat‖ / ‖x‖.
+    cossim: mean cosine of x and x_hat. latent_density: histogram of the share of rows on which a latent fires.
+    """
+    deviations = float(sums["squares"]) - float((sums["rows"] ** 2).sum()) / n_rows
+    squared_error, products = float(sums["squared_error"]), float(sums["products"])
+    return {
+        "l0": float(sums["n_active"]) / n_rows,
+        "fvu": squared_error / deviations if deviations else math.nan,
+        "fvu_about_zero": squared_error / float(sums["squares"]) if sums["squares"] else math.nan,
+        "fvu_by_row": float(sums["error_ratios"]) / n_rows,
+        "mse": squared_error / n_rows,
         "relative_reconstruction_bias": float(sums["x_hat_squares"]) / products if products else math.nan,
+        "l2_ratio": float(sums["norm_ratios"]) / n_rows,
+        "cossim": float(sums["cosines"]) / n_rows,
         "never_fired_share": float((sums["fired"] == 0).mean()),
-        "latent_density": density_histogram(sums["fired"] / n),
-        "evaluation_tokens": n,
+        "latent_density": density_histogram(sums["fired"] / n_rows),
+        "evaluation_tokens": n_rows,
     }
 
 

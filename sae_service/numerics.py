@@ -80,16 +80,20 @@ def geometric_median(rows: Float[Array, "rows d_in"], n_iterations: int = 30) ->
 def auxk_error(
     residual: Float[Array, "batch d_in"],
     z: Float[Array, "batch d_sae"],
+    acts: Float[Array, "batch d_sae"],
     W_dec: Float[Array, "d_sae d_in"],
     is_dead: Bool[Array, " d_sae"],
     k_aux: int,
 ) -> Float[Array, ""]:
     """The residual's normalised error when the k_aux largest dead latents reconstruct it; 0 if none is dead.
 
+    A latent that fires in this batch (`acts`) is dead no longer: it already reconstructs.
+
     Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093, appendix A.2. The
-    residual carries no gradient, and the decoder bias is not added to its reconstruction.
+    residual carries no gradient. Unlike in the published code, the decoder bias is neither in the target nor added to
+    its reconstruction; and unlike in sparsify, few dead latents do not lower the weight.
     """
-    residual = jax.lax.stop_gradient(residual)
+    residual, is_dead = jax.lax.stop_gradient(residual), is_dead & ~jnp.any(acts > 0, axis=0)
 
     def error(z: Array, W_dec: Array) -> Array:
         revived = keep_largest(jnp.where(is_dead, jax.nn.relu(z), 0), k_aux)

@@ -3,7 +3,9 @@
 Source: Bricken et al. 2023, "Towards Monosemanticity", Neuron resampling: a row is chosen with a probability
 proportional to its squared loss; the decoder row takes its direction, the encoder column the same direction at a fifth
 of the living ones' mean norm, the bias becomes 0. Rows are centred by `b_dec` first, and chosen from the batch in hand,
-which is a random sample because the stream is shuffled. The learning rate is not warmed up again.
+which is a random sample because the stream is shuffled. Unlike in dictionary_learning, the encoder takes the row's
+direction and not the row itself, and the probability grows with the square of the squared error. Whether the learning
+rate warms up again is `lr_warm_up_again`: as in the paper of the gated SAE, and not in this source.
 """
 
 from typing import Any

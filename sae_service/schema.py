@@ -48,6 +48,9 @@ class ResamplingConfig(ArchitectureConfig):
     resample_at: tuple[Duration, ...] = Field(
         default=(), description="When dead latents are started anew: steps, or shares of the job's steps."
     )
+    lr_warm_up_again: bool = Field(
+        default=False, description="Whether the learning rate warms up again after each time that latents are started anew."
+    )
 
 
 class OptimizerConfig(Frozen):

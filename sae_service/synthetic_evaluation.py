@@ -4,13 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sae_service import recovery
 from sae_service.activations import synthetic
-from sae_service.evaluation import density_histogram
-from sae_service.numerics import squared_error, variance_of
+from sae_service.evaluation import reconstruction, reconstruction_sums
 from sae_service.sae import InferenceSAE
 from sae_service.spec import JobSpec
 
@@ -35,19 +33,12 @@ def _measured(sae: InferenceSAE, directions: np.ndarray[Any, Any], strengths: ja
     x_hat = sae.decode(acts)
     fires, present = np.asarray(acts > 0), np.asarray(strengths > 0)
     learned = np.asarray(sae.W_dec)
-    products = float(jnp.sum(x * x_hat))
-    density = fires.mean(axis=0)
+    sums = {name: np.asarray(value, np.float64) for name, value in reconstruction_sums(x, x_hat, acts).items()}
     return {
-        "l0": float(fires.sum(axis=1).mean()),
+        **reconstruction(len(x), sums),
         "l0_truth": float(present.sum(axis=1).mean()),
-        "fvu": float(squared_error(x, x_hat) / variance_of(x)),
-        "mse": float(squared_error(x, x_hat)),
-        "relative_reconstruction_bias": float(jnp.sum(jnp.square(x_hat))) / products if products else None,
-        "never_fired_share": float((density == 0).mean()),
-        "latent_density": density_histogram(density),
         **recovery.similarity(directions, learned),
         **{f"random_{name}": value for name, value in recovery.control(directions, len(learned)).items()},
         **recovery.detection(directions, learned, present, fires),
         **recovery.readouts(directions, learned, np.asarray(strengths), np.asarray(x), np.asarray(acts)),
-        "evaluation_tokens": len(x),
     }

@@ -1,7 +1,8 @@
 """BatchTopK: a batch keeps the k largest latents per row on average; one learned threshold takes their place later.
 
 Source: Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv:2412.06410, section 3. The threshold is the
-average over batches of the smallest latent that was kept. Unlike the published code, `b_enc` is used.
+average over batches of the smallest latent that was kept. Unlike in the published code, `b_enc` is used in the
+encoder, rows are not standardised one by one, and a latent is dead after tokens, not batches.
 """
 
 from typing import Any, Literal
@@ -57,7 +58,7 @@ def loss(
     k_aux = config.k_aux or x.shape[1] // 2
     terms = {
         "error": normalized_error(x, x_hat),
-        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, coder.W_dec, context.is_dead, k_aux),
+        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, acts, coder.W_dec, context.is_dead, k_aux),
     }
     threshold = follow_threshold(parameters.threshold, smallest, config.threshold_rate)
     moved = parameters.replace(threshold=threshold)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,8 +1,10 @@
 """Gated: one encoder decides which latents fire, its rescaled and shifted copy how much.
 
 Source: Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders",
-arXiv:2404.16014, sections 3.2 and 3.3. The paper is silent on initialisation: random unit decoder rows, the encoder
-their transpose, everything else 0.
+arXiv:2404.16014, sections 3.2 and 3.3; after each resampling the learning rate warms up again, as there. `aux` holds
+its ablations: `full` freezes W_dec and b_dec where the gate reconstructs, `unfrozen` does not, and `off` leaves the
+term out; b_dec is never frozen at the encoder's input. The paper is silent on initialisation: random unit decoder rows,
+the encoder their transpose, everything else 0.
 """
 
 from typing import Any, Literal
@@ -31,6 +33,7 @@ class GatedConfig(ResamplingConfig):
         description="Auxiliary reconstruction from the gate: through a frozen decoder as published, unfrozen, or none.",
     )
     resample_at: tuple[Duration, ...] = (25_000, 50_000, 75_000, 100_000)
+    lr_warm_up_again: bool = True
 
 
 @struct.dataclass

@@ -2,7 +2,9 @@
 
 Source: Rajamanoharan et al. 2024, "Jumping Ahead", arXiv:2407.14435; hyperparameters and initialisation as restated
 in Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147. The inner ReLU before the jump is left out: thresholds are
-positive, so the forward pass is the same.
+positive, so the forward pass is the same. Where public code differs, this was chosen: the step sees z and not the
+activations, so that both halves of the window count; the threshold is the exponential of what is trained, and its
+gradient has the factor that follows; b_dec is subtracted from the input; nothing else is divided by d_in.
 """
 
 from typing import Any, Literal
@@ -25,6 +27,11 @@ class JumpReLUConfig(ArchitectureConfig):
     kind: Literal["jumprelu"] = "jumprelu"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
     l0_coefficient: float = Field(default=6e-4, ge=0, description="Weight of L0, or of (L0 / target_l0 - 1)².")
     target_l0: float | None = Field(default=None, gt=0, description="The L0 to aim at; null penalises L0 linearly.")
+    target_each_row: bool = Field(
+        default=False,
+        description="With target_l0: whether each row's L0 is compared with it, as Gemma Scope 2 writes it (coefficient "
+        "here = 2 target_l0 times theirs), or the batch's mean. Rows differ, so each row's lands below the target.",
+    )
     pre_act_coefficient: float = Field(
         default=0.0,
         ge=0,
@@ -37,6 +44,8 @@ class JumpReLUConfig(ArchitectureConfig):
     def _check_target(self) -> "JumpReLUConfig":
         if self.target_l0 is not None and self.target_l0 > self.d_sae:
             refuse(("target_l0",), f"must be at most d_sae ({self.d_sae})", self.target_l0)
+        if self.target_each_row and self.target_l0 is None:
+            refuse(("target_each_row",), "needs target_l0", self.target_each_row)
         return self
 
 
@@ -61,13 +70,17 @@ def init(config: JumpReLUConfig, d_in: int, key: Any) -> JumpReLUParameters:
 def loss(
     config: JumpReLUConfig, parameters: JumpReLUParameters, x: Float[Array, "batch d_in"], context: LossContext
 ) -> tuple[LossOutput, JumpReLUParameters]:
-    """Mean ‖x - x_hat‖² + λ L0, or + λ (L0 / target - 1)² with the batch's mean L0."""
+    """Mean ‖x - x_hat‖² + λ L0, or + λ (L0 / target - 1)² with the batch's mean L0 or each row's.
+
+    Source (each row's): Gemma Scope 2, quadratic penalty λ (2 / target) (L0 - target)².
+    """
     threshold, bandwidth = jnp.exp(parameters.log_threshold), jnp.asarray(config.bandwidth, x.dtype)
     z = (x - parameters.b_dec) @ parameters.W_enc + parameters.b_enc
     acts = jumprelu(z, threshold, bandwidth)
     x_hat = acts @ parameters.W_dec + parameters.b_dec
-    l0 = jnp.mean(jnp.sum(active(z, threshold, bandwidth), axis=1))
-    penalty = l0 if config.target_l0 is None else jnp.square(l0 / config.target_l0 - 1)
+    l0 = jnp.sum(active(z, threshold, bandwidth), axis=1)
+    l0 = l0 if config.target_each_row else jnp.mean(l0)
+    penalty = jnp.mean(l0 if config.target_l0 is None else jnp.square(l0 / config.target_l0 - 1))
     terms = {
         "mse": squared_error(x, x_hat),
         "sparsity": context.sparsity_scale * config.l0_coefficient * penalty,

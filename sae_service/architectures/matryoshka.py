@@ -1,8 +1,9 @@
 """Matryoshka BatchTopK: nested prefixes of the latents must each reconstruct alone, so that the first stay general.
 
 Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", arXiv:2503.17547,
-section 3. The error is the mean over the prefixes, each counted once; the latents are chosen as in BatchTopK, over
-all of them together.
+section 3. The latents are chosen as in BatchTopK, over all of them together. Where public code differs, this was chosen:
+the error is the mean over the prefixes, each counted once (SAEBench's averages twice, which leaves AuxK 5 times the
+weight), and b_dec alone is not counted as a prefix.
 """
 
 from typing import Any, Literal
@@ -71,7 +72,7 @@ def loss(
     k_aux = config.k_aux or x.shape[1] // 2
     terms = {
         "error": sum(errors, jnp.zeros(())) / len(errors),
-        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, coder.W_dec, context.is_dead, k_aux),
+        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, acts, coder.W_dec, context.is_dead, k_aux),
     }
     threshold = follow_threshold(parameters.threshold, smallest, config.threshold_rate)
     moved = parameters.replace(threshold=threshold)  # pyright: ignore[reportAttributeAccessIssue]

@@ -67,7 +67,7 @@ def loss(
     wider = jax.lax.cond(coefficient > 0, wider_error, lambda *_: jnp.zeros((), x.dtype), positive, parameters)
     terms = {
         "error": normalized_error(x, x_hat),
-        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, parameters.W_dec, context.is_dead, k_aux),
+        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, acts, parameters.W_dec, context.is_dead, k_aux),
         "multi": coefficient * wider,
     }
     return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sae_service.architectures import ARCHITECTURES
+from sae_service.errors import NonFiniteLoss
 from sae_service.sae import InferenceSAE
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
@@ -86,11 +87,14 @@ class Trainer:
                 activation_scale=jnp.float32(self.scales[sae.name]),
                 dead_after_tokens=jnp.int32(self.job.dead_after_tokens(sae)),
             )
+            self._warm_up_again(sae)
 
     def step(self, rows: dict[str, Float[Array, "batch d_in"]]) -> None:
         """One step of every SAE on its hook point's rows; reports metrics every `log_every` steps."""
         seen: dict[tuple[str, Any], Array] = {}
         for sae in self.job.saes:
+            if self.n_steps in self._resampling[sae.name]:
+                self._warm_up_again(sae)
             here = sae.hook_name, self._devices[sae.name]
             if here not in seen:
                 seen[here] = rows[sae.hook_name] if self.job.gpus == 1 else jax.device_put(rows[sae.hook_name], here[1])
@@ -126,6 +130,15 @@ class Trainer:
         """Time since the first step of this attempt."""
         return 0.0 if self._started is None else time.monotonic() - self._started[0]
 
+    def _warm_up_again(self, sae: SAESpec) -> None:
+        """Lets the learning rate warm up from the last resampling, if it is to: the number of steps alone decides."""
+        if not isinstance(sae.architecture, ResamplingConfig) or not sae.architecture.lr_warm_up_again:
+            return
+        last = max((step for step in self._resampling[sae.name] if step <= self.n_steps), default=0)
+        numbers = self._numbers[sae.name]
+        schedule = numbers.schedule.replace(lr_warm_up_from=jnp.float32(last))  # pyright: ignore[reportAttributeAccessIssue]
+        self._numbers[sae.name] = numbers.replace(schedule=schedule)  # pyright: ignore[reportAttributeAccessIssue]
+
     def tokens_per_s(self) -> float:
         """Trained tokens per second since the first step of this attempt."""
         if self._started is None or self.n_steps == self._started[1]:
@@ -137,9 +150,11 @@ class Trainer:
         return float(jnp.mean(self.states[sae.name].tokens_since_fired > self.job.dead_after_tokens(sae)))
 
     def check(self) -> None:
-        """Raises NonFiniteLoss if a loss since the last reading was not finite, so that no such state is saved."""
-        for state in self.states.values():
+        """Raises NonFiniteLoss if a loss since the last reading or a parameter is not finite, so that it is not saved."""
+        for name, state in self.states.items():
             metrics.read(state.window, self.n_steps)
+            if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.parameters)):
+                raise NonFiniteLoss(f"the parameters of {name} became NaN or infinite in step {self.n_steps}.", hint=metrics.HINT)
 
     def _read(self, sae: SAESpec) -> dict[str, Any]:
         state, numbers = self.states[sae.name], self._numbers[sae.name]

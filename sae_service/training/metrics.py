@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 from sae_service.errors import NonFiniteLoss
 from sae_service.sae import LossOutput
 
+HINT = "Lower the learning rate, or look for NaN in the model's activations (dtype float16?)."
+
 
 @struct.dataclass
 class Window:
@@ -68,6 +70,6 @@ def read(window: Window, step: int) -> dict[str, float]:
     if broken:
         raise NonFiniteLoss(
             f"{', '.join(broken)} became NaN or infinite in the {int(n_steps)} steps up to step {step}.",
-            hint="Lower the learning rate, or look for NaN in the model's activations (dtype float16?).",
+            hint=HINT,
         )
     return means

@@ -12,7 +12,10 @@ from sae_service.schema import Duration, OptimizerConfig
 
 @struct.dataclass
 class Schedule:
-    """The optimiser's numbers for one job, durations resolved to steps."""
+    """The optimiser's numbers for one job, durations resolved to steps.
+
+    The learning rate warms up from step `lr_warm_up_from` on, which moves when it is to warm up again.
+    """
 
     lr: Float[Array, ""]
     beta1: Float[Array, ""]
@@ -25,6 +28,7 @@ class Schedule:
     lr_decay_steps: Float[Array, ""]
     sparsity_warm_up_steps: Float[Array, ""]
     n_steps: Float[Array, ""]
+    lr_warm_up_from: Float[Array, ""]
 
 
 def steps_of(duration: Duration, n_steps: int) -> int:
@@ -44,6 +48,7 @@ def schedule(config: OptimizerConfig, n_steps: int) -> Schedule:
         "lr_decay_steps": steps_of(config.lr_decay, n_steps),
         "sparsity_warm_up_steps": steps_of(config.sparsity_warm_up, n_steps),
         "n_steps": n_steps,
+        "lr_warm_up_from": 0,
     }  # fmt: skip
     return Schedule(**{name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()})
 
@@ -63,7 +68,7 @@ def learning_rate(numbers: Schedule, step: Int[Array, ""]) -> Float[Array, ""]:
     Source (cosine): Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147: 0.1 + 0.9 (1 - cos(pi t / steps)) / 2.
     """
     t = step.astype(jnp.float32)
-    progress = jnp.minimum((t + 1) / jnp.maximum(numbers.lr_warm_up_steps, 1), 1)
+    progress = jnp.minimum((t + 1 - numbers.lr_warm_up_from) / jnp.maximum(numbers.lr_warm_up_steps, 1), 1)
     curve = jnp.where(numbers.lr_warm_up_is_cosine > 0, (1 - jnp.cos(jnp.pi * progress)) / 2, progress)
     rise = numbers.lr_warm_up_start + (1 - numbers.lr_warm_up_start) * curve
     fall = jnp.minimum((numbers.n_steps - t) / jnp.maximum(numbers.lr_decay_steps, 1), 1)

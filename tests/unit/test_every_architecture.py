@@ -14,10 +14,8 @@ from sae_service.numerics import squared_error
 from sae_service.sae import Architecture, LossContext, unscaled
 from sae_service.schema import ResamplingConfig
 from sae_service.training import metrics
-from sae_service.training.optimizer import schedule
-from sae_service.training.step import Numbers, TrainState, init_state, resample_step, train_step
-
-D_IN, BATCH = 16, 64
+from sae_service.training.step import TrainState, resample_step, train_step
+from tests.planted import BATCH, D_IN, fresh, numbers, planted_rows, steps
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
@@ -25,32 +23,10 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
     return ARCHITECTURES[request.param]
 
 
-def planted_rows(n_rows: int, seed: int = 0) -> jax.Array:
-    """Sparse combinations of 24 fixed directions, with E‖x‖² about 1."""
-    random = np.random.default_rng(7)
-    directions = random.normal(size=(24, D_IN))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    random = np.random.default_rng(seed)
-    strengths = random.uniform(0.5, 1.5, (n_rows, 24)) * (random.uniform(size=(n_rows, 24)) < 0.1)
-    return jnp.asarray(strengths @ directions / 1.6, jnp.float32)
-
-
-def numbers(architecture: Architecture, lr: float = 3e-3, n_steps: int = 400) -> Numbers:
-    config = architecture.optimizer.model_copy(update={"lr": lr, "lr_warm_up": 0, "lr_decay": 0, "sparsity_warm_up": 0})
-    return Numbers(
-        architecture={name: jnp.float32(value) for name, value in architecture.example.numbers().items()},
-        schedule=schedule(config, n_steps),
-        activation_scale=jnp.float32(1),
-        dead_after_tokens=jnp.int32(1000),
-    )
-
-
 def trained(architecture: Architecture, n_steps: int, lr: float = 3e-3) -> tuple[TrainState, list[float]]:
-    state = init_state(architecture, architecture.example, D_IN, jax.random.key(0))
-    losses = []
+    state, losses = fresh(architecture), []
     for step in range(n_steps):
-        rows = planted_rows(BATCH, seed=step)
-        state = train_step(architecture, architecture.example.structure(), state, numbers(architecture, lr), rows)
+        state = steps(architecture, state, step, step + 1, lr)
         if step in (0, n_steps - 1):
             losses.append(metrics.read(state.window, step)["fvu"])
             state = state.replace(window=metrics.empty(tuple(state.window.terms), D_IN))
@@ -104,10 +80,12 @@ def shifted(parameters: Any, offset: float) -> Any:
     return parameters.replace(**{name: getattr(parameters, name) + offset for name in names})
 
 
+@pytest.mark.parametrize("tokens_since_fired", [0, 5000])
 @pytest.mark.parametrize("offset", [-1e4, 1e4])
-def test_all_dead_and_all_alive_are_finite(architecture: Architecture, offset: float) -> None:
-    state = init_state(architecture, architecture.example, D_IN, jax.random.key(0))
-    state = state.replace(parameters=shifted(state.parameters, offset))
+def test_all_dead_and_all_alive_are_finite(architecture: Architecture, offset: float, tokens_since_fired: int) -> None:
+    state = fresh(architecture)
+    counts = state.tokens_since_fired + tokens_since_fired
+    state = state.replace(parameters=shifted(state.parameters, offset), tokens_since_fired=counts)
     state = train_step(architecture, architecture.example.structure(), state, numbers(architecture), planted_rows(BATCH))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
     assert (metrics.read(state.window, 1)["l0"] == 0) == (offset < 0)
@@ -121,9 +99,15 @@ def test_other_numbers_do_not_compile_again(architecture: Architecture) -> None:
 
 
 def test_every_parameter_moves(architecture: Architecture) -> None:
-    before = init_state(architecture, architecture.example, D_IN, jax.random.key(0)).parameters
+    before = fresh(architecture).parameters
     after = trained(architecture, 200)[0].parameters
     assert all(not jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
+def test_the_config_survives_json_and_keeps_its_numbers_apart(architecture: Architecture) -> None:
+    example = architecture.example
+    assert architecture.config.model_validate_json(example.model_dump_json()) == example
+    assert example.structure().with_numbers(example.numbers()) == example
 
 
 def test_the_config_refuses_what_it_does_not_know(architecture: Architecture) -> None:
@@ -134,20 +118,10 @@ def test_the_config_refuses_what_it_does_not_know(architecture: Architecture) ->
             architecture.config.model_validate({"d_sae": 64, name: float("nan")})
 
 
-def steps(architecture: Architecture, state: TrainState, first: int, last: int) -> TrainState:
-    for step in range(first, last):
-        rows = planted_rows(BATCH, seed=step)
-        state = train_step(architecture, architecture.example.structure(), state, numbers(architecture), rows)
-    return state
-
-
 def test_saving_and_loading_in_the_middle_changes_nothing(architecture: Architecture) -> None:
-    def fresh() -> TrainState:
-        return init_state(architecture, architecture.example, D_IN, jax.random.key(0))
-
-    whole = steps(architecture, fresh(), 0, 40)
-    half = checkpoint.to_files(steps(architecture, fresh(), 0, 20), {})
-    loaded, _ = checkpoint.from_files(half, like=fresh())
+    whole = steps(architecture, fresh(architecture), 0, 40)
+    half = checkpoint.to_files(steps(architecture, fresh(architecture), 0, 20), {})
+    loaded, _ = checkpoint.from_files(half, like=fresh(architecture))
     resumed = steps(architecture, loaded, 20, 40)
     assert checkpoint.to_files(resumed, {}) == checkpoint.to_files(whole, {})
 
@@ -163,7 +137,7 @@ def test_whoever_can_resample_says_when_and_starts_only_dead_latents_anew(archit
     assert (architecture.resample is not None) == isinstance(architecture.example, ResamplingConfig)
     if architecture.resample is None:
         return
-    state = steps(architecture, init_state(architecture, architecture.example, D_IN, jax.random.key(0)), 0, 5)
+    state = steps(architecture, fresh(architecture), 0, 5)
     is_dead = jnp.arange(64) < 10
     state = state.replace(tokens_since_fired=jnp.where(is_dead, 5000, 0))
     before = jax.tree.map(jnp.copy, state)

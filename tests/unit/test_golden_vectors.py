@@ -14,8 +14,10 @@ import pytest
 
 from sae_service.architectures import gated, jumprelu, jumprelu_tanh, matryoshka, standard, standard_tied, topk
 from sae_service.coder import Coder, ThresholdedCoder, tangent
-from sae_service.numerics import keep_largest, keep_largest_of_batch, kth_largest, squared_error, variance_of
-from sae_service.sae import LossContext
+from sae_service.evaluation import reconstruction, reconstruction_sums
+from sae_service.numerics import active, keep_largest, keep_largest_of_batch, kth_largest, squared_error, variance_of
+from sae_service.sae import LossContext, LossOutput
+from sae_service.training import metrics
 
 X = [[1, 0.5, -0.2], [0.3, -0.4, 0.8]]
 W_DEC = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.8, 0]]
@@ -154,6 +156,38 @@ def test_tied_standard_loss_and_gradients() -> None:
     close(tangent(coder(), gradients).W_dec[3], [-0.04928, 0.03696, 0.154])
 
 
+def test_standard_weighs_latents_by_their_decoder_norms_which_get_a_gradient() -> None:
+    b_enc = array(B_ENC) - array(B_DEC) @ array(W_DEC).T
+    parameters = standard.StandardParameters(array(W_DEC).T, b_enc, array(W_DEC), array(B_DEC))
+    output, gradients = measure(standard, standard.StandardConfig(d_sae=4, l1_coefficient=0.5), parameters)
+    close(output.x_hat, [[1.362, 1.116, 0], [0.2, 0, 0.9]])
+    close(output.total, 1.15775)
+    close(gradients.b_enc, [0.762, 0.866, 0.35, 0.96])
+    close(gradients.W_dec[3], [0.39424, 0.62832, 0.154])
+
+
+def test_a_latent_just_below_its_threshold_is_in_the_window_though_it_does_not_fire() -> None:
+    def sparsity(threshold: jax.Array) -> jax.Array:
+        return 0.1 * jnp.mean(active(array([[0.85], [0.15]]), threshold, array(0.4)))
+
+    close(jax.grad(sparsity)(array([0.3])), [-0.125])
+
+
+def test_a_target_for_each_row_is_the_published_quadratic_penalty() -> None:
+    config = jumprelu.JumpReLUConfig(d_sae=4, l0_coefficient=0.1, bandwidth=0.4, target_l0=2.0, target_each_row=True)
+    output, gradients = measure(jumprelu, config, jumprelu_parameters())
+    assert (output.acts > 0).sum(axis=1).tolist() == [3, 1]
+    published = 0.1 / (2 * 2.0)
+    close(output.terms["sparsity"], published * (2 / 2.0) * ((3 - 2) ** 2 + (1 - 2) ** 2) / 2)
+    # The row with too many latents raises the threshold in its window, the row with too few lowers it.
+    without, by_batch = (
+        measure(jumprelu, config.model_copy(update=change), jumprelu_parameters())[1].log_threshold / array(THRESHOLD)
+        for change in ({"l0_coefficient": 0.0}, {"target_each_row": False})
+    )
+    close(by_batch - without, [0, 0, 0, 0])
+    close(gradients.log_threshold / array(THRESHOLD) - without, [0.0625, -0.0625, 0, -0.0625])
+
+
 def test_jumprelu_tanh_loss_and_gradients() -> None:
     config = jumprelu_tanh.JumpReLUTanhConfig(
         d_sae=4, sparsity_coefficient=0.1, tanh_scale=4, pre_act_coefficient=0.3, bandwidth=0.4
@@ -199,3 +233,19 @@ def test_the_kth_largest_is_exact(k: int) -> None:
     assert jnp.array_equal(kth_largest(values, k), expected)
     assert jnp.array_equal(jnp.sum(keep_largest(values, k) > 0, axis=1), jnp.full(5, k))
     assert jnp.array_equal(kth_largest(values.astype(jnp.float32), k), expected.astype(jnp.float32))
+
+
+def test_the_metrics_of_reconstruction_are_those_computed_by_hand() -> None:
+    x, acts = array(X), jax.nn.relu(coder().encode(array(X)))
+    x_hat = coder().decode(acts)
+    found = reconstruction(2, {name: np.asarray(value) for name, value in reconstruction_sums(x, x_hat, acts).items()})
+    close(found["l0"], 2.5)
+    close(found["mse"], 0.36525)
+    close(found["fvu"], 0.635217)
+    close(found["fvu_about_zero"], 0.335092)
+    close(found["fvu_by_row"], 0.314496)
+    close(found["relative_reconstruction_bias"], 1.463148)
+    close(found["l2_ratio"], 1.263794)
+    close(found["cossim"], 0.928416)
+    output = LossOutput(array(0.0), {}, x_hat, acts)
+    close(metrics.read(metrics.add(metrics.empty((), 3), x, output, array(0.0)), 1)["fvu"], 0.635217)

@@ -1,0 +1,76 @@
+"""Latents that never fire: when they count as dead, and that every architecture can bring them back."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae_service.architectures import ARCHITECTURES
+from sae_service.sae import Architecture, LossContext
+from sae_service.schema import ResamplingConfig
+from sae_service.training.step import resample_step
+from tests.planted import BATCH, D_IN, fresh, numbers, planted_rows, steps
+
+# What switches reviving on where the source has none.
+SWITCHED_ON = {"jumprelu": {"pre_act_coefficient": 1.0, "initial_threshold": 0.05}}
+SILENT = 10
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    return ARCHITECTURES[request.param]
+
+
+def silenced(parameters: Any) -> Any:
+    """The parameters with an encoder so short for the first latents that they hardly react."""
+    return jax.tree.map(lambda leaf: leaf.at[:, :SILENT].mul(0.01) if leaf.shape == (D_IN, 64) else leaf, parameters)
+
+
+def test_a_latent_is_dead_after_as_many_tokens_as_asked_and_not_a_batch_earlier() -> None:
+    architecture = ARCHITECTURES["standard"]
+    state = fresh(architecture)
+    W_enc, b_enc = state.parameters.W_enc.at[:, :SILENT].set(0), state.parameters.b_enc.at[:SILENT].set(-1)
+    state = state.replace(parameters=state.parameters.replace(W_enc=W_enc, b_enc=b_enc))
+    limit = int(numbers(architecture).dead_after_tokens)
+    last = limit // BATCH
+    state = steps(architecture, state, 0, last)
+    assert not np.any(state.tokens_since_fired > limit)
+    state = steps(architecture, state, last, last + 1)
+    assert np.flatnonzero(state.tokens_since_fired > limit).tolist() == list(range(SILENT))
+    assert int(state.tokens_since_fired[0]) == (last + 1) * BATCH
+
+
+def test_every_architecture_can_revive_its_dead_latents(architecture: Architecture) -> None:
+    if isinstance(architecture.example, ResamplingConfig):
+        state = fresh(architecture)
+        state = state.replace(tokens_since_fired=state.tokens_since_fired.at[:SILENT].set(5000))
+        before = np.asarray(architecture.export(architecture.example, state.parameters).W_dec)
+        structure, key = architecture.example.structure(), jax.random.key(1)
+        state = resample_step(architecture, structure, state, numbers(architecture), planted_rows(BATCH), key)
+        after = np.asarray(architecture.export(architecture.example, state.parameters).W_dec)
+        assert np.flatnonzero((before != after).any(axis=1)).tolist() == list(range(SILENT))
+        return
+    config = architecture.example.model_copy(update=SWITCHED_ON.get(architecture.example.kind, {}))
+    parameters, x = silenced(architecture.init(config, D_IN, jax.random.key(0))), planted_rows(BATCH)
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def measure(parameters: Any, numbers: dict[str, Any]) -> Any:
+        context = LossContext(jnp.ones(()), jnp.arange(64) < SILENT, jnp.ones(()))
+        output, _ = architecture.loss(config.with_numbers(numbers), parameters, x, context)
+        return output.total, output.acts
+
+    gradients, acts = measure(parameters, config.numbers())
+    assert not jnp.any(acts[:, :SILENT])
+    for leaf in jax.tree.leaves(gradients):
+        if leaf.shape == (D_IN, 64):
+            assert np.all(np.abs(leaf[:, :SILENT]).sum(axis=0) > 0)
+
+
+def test_where_the_source_revives_nothing_it_is_off_by_default() -> None:
+    assert ARCHITECTURES["jumprelu"].config(d_sae=64).pre_act_coefficient == 0  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    for kind in ("standard", "p_annealing"):
+        assert ARCHITECTURES[kind].config(d_sae=64).resample_at == ()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]

@@ -1,0 +1,153 @@
+"""The buffer and the stream: each row once, the same order for all hook points, and any position can be gone back to."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sae_service import checkpoint
+from sae_service.activations.buffer import FillStart, TextHarvest, permutation
+from sae_service.activations.model import LanguageModel
+from sae_service.activations.stream import ActivationStream, StreamPosition
+from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.errors import DamagedCheckpoint
+from sae_service.spec import DatasetSpec, StreamSpec
+
+BOS, CONTEXT = 0, 5
+few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Counting:
+    """A harvest whose rows are the natural numbers."""
+
+    def __init__(self, start: FillStart) -> None:
+        self._next = start.rows_taken
+
+    def fill(self, n_rows: int) -> tuple[dict[str, Any], FillStart]:
+        rows = jnp.arange(self._next, self._next + n_rows, dtype=jnp.float32)[:, None]
+        self._next += n_rows
+        return {"a": rows, "b": -rows}, FillStart(rows_taken=self._next)
+
+
+def served(spec: StreamSpec, position: StreamPosition) -> list[tuple[np.ndarray, StreamPosition]]:
+    """What the stream serves from a position on, each batch with the position after it."""
+    stream = ActivationStream(spec, Counting(position.fill_start), position)
+    found = []
+    for fill in stream.fills():
+        for batch, after in stream.batches(fill):
+            np.testing.assert_array_equal(batch["a"], -batch["b"])
+            found.append((np.asarray(batch["a"][:, 0]), after))
+    stream.close()
+    return found
+
+
+@given(n_steps=st.integers(1, 12), rows=st.sampled_from([0, 4, 8, 13, 20]), seed=st.integers(0, 2**32 - 1), data=st.data())
+@few
+def test_each_row_is_served_once_and_any_position_can_be_gone_back_to(
+    n_steps: int, rows: int, seed: int, data: st.DataObject
+) -> None:
+    synthetic = {"n_features": 4, "d_in": 1}
+    spec = StreamSpec.model_validate({"synthetic": synthetic, "tokens": n_steps * 4, "batch": 4, "buffer_rows": rows, "seed": seed})
+    whole = served(spec, StreamPosition())
+    assert len(whole) == n_steps
+    assert sorted(np.concatenate([batch for batch, _ in whole]).tolist()) == list(range(n_steps * 4))
+    per_fill = 4 * spec.steps_per_fill
+    for index, (batch, _) in enumerate(whole):
+        assert set(batch // per_fill) == {index // spec.steps_per_fill}, "a fill drains before the next one is served"
+    back = data.draw(st.integers(0, n_steps - 1))
+    position = StreamPosition.model_validate_json(whole[back][1].model_dump_json())
+    again = served(spec, position)
+    assert [batch.tolist() for batch, _ in again] == [batch.tolist() for batch, _ in whole[back + 1 :]]
+    assert [after for _, after in again] == [after for _, after in whole[back + 1 :]]
+
+
+def test_every_fill_and_every_seed_has_its_own_order() -> None:
+    orders = [permutation(seed, fill, 50).tolist() for seed in (0, 1) for fill in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert permutation(0, 1, 50).tolist() == orders[1]
+
+
+class Echo(LanguageModel):
+    """A model whose activation is the token."""
+
+    def __init__(self) -> None:
+        self.device = "cpu"
+
+    def activations(self, tokens: Any, hook_names: Iterable[str]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(tokens).float()[..., None] for name in hook_names}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> PackedTokens:
+    path: Path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    documents = ["ab" * (i % 7) + "c" * (i % 3) for i in range(100)]
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    spec = DatasetSpec(path=str(path), held_out_split="other")
+    return PackedTokens(spec, "train", lambda texts: [[ord(letter) for letter in text] for text in texts], BOS, CONTEXT, 3, True)
+
+
+def collected(reader: PackedTokens, start: FillStart, sizes: list[int]) -> tuple[list[float], FillStart]:
+    """The rows of fills of these sizes, and where the next one starts."""
+    harvest = TextHarvest(Echo(), reader, ("hook",), (BOS,), start)
+    rows: list[float] = []
+    for size in sizes:
+        filled, start = harvest.fill(size)
+        assert filled["hook"].shape == (size, 1)
+        rows += np.asarray(filled["hook"][:, 0]).tolist()
+    return rows, start
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=2, max_size=6), cut=st.integers(1, 5))
+@few
+def test_fills_of_any_size_lose_no_row_and_go_on_from_where_they_stopped(
+    reader: PackedTokens, sizes: list[int], cut: int
+) -> None:
+    whole, end = collected(reader, FillStart(), sizes)
+    tokens = np.concatenate([batch.ravel() for (batch, _), _ in zip(reader.read(Cursor()), range(60), strict=False)])
+    assert whole == tokens[tokens != BOS][: sum(sizes)].tolist()
+    first, middle = collected(reader, FillStart(), sizes[:cut])
+    rest, again = collected(reader, FillStart.model_validate_json(middle.model_dump_json()), sizes[cut:])
+    assert first + rest == whole
+    assert again == end
+
+
+@given(index=st.integers(0, 60))
+@few
+def test_reading_again_from_any_cursor_yields_the_same_rows(reader: PackedTokens, index: int) -> None:
+    whole = [item for item, _ in zip(reader.read(Cursor()), range(64), strict=False)]
+    stored = Cursor.model_validate_json(whole[index][1].model_dump_json())
+    for (batch, _), (expected, _) in zip(reader.read(stored), whole[index:], strict=False):
+        np.testing.assert_array_equal(batch, expected)
+
+
+def arrays(kind: Any) -> st.SearchStrategy[np.ndarray]:
+    """Arrays of a kind with up to three dimensions, empty ones too."""
+    shapes = st.lists(st.integers(0, 4), max_size=3)
+    return shapes.map(lambda shape: np.arange(np.prod(shape, dtype=int), dtype=kind).reshape(shape))
+
+
+ARRAYS = st.sampled_from([np.float32, np.int32, np.uint32]).flatmap(arrays)
+
+
+@given(state=st.dictionaries(st.text(alphabet="abc'[]", min_size=1, max_size=4), ARRAYS, max_size=4), step=st.integers(0, 2**53))
+@few
+def test_a_checkpoint_is_read_as_it_was_written_or_refused(state: dict[str, Any], step: int) -> None:
+    files = checkpoint.to_files(state, {"step": step})
+    read, values = checkpoint.from_files(files, like=state)
+    assert values == {"step": step}
+    assert jax.tree.structure(read) == jax.tree.structure(state)
+    assert all(np.array_equal(read[name], state[name]) and read[name].dtype == state[name].dtype for name in state)
+    with pytest.raises(DamagedCheckpoint):
+        checkpoint.from_files(files, like=state | {"another": np.zeros(1, np.float32)})
+    for name in state:
+        with pytest.raises(DamagedCheckpoint):
+            checkpoint.from_files(files, like=state | {name: state[name][None]})

@@ -1,0 +1,146 @@
+"""The training loop over several SAEs: what it reports, when it resamples, and that neither logging nor a stop matters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae_service import checkpoint
+from sae_service.architectures import ARCHITECTURES, p_annealing
+from sae_service.errors import NonFiniteLoss
+from sae_service.sae import LossContext
+from sae_service.spec import JobSpec
+from sae_service.training.loop import Trainer, activation_scale, initial_state
+from tests.planted import BATCH, D_IN, planted_rows
+
+ROW = {"sae", "step", "tokens", "loss", "l0", "fvu", "grad_norm", "dead_share", "learning_rate", "sparsity_scale",
+       "tokens_per_s", "threshold_quantiles"}  # fmt: skip
+OPTIMIZER = {"lr": 3e-3, "lr_warm_up": 5, "lr_decay": 0, "sparsity_warm_up": 0}
+
+
+def job(architectures: list[dict[str, Any]], n_steps: int, **changes: Any) -> JobSpec:
+    return JobSpec.model_validate({
+        "stream": {"synthetic": {"n_features": 24, "d_in": D_IN}, "tokens": n_steps * BATCH, "batch": BATCH},
+        "saes": [
+            {"name": item["kind"], "hook_name": "hook_synthetic", "architecture": item, "optimizer": OPTIMIZER,
+             "dead_after_tokens": 2 * BATCH} for item in architectures
+        ],
+        "log_every": 1000,
+    } | changes)  # fmt: skip
+
+
+def every_kind() -> list[dict[str, Any]]:
+    return [architecture.example.model_dump() for architecture in ARCHITECTURES.values()]
+
+
+def trainer(spec: JobSpec, rows: list[dict[str, Any]], state: dict[str, Any] | None = None, n_steps: int = 0) -> Trainer:
+    states = state or {sae.name: initial_state(spec, sae, D_IN) for sae in spec.saes}
+    return Trainer(spec, states, {sae.name: 1.0 for sae in spec.saes}, rows.extend, n_steps)
+
+
+def train(training: Trainer, until: int) -> bytes:
+    """Steps until `until`; returns the parameters as bytes."""
+    while training.n_steps < until:
+        training.step({"hook_synthetic": planted_rows(BATCH, seed=training.n_steps)})
+    return checkpoint.to_files({name: state.parameters for name, state in training.states.items()}, {})[checkpoint.ARRAYS]
+
+
+def test_logging_changes_no_architecture() -> None:
+    seldom: list[dict[str, Any]] = []
+    always: list[dict[str, Any]] = []
+    quiet = train(trainer(job(every_kind(), 3), seldom), 3)
+    assert train(trainer(job(every_kind(), 3, log_every=1), always), 3) == quiet
+    assert len(always) == 3 * len(seldom) == 3 * len(ARCHITECTURES)
+    for row in always:
+        terms = row.keys() - ROW
+        assert row.keys() >= ROW
+        assert sum(row[term] for term in terms) == pytest.approx(row["loss"], rel=1e-4)
+        assert len(row["threshold_quantiles"]) == 5
+
+
+RESAMPLED = [
+    {"kind": "gated", "d_sae": 64, "resample_at": [7, 14]},
+    {"kind": "standard_tied", "d_sae": 64, "resample_at": [7, 14]},
+]
+
+
+def with_dead_latents(spec: JobSpec) -> dict[str, Any]:
+    """Initial states, one in three of whose latents never fires."""
+    states = {sae.name: initial_state(spec, sae, D_IN) for sae in spec.saes}
+    for name, bias in (("gated", "b_gate"), ("standard_tied", "b_enc")):
+        parameters = states[name].parameters
+        parameters = parameters.replace(**{bias: getattr(parameters, bias).at[::3].set(-50)})
+        states[name] = states[name].replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    return states
+
+
+def test_a_stop_between_resamplings_changes_nothing_and_the_learning_rate_warms_up_again() -> None:
+    rows: list[dict[str, Any]] = []
+    spec = job(RESAMPLED, 20, log_every=1)
+    whole = trainer(spec, rows, with_dead_latents(spec))
+    expected = train(whole, 20)
+    first = trainer(spec, [], with_dead_latents(spec))
+    train(first, 9)  # in the middle of a warm-up
+    like = {sae.name: initial_state(spec, sae, D_IN) for sae in spec.saes}
+    states, _ = checkpoint.from_files(checkpoint.to_files(first.states, {}), like)
+    assert train(trainer(spec, [], states, n_steps=9), 20) == expected
+
+    rates = {name: [row["learning_rate"] for row in rows if row["sae"] == name] for name in ("gated", "standard_tied")}
+    again = [step / 5 for step in range(1, 6)]
+    assert jnp.allclose(jnp.array(rates["standard_tied"]) / 3e-3, jnp.array(again + [1] * 15))
+    gated = np.array(rates["gated"])
+    np.testing.assert_allclose(gated[7:14], gated[:7])
+    np.testing.assert_allclose(gated[14:], gated[:6])
+    assert gated[7] < gated[6]
+    dead = [row["dead_share"] for row in rows if row["sae"] == "gated"]
+    assert dead[5] > 0.3
+    assert dead[6] == 0, "resampling after step 7 has started all of them anew"
+
+
+def test_parameters_that_overflow_are_never_saved() -> None:
+    spec = job([{"kind": "standard", "d_sae": 64}], 4)
+    spec = spec.model_copy(update={"saes": tuple(
+        sae.model_copy(update={"optimizer": sae.optimizer.model_copy(update={"lr": 3e38, "lr_warm_up": 0})}) for sae in spec.saes
+    )})  # fmt: skip
+    training = trainer(spec, [])
+    training.step({"hook_synthetic": 100 * planted_rows(BATCH)})
+    training.states["standard"] = training.states["standard"].replace(
+        parameters=jax.tree.map(lambda leaf: leaf * 10, training.states["standard"].parameters)
+    )
+    with pytest.raises(NonFiniteLoss, match="parameters of standard"):
+        training.check()
+
+
+@pytest.mark.parametrize(("normalization", "expected"), [("unit_mean_square", 1.0), ("sqrt_d_in", 4.0), ("none", None)])
+def test_one_scalar_normalises_the_rows(normalization: str, expected: float | None) -> None:
+    architecture = {"kind": "topk", "d_sae": 64, "k": 4}
+    sae = {"hook_name": "hook_synthetic", "architecture": architecture, "normalization": normalization}
+    x = 7 * planted_rows(1000)
+    scale = activation_scale(job([architecture], 4, saes=[sae]).saes[0], x)
+    norms = jnp.linalg.norm(x * scale, axis=1)
+    match normalization:
+        case "unit_mean_square":
+            assert float(jnp.mean(norms**2)) == pytest.approx(expected)
+        case "sqrt_d_in":
+            assert float(jnp.mean(norms)) == pytest.approx(expected)
+        case _:
+            assert scale == 1
+
+
+def test_p_falls_in_ten_steps_and_each_keeps_the_penalty_what_it_was() -> None:
+    config = p_annealing.PAnnealingConfig(d_sae=64, lp_coefficient=1.0, p_end=0.2, anneal_start=0.0)
+    parameters, x, sparsity = p_annealing.init(config, D_IN, jax.random.key(0)), planted_rows(BATCH), []
+    measure = jax.jit(p_annealing.loss, static_argnums=0)
+    for step in range(221):
+        context = LossContext(jnp.ones(()), jnp.zeros(64, bool), jnp.array(step / 220))
+        output, parameters = measure(config, parameters, x, context)
+        sparsity.append(float(output.terms["sparsity"]))
+    assert float(parameters.falls) == 10
+    # The rows and the encoder stand still here: a falling p must not change the term at all.
+    np.testing.assert_allclose(sparsity, sparsity[0], rtol=1e-3)
+    acts = jax.nn.relu(parameters.coder.encode(x))
+    unscaled = p_annealing.power_penalty(acts, jnp.array(0.2))
+    assert float(parameters.factor * unscaled) == pytest.approx(sparsity[0], rel=1e-3)
+    assert float(parameters.factor) != pytest.approx(1, abs=0.1)
