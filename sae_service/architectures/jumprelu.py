@@ -2,9 +2,10 @@
 
 Source: Rajamanoharan et al. 2024, "Jumping Ahead", arXiv:2407.14435; hyperparameters and initialisation as restated
 in Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147. The inner ReLU before the jump is left out: thresholds are
-positive, so the forward pass is the same. Where public code differs, this was chosen: the step sees z and not the
-activations, so that both halves of the window count; the threshold is the exponential of what is trained, and its
-gradient has the factor that follows; b_dec is subtracted from the input; nothing else is divided by d_in.
+not negative, so the forward pass is the same. Where public code differs, this was chosen: the step sees z and not the
+activations, so that both halves of the window count; the threshold itself is trained and kept at 0 or above, not its
+logarithm as in the papers, which Adam hardly moves in a short job (DECISIONS 16); b_dec is subtracted from the input;
+nothing else is divided by d_in.
 """
 
 from typing import Any, Literal
@@ -51,20 +52,20 @@ class JumpReLUConfig(ArchitectureConfig):
 
 @struct.dataclass
 class JumpReLUParameters:
-    """`b_dec` is subtracted from the input too; the threshold is exp(log_threshold)."""
+    """`b_dec` is subtracted from the input too; no threshold is negative."""
 
     W_enc: Float[Array, "d_in d_sae"]
     b_enc: Float[Array, " d_sae"]
     W_dec: Float[Array, "d_sae d_in"]
     b_dec: Float[Array, " d_in"]
-    log_threshold: Float[Array, " d_sae"]
+    threshold: Float[Array, " d_sae"]
 
 
 def init(config: JumpReLUConfig, d_in: int, key: Any) -> JumpReLUParameters:
     """Random unit decoder rows, the encoder their transpose, biases 0."""
     W_dec = random_rows(key, config.d_sae, d_in)
-    log_threshold = jnp.full(config.d_sae, jnp.log(config.initial_threshold))
-    return JumpReLUParameters(W_dec.T, jnp.zeros(config.d_sae), W_dec, jnp.zeros(d_in), log_threshold)
+    threshold = jnp.full(config.d_sae, config.initial_threshold)
+    return JumpReLUParameters(W_dec.T, jnp.zeros(config.d_sae), W_dec, jnp.zeros(d_in), threshold)
 
 
 def loss(
@@ -74,7 +75,7 @@ def loss(
 
     Source (each row's): Gemma Scope 2, quadratic penalty λ (2 / target) (L0 - target)².
     """
-    threshold, bandwidth = jnp.exp(parameters.log_threshold), jnp.asarray(config.bandwidth, x.dtype)
+    threshold, bandwidth = parameters.threshold, jnp.asarray(config.bandwidth, x.dtype)
     z = (x - parameters.b_dec) @ parameters.W_enc + parameters.b_enc
     acts = jumprelu(z, threshold, bandwidth)
     x_hat = acts @ parameters.W_dec + parameters.b_dec
@@ -97,7 +98,7 @@ def export(config: JumpReLUConfig, parameters: JumpReLUParameters) -> InferenceS
         b_enc=parameters.b_enc - parameters.b_dec @ parameters.W_enc,
         W_dec=parameters.W_dec,
         b_dec=parameters.b_dec,
-        threshold=jnp.exp(parameters.log_threshold),
+        threshold=parameters.threshold,
     )
 
 
@@ -107,14 +108,15 @@ def constrain_gradients(parameters: JumpReLUParameters, gradients: JumpReLUParam
 
 
 def constrain(parameters: JumpReLUParameters) -> JumpReLUParameters:
-    """Decoder rows of norm 1."""
-    return parameters.replace(W_dec=unit_rows(parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+    """Decoder rows of norm 1, thresholds of 0 or above."""
+    threshold = jnp.maximum(parameters.threshold, 0)
+    return parameters.replace(W_dec=unit_rows(parameters.W_dec), threshold=threshold)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def from_inference(config: JumpReLUConfig, sae: InferenceSAE) -> JumpReLUParameters:
-    """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has k or a latent without a threshold."""
-    weights = inverse.unit(inverse.with_thresholds(sae))
-    return JumpReLUParameters(**vars(inverse.coder(weights)), log_threshold=inverse.logarithms(weights))
+    """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has k."""
+    weights: Any = inverse.unit(inverse.thresholded(sae))
+    return JumpReLUParameters(**vars(inverse.coder(weights)), threshold=weights["threshold"])
 
 
 ARCHITECTURE = Architecture(

@@ -73,7 +73,7 @@ def jumprelu_parameters() -> jumprelu.JumpReLUParameters:
         b_enc=array(B_ENC),
         W_dec=array(W_DEC),
         b_dec=array(B_DEC),
-        log_threshold=jnp.log(array(THRESHOLD)),
+        threshold=array(THRESHOLD),
     )
 
 
@@ -120,8 +120,8 @@ def test_jumprelu_loss_and_gradients(
     close(output.acts, [[0.85, 0.5, 0, 0.77], [0, 0, 0.9, 0]])
     close(output.terms["mse"], 0.3915)
     close(output.total, total)
-    close(gradients.log_threshold, by_log_threshold)
-    close(gradients.log_threshold / array(THRESHOLD), by_threshold)
+    close(gradients.threshold, by_threshold)
+    close(gradients.threshold * array(THRESHOLD), by_log_threshold)
     close(gradients.b_enc, [0.362, 0.616, 0.1, 0.71])
 
 
@@ -181,11 +181,11 @@ def test_a_target_for_each_row_is_the_published_quadratic_penalty() -> None:
     close(output.terms["sparsity"], published * (2 / 2.0) * ((3 - 2) ** 2 + (1 - 2) ** 2) / 2)
     # The row with too many latents raises the threshold in its window, the row with too few lowers it.
     without, by_batch = (
-        measure(jumprelu, config.model_copy(update=change), jumprelu_parameters())[1].log_threshold / array(THRESHOLD)
+        measure(jumprelu, config.model_copy(update=change), jumprelu_parameters())[1].threshold
         for change in ({"l0_coefficient": 0.0}, {"target_each_row": False})
     )
     close(by_batch - without, [0, 0, 0, 0])
-    close(gradients.log_threshold / array(THRESHOLD) - without, [0.0625, -0.0625, 0, -0.0625])
+    close(gradients.threshold - without, [0.0625, -0.0625, 0, -0.0625])
 
 
 def test_jumprelu_tanh_loss_and_gradients() -> None:

@@ -16,7 +16,7 @@ from tests.unit.test_every_architecture import planted_rows, trained
 
 X = rows()
 STARTS = {
-    "relu": ("standard", "standard_tied", "p_annealing", "gated", "batchtopk", "matryoshka"),
+    "relu": ("standard", "standard_tied", "p_annealing", "gated", "jumprelu", "batchtopk", "matryoshka"),
     "jumprelu": ("jumprelu", "jumprelu_tanh", "gated"),
     "one threshold": ("jumprelu", "jumprelu_tanh", "gated", "batchtopk", "matryoshka"),
     "topk": ("topk",),
