@@ -51,7 +51,7 @@ class Storage:
         """The whole object. Raises NotFound or StorageFailure."""
         try:
             return bytes(obstore.get(self._store, key).bytes())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:  # ValueError: a key that no object can have
             raise NotFound(f"there is no file {key}") from error
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot read {key}: {error}") from error
@@ -113,20 +113,19 @@ class Storage:
     def read_published(self, prefix: str, below: str = "") -> dict[str, bytes]:
         """The files of a published set whose path starts with `below`, each checked against the manifest."""
         try:
-            entries = json.loads(self.get(f"{prefix}/{MANIFEST}"))["files"]
-        except (NotFound, ValueError, KeyError) as error:
+            listed = json.loads(self.get(f"{prefix}/{MANIFEST}"))["files"]
+            hashes = {str(entry["path"]): entry["sha256"] for entry in listed}
+        except (NotFound, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"{prefix} has no readable manifest") from error
         files: dict[str, bytes] = {}
-        for entry in entries:
-            if not entry["path"].startswith(below):
-                continue
+        for path in (path for path in hashes if path.startswith(below)):
             try:
-                content = self.get(f"{prefix}/{entry['path']}")
+                content = self.get(f"{prefix}/{path}")
             except NotFound as error:
-                raise DamagedCheckpoint(f"{prefix}/{entry['path']} is missing") from error
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise DamagedCheckpoint(f"{prefix}/{entry['path']} does not match its manifest")
-            files[entry["path"]] = content
+                raise DamagedCheckpoint(f"{prefix}/{path} is missing") from error
+            if hashlib.sha256(content).hexdigest() != hashes[path]:
+                raise DamagedCheckpoint(f"{prefix}/{path} does not match its manifest")
+            files[path] = content
         return files
 
 
