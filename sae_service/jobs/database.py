@@ -18,6 +18,7 @@ SQLITE = "sqlite:///"
 SUBSECOND_CLOCK = (3, 42)
 NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.sshfs", "afs")
 MIGRATION_LOCK = 5_270_041
+MIGRATION_PAUSE_S = 0.2
 
 schema = sa.MetaData()
 
@@ -125,7 +126,9 @@ class Database:
         else:
             # No transaction may stay open meanwhile: indexes that are built concurrently would wait for its end.
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.execute(sa.select(sa.func.pg_advisory_lock(MIGRATION_LOCK)))
+                # Asked for again and again: a query that waits would count as a transaction too.
+                while not connection.execute(sa.select(sa.func.pg_try_advisory_lock(MIGRATION_LOCK))).scalar_one():
+                    time.sleep(MIGRATION_PAUSE_S)
                 try:
                     yield
                 finally:
