@@ -16,7 +16,7 @@ from sae_service.errors import ServiceUnavailable
 from sae_service.jobs.records import Job
 
 CLI = [sys.executable, "-c", "from sae_service.cli import app; app()"]
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 class Service:

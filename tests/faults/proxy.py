@@ -8,13 +8,13 @@ from contextlib import suppress
 class Proxy:
     """Passes connections on to a port of this machine, as long as it is `open`."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
         self._target = target
         self._open = threading.Event()
         self._open.set()
         self._refuses = False
         self._connections: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 

@@ -22,6 +22,7 @@ session = boto3.session.Session(key, secret, region_name="us-east-1")
 session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
 """
 RING = """
+import sys
 from swift.common.ring import RingBuilder
 folder, *ports = sys.argv[1:]
 for name, port in zip(("account", "container", "object"), ports):

@@ -11,12 +11,13 @@ from tests.service import CLI, PATIENCE_S
 class Worker:
     """One worker process with settings of its own."""
 
-    def __init__(self, data_dir: Path, **settings: str) -> None:
+    def __init__(self, data_dir: Path, within: tuple[str, ...] = (), **settings: str) -> None:
+        """Starts it; `within` is a command that runs another, such as one that enters a network namespace."""
         self.data_dir = data_dir
         self.data_dir.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"SAE_SERVICE_LEASE_S": "6"} | settings
         with (data_dir / "worker.log").open("ab") as log:
-            command = [*CLI, "worker", "--data-dir", str(data_dir)]
+            command = [*within, *CLI, "worker", "--data-dir", str(data_dir)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     @property
