@@ -34,7 +34,7 @@ class Storage:
             else:
                 self._store = from_url(url)
         except (BaseError, OSError, ValueError) as error:
-            raise StorageFailure(f"cannot open the storage {url}: {error}") from error
+            raise StorageFailure(f"cannot open the storage {url}: {_said(error)}") from error
 
     def put(self, key: str, content: bytes) -> None:
         """Writes a new object, durably. Raises StorageFailure if it exists or cannot be written."""
@@ -45,7 +45,7 @@ class Storage:
         except AlreadyExistsError as error:
             raise StorageFailure(f"{key} exists already") from error
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot write {key}: {error}") from error
+            raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
 
     def get(self, key: str) -> bytes:
         """The whole object. Raises NotFound or StorageFailure."""
@@ -54,7 +54,7 @@ class Storage:
         except (FileNotFoundError, ValueError) as error:  # ValueError: a key that no object can have
             raise NotFound(f"there is no file {key}") from error
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot read {key}: {error}") from error
+            raise StorageFailure(f"cannot read {key}: {_said(error)}") from error
 
     def size(self, key: str) -> int:
         """Length of the object in bytes. Raises NotFound."""
@@ -63,7 +63,7 @@ class Storage:
         except FileNotFoundError as error:
             raise NotFound(f"there is no file {key}") from error
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot read {key}: {error}") from error
+            raise StorageFailure(f"cannot read {key}: {_said(error)}") from error
 
     def stream(self, key: str, start: int, end: int, chunk: int = 1 << 20) -> Iterator[bytes]:
         """Bytes `start` up to but not including `end`, in pieces."""
@@ -71,14 +71,14 @@ class Storage:
             try:
                 yield bytes(obstore.get_range(self._store, key, start=position, end=min(position + chunk, end)))
             except (BaseError, OSError) as error:
-                raise StorageFailure(f"cannot read {key}: {error}") from error
+                raise StorageFailure(f"cannot read {key}: {_said(error)}") from error
 
     def keys(self, prefix: str) -> list[str]:
         """Keys of all objects below a prefix, sorted."""
         try:
             return sorted(item["path"] for batch in obstore.list(self._store, prefix) for item in batch)
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot list {prefix}: {error}") from error
+            raise StorageFailure(f"cannot list {prefix}: {_said(error)}") from error
 
     def delete(self, prefix: str) -> None:
         """Deletes everything below a prefix, its manifest first, so that no reader trusts a half-deleted set."""
@@ -97,7 +97,7 @@ class Storage:
         except FileNotFoundError:
             return
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot delete {keys[0]}: {error}") from error
+            raise StorageFailure(f"cannot delete {keys[0]}: {_said(error)}") from error
 
     def publish(self, prefix: str, files: Mapping[str, bytes]) -> list[dict[str, str | int]]:
         """Writes `files` below a new prefix and their manifest last. Returns the manifest's entries."""
@@ -127,6 +127,11 @@ class Storage:
                 raise DamagedCheckpoint(f"{prefix}/{path} does not match its manifest")
             files[path] = content
         return files
+
+
+def _said(error: Exception) -> str:
+    """What an error says to a person: the store adds its own structures below."""
+    return str(error).split("\n\n")[0]
 
 
 def _flush(path: Path, root: Path) -> None:

@@ -22,7 +22,7 @@ PATIENCE_S = 300
 class Service:
     """`sae-service serve` on a port of its own, with a short lease."""
 
-    def __init__(self, data_dir: Path, workers: int = 1, **settings: str) -> None:
+    def __init__(self, data_dir: Path, workers: int = 1, /, **settings: str) -> None:
         self.data_dir, self._workers, self._settings = data_dir, workers, settings
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -24,7 +24,7 @@ class Kills:
     def __init__(self, service: Service, history: History, specs: list[dict[str, Any]], at_once: int) -> None:
         self.service, self.history, self.specs, self.at_once = service, history, specs, at_once
         self.jobs: list[Following] = []
-        self.by_module = dict.fromkeys(MODULES, 0)
+        self.by_module: dict[str, int] = dict.fromkeys(MODULES, 0)
 
     @property
     def n_kills(self) -> int:

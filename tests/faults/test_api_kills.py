@@ -34,7 +34,7 @@ def submit_until_answered(service: Service, spec: dict[str, Any], key: str) -> J
 def test_a_request_that_is_repeated_through_kills_of_the_api_makes_one_job(
     history: History, quick: dict[str, Any], tmp_path: Path
 ) -> None:
-    service = Service(tmp_path, workers=0)
+    service = Service(tmp_path, 0)
     quick["stream"]["tokens"] = 64
     try:
         ids: set[str] = set()
@@ -59,7 +59,7 @@ def test_a_request_that_is_repeated_through_kills_of_the_api_makes_one_job(
 def test_a_job_does_not_notice_that_the_api_is_killed(
     history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
-    service = Service(tmp_path, workers=0, **compiled)
+    service = Service(tmp_path, 0, **compiled)
     worker = Worker(tmp_path, **compiled)
     try:
         quick["stream"]["tokens"] *= 3

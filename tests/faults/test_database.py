@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 def test_jobs_outlive_a_postgresql_that_is_killed_again_and_again(
     postgres: Postgres, history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
-    service = Service(tmp_path, workers=2, SAE_SERVICE_DATABASE_URL=postgres.url, **compiled)
+    service = Service(tmp_path, 2, SAE_SERVICE_DATABASE_URL=postgres.url, **compiled)
     try:
         undisturbed = service.ended(service.client.submit(quick))
         jobs = [Following(service, service.client.submit(quick), quick) for _ in range(4)]

@@ -36,7 +36,7 @@ def suffer(
 def test_a_few_kills_do_not_change_the_bytes(
     history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
-    service = Service(tmp_path, workers=2, **compiled)
+    service = Service(tmp_path, 2, **compiled)
     suffer(service, history, [quick], 5, tmp_path / "weights", at_once=2)
 
 
@@ -44,7 +44,7 @@ def test_a_few_kills_do_not_change_the_bytes(
 def test_many_kills_do_not_change_the_bytes_on_sqlite(
     history: History, variety: list[dict[str, Any]], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
-    service = Service(tmp_path, workers=2, **compiled)
+    service = Service(tmp_path, 2, **compiled)
     suffer(service, history, variety, kills_of_this_run(), tmp_path / "weights")
 
 
@@ -52,5 +52,5 @@ def test_many_kills_do_not_change_the_bytes_on_sqlite(
 def test_many_kills_do_not_change_the_bytes_on_postgresql(
     history: History, variety: list[dict[str, Any]], tmp_path: Path, postgres: Postgres, compiled: dict[str, str]
 ) -> None:
-    service = Service(tmp_path, workers=2, SAE_SERVICE_DATABASE_URL=postgres.url, **compiled)
+    service = Service(tmp_path, 2, SAE_SERVICE_DATABASE_URL=postgres.url, **compiled)
     suffer(service, history, variety, kills_of_this_run(), tmp_path / "weights")

@@ -54,7 +54,7 @@ def test_a_worker_notices_that_the_other_end_has_forgotten_its_connections(
 ) -> None:
     proxy = Proxy(postgres.port, NEAR)
     shared = compiled | {"SAE_SERVICE_STORAGE_URL": (tmp_path / "shared").as_uri()}
-    service = Service(tmp_path, workers=0, SAE_SERVICE_DATABASE_URL=postgres.url, **shared)
+    service = Service(tmp_path, 0, SAE_SERVICE_DATABASE_URL=postgres.url, **shared)
     through = postgres.url.replace(f"127.0.0.1:{postgres.port}", f"{NEAR}:{proxy.port}")
     within = ("ip", "netns", "exec", namespace)
     far = Worker(tmp_path / "far", within, **shared | {"SAE_SERVICE_DATABASE_URL": through})

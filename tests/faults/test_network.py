@@ -35,7 +35,7 @@ class Hosts:
 def hosts(postgres: Postgres, tmp_path: Path, compiled: dict[str, str]) -> Iterator[Hosts]:
     proxy = Proxy(postgres.port)
     shared = compiled | {"SAE_SERVICE_STORAGE_URL": (tmp_path / "shared").as_uri()}
-    service = Service(tmp_path, workers=0, SAE_SERVICE_DATABASE_URL=postgres.url, **shared)
+    service = Service(tmp_path, 0, SAE_SERVICE_DATABASE_URL=postgres.url, **shared)
     near = shared | {"SAE_SERVICE_DATABASE_URL": postgres.url}
     through = postgres.url.replace(str(postgres.port), str(proxy.port))
     far = Worker(tmp_path / "far", **shared | {"SAE_SERVICE_DATABASE_URL": through})
@@ -100,7 +100,7 @@ def test_reads_are_answered_with_503_while_the_api_cannot_reach_the_database(
 ) -> None:
     proxy = Proxy(postgres.port)
     url = postgres.url.replace(str(postgres.port), str(proxy.port))
-    service = Service(tmp_path, workers=0, SAE_SERVICE_DATABASE_URL=url)
+    service = Service(tmp_path, 0, SAE_SERVICE_DATABASE_URL=url)
     try:
         for fault in (proxy.cut, postgres.kill):
             fault()

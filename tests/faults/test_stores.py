@@ -56,7 +56,7 @@ def test_kills_do_not_change_the_bytes_and_nothing_is_left_over(
     store: Store, history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    service = Service(tmp_path, workers=2, **compiled | store.settings())
+    service = Service(tmp_path, 2, **compiled | store.settings())
     try:
         job = service.ended(service.client.submit(quick))
         assert job.status == "succeeded", service.client.events(job.id)[-3:]

@@ -29,7 +29,7 @@ def share(folder: Path, history: History, spec: dict[str, Any], n_jobs: int, set
     """Two workers, many jobs."""
     log = folder / "steps.jsonl"
     inside = json.dumps({"module": "workers.job_process", "log": str(log)})
-    service = Service(folder, workers=2, PYTHONPATH=python_path(), FAULTS_INSIDE=inside, **settings)
+    service = Service(folder, 2, PYTHONPATH=python_path(), FAULTS_INSIDE=inside, **settings)
     try:
         jobs = [service.client.submit(spec) for _ in range(n_jobs)]
         for job in jobs:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 def test_a_worker_that_wakes_up_after_its_job_was_taken_over_is_refused(
     history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
-    service = Service(tmp_path, workers=2, **compiled)
+    service = Service(tmp_path, 2, **compiled)
     try:
         undisturbed = service.ended(service.client.submit(quick))
         quick["metadata"] = {"turn": "2"}

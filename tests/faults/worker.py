@@ -11,7 +11,7 @@ from tests.service import CLI, PATIENCE_S
 class Worker:
     """One worker process with settings of its own."""
 
-    def __init__(self, data_dir: Path, within: tuple[str, ...] = (), **settings: str) -> None:
+    def __init__(self, data_dir: Path, within: tuple[str, ...] = (), /, **settings: str) -> None:
         """Starts it; `within` is a command that runs another, such as one that enters a network namespace."""
         self.data_dir = data_dir
         self.data_dir.mkdir(parents=True, exist_ok=True)
