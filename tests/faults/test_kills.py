@@ -36,6 +36,7 @@ def suffer(
 def test_a_few_kills_do_not_change_the_bytes(
     history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
+    quick["stream"]["tokens"] = 600 * 64
     service = Service(tmp_path, 2, **compiled)
     suffer(service, history, [quick], 5, tmp_path / "weights", at_once=2)
 
