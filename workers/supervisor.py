@@ -12,7 +12,7 @@ from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings, child_environment
 from sae_service.storage import Storage
-from workers.child import Child
+from workers.child import ORPHANED, Child
 from workers.lease import Lease
 
 log = logging.getLogger("workers")
@@ -168,6 +168,9 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
             return lambda: attempt.fail(result["error"])
         case "failed":
             return lambda: attempt.crashed(result["error"])
+    if status == ORPHANED:
+        # The lease could not be renewed for a while, which is no crash; it may have come back just now.
+        return attempt.release
     text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
     return _crash(attempt, text)
 

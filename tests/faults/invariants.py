@@ -1,6 +1,7 @@
 """What must hold after every fault, whatever it was."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def check_quiet(service: Service) -> None:
     """Once all jobs have ended, no training process is left."""
     service.until(lambda: not children(service.data_dir))
     assert not orphans(service.data_dir)
+
+
+def check_nothing_left(service: Service, job: Job, folders: Callable[[], list[str]]) -> None:
+    """What cut-off attempts have written is deleted, soon after the end; what was committed is not."""
+    n_kept = len(service.client.checkpoints(job.id))
+    service.until(lambda: len(set(folders())) <= n_kept)
+    assert len(set(folders())) == n_kept
 
 
 def worker_pid(job: Job) -> int | None:

@@ -66,8 +66,10 @@ def test_kills_do_not_change_the_bytes_and_nothing_is_left_over(
         kills.check(undisturbed, tmp_path / "weights")
         storage = opened(store, monkeypatch)
         for following in kills.jobs:
-            written = {key.split("/")[2] for key in storage.keys(f"jobs/{following.job.id}")}
-            assert len(written) == len(service.client.checkpoints(following.job.id))
+            prefix = f"jobs/{following.job.id}"
+            invariants.check_nothing_left(
+                service, following.job, lambda prefix=prefix: [key.split("/")[2] for key in storage.keys(prefix)]
+            )
         history.add("summary", **kills.summary())
         print(f"\n{type(store).__name__}: {kills.summary()}, all weights alike")  # noqa: T201
     finally:

@@ -165,5 +165,14 @@ def test_an_outage_that_outlasts_the_lease_is_a_preemption_and_no_crash(
     assert (job.status, job.status_reason) == ("queued", "preempted")
 
 
+def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    child_runs(READ_ASSIGNMENT + f"sys.exit({child_module.ORPHANED})")
+    worker.supervisor.work(worker.job_id, 1)
+    job = worker.store.get(worker.job_id)
+    assert (job.status, job.status_reason) == ("queued", "preempted")
+
+
 def test_memory_that_does_not_suffice_is_said_even_if_the_error_is_silent() -> None:
     assert failure(MemoryError())["error"]["code"] == "out_of_memory"
