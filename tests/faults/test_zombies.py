@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,21 @@ from tests.service import Service, children_of, is_alive, worker_of
 pytestmark = pytest.mark.faults
 
 
+def stop_between_writes(pid: int, database: Path) -> None:
+    """Stops a process; one that holds SQLite's lock meanwhile would keep everybody from writing, and is stopped again."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        with closing(sqlite3.connect(database, timeout=1, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.3)
+            else:
+                other.execute("ROLLBACK")
+                return
+
+
 def test_a_worker_that_wakes_up_after_its_job_was_taken_over_is_refused(
     history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
@@ -28,7 +45,7 @@ def test_a_worker_that_wakes_up_after_its_job_was_taken_over_is_refused(
         following = Following(service, job, quick)
         zombie = worker_of(job)
         (child,) = children_of(zombie)
-        os.kill(zombie, signal.SIGSTOP)
+        stop_between_writes(zombie, tmp_path / "service.db")
         history.add("stop", pid=zombie, child=child)
         service.until(lambda: not is_alive(child))
         service.until(lambda: invariants.worker_pid(service.client.job(job.id)) not in (zombie, None))
