@@ -80,6 +80,13 @@ class Storage:
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot list {prefix}: {_said(error)}") from error
 
+    def folders(self, prefix: str) -> set[str]:
+        """What there is directly below a prefix, with anything below it: also what a cut-off write has left behind."""
+        try:
+            return set(obstore.list_with_delimiter(self._store, prefix)["common_prefixes"])
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot list {prefix}: {_said(error)}") from error
+
     def delete(self, prefix: str) -> None:
         """Deletes everything below a prefix, its manifest first, so that no reader trusts a half-deleted set."""
         keys = self.keys(prefix)

@@ -137,8 +137,7 @@ class Supervisor:
         """Deletes what was written below `prefix` but never became part of the job. Returns what did."""
         written: set[str] = set()
         try:
-            depth = prefix.count("/") + 2
-            written = {"/".join(key.split("/")[:depth]) for key in self._storage.keys(prefix)}
+            written = self._storage.folders(prefix)
         except StorageFailure as error:
             log.warning("cannot list %s: %s", prefix, error)
         if not is_over:

@@ -1,6 +1,7 @@
 """A TCP proxy that stands for a network, which may be cut or go silent."""
 
 import socket
+import struct
 import threading
 from contextlib import suppress
 
@@ -28,8 +29,13 @@ class Proxy:
         self._open.clear()
 
     def heal(self, forget: bool = False) -> None:
-        """All passes again. What was sent during a silence arrives now, unless the connections are forgotten."""
+        """All passes again. What was sent during a silence arrives now, unless the connections are forgotten: then their
+        ends get one reset each, which a lost packet may take away.
+        """
         if forget:
+            for connection in list(self._connections):
+                with suppress(OSError):
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._reset_all()
         self._refuses = False
         self._open.set()
@@ -42,7 +48,8 @@ class Proxy:
     def _reset_all(self) -> None:
         for connection in list(self._connections):
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                # Wakes the thread that reads, which then closes it.
+                connection.shutdown(socket.SHUT_RD)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -75,4 +82,4 @@ class Proxy:
                 target.sendall(content)
         for end in (source, target):
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                end.shutdown(socket.SHUT_RD)
