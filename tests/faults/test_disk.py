@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.faults.history import History
 from tests.service import Service
 
 pytestmark = pytest.mark.faults
+LEASE_S = 6
 
 
 @pytest.fixture
@@ -103,6 +105,7 @@ def test_a_database_that_finds_no_room_is_an_outage_and_no_crash(
         following = Following(service, job, quick)
         ballast = fill(disk)
         history.add("full")
+        time.sleep(2 * LEASE_S)
         answers = [httpx.post(f"{service.url}/v1/jobs", json=quick, timeout=60) for _ in range(5)]
         assert {answer.status_code for answer in answers} <= {201, 503}
         assert (answers[-1].status_code, answers[-1].headers["Retry-After"]) == (503, "5")
