@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-gpu test-peers lint types layers check serve worker
+.PHONY: help setup demo test test-gpu test-peers faults lint types layers check serve worker
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -36,6 +36,11 @@ test-peers: $(READY)  ## Check our files with the libraries that read and write 
 	.venv-peers/bin/pip install --quiet torch sae-lens==6.54.12 nnsight natsort schedulefree -c .constraints.txt
 	.venv-peers/bin/pip install --quiet --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3
 	$(BIN)/python -m pytest $(addprefix tests/integration/test_,saelens.py dictionary_learning.py sparsify.py)
+
+faults: $(READY)  ## Kill, cut, fill and lock everything for an hour or two (options: KILLS=100 SEED=1 ARGS="-k disk")
+	test -x .venv-faults/bin/python || $(PYTHON) -m venv .venv-faults
+	.venv-faults/bin/pip install --quiet "moto[server]==5.2.5" swift==2.38.3
+	FAULTS_KILLS=$(or $(KILLS),100) FAULTS_SEED=$(or $(SEED),$(shell date +%s)) $(BIN)/python -m pytest tests/faults -m "" -s -v $(ARGS)
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ class Storage:
             else:
                 self._store = from_url(url)
         except (BaseError, OSError, ValueError) as error:
-            raise StorageFailure(f"cannot open the storage {url}: {error}") from error
+            raise StorageFailure(f"cannot open the storage {url}: {_said(error)}") from error
 
     def put(self, key: str, content: bytes) -> None:
         """Writes a new object, durably. Raises StorageFailure if it exists or cannot be written."""
@@ -45,16 +45,16 @@ class Storage:
         except AlreadyExistsError as error:
             raise StorageFailure(f"{key} exists already") from error
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot write {key}: {error}") from error
+            raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
 
     def get(self, key: str) -> bytes:
         """The whole object. Raises NotFound or StorageFailure."""
         try:
             return bytes(obstore.get(self._store, key).bytes())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:  # ValueError: a key that no object can have
             raise NotFound(f"there is no file {key}") from error
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot read {key}: {error}") from error
+            raise StorageFailure(f"cannot read {key}: {_said(error)}") from error
 
     def size(self, key: str) -> int:
         """Length of the object in bytes. Raises NotFound."""
@@ -63,7 +63,7 @@ class Storage:
         except FileNotFoundError as error:
             raise NotFound(f"there is no file {key}") from error
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot read {key}: {error}") from error
+            raise StorageFailure(f"cannot read {key}: {_said(error)}") from error
 
     def stream(self, key: str, start: int, end: int, chunk: int = 1 << 20) -> Iterator[bytes]:
         """Bytes `start` up to but not including `end`, in pieces."""
@@ -71,14 +71,21 @@ class Storage:
             try:
                 yield bytes(obstore.get_range(self._store, key, start=position, end=min(position + chunk, end)))
             except (BaseError, OSError) as error:
-                raise StorageFailure(f"cannot read {key}: {error}") from error
+                raise StorageFailure(f"cannot read {key}: {_said(error)}") from error
 
     def keys(self, prefix: str) -> list[str]:
         """Keys of all objects below a prefix, sorted."""
         try:
             return sorted(item["path"] for batch in obstore.list(self._store, prefix) for item in batch)
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot list {prefix}: {error}") from error
+            raise StorageFailure(f"cannot list {prefix}: {_said(error)}") from error
+
+    def folders(self, prefix: str) -> set[str]:
+        """What there is directly below a prefix, with anything below it: also what a cut-off write has left behind."""
+        try:
+            return set(obstore.list_with_delimiter(self._store, prefix)["common_prefixes"])
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot list {prefix}: {_said(error)}") from error
 
     def delete(self, prefix: str) -> None:
         """Deletes everything below a prefix, its manifest first, so that no reader trusts a half-deleted set."""
@@ -97,7 +104,7 @@ class Storage:
         except FileNotFoundError:
             return
         except (BaseError, OSError) as error:
-            raise StorageFailure(f"cannot delete {keys[0]}: {error}") from error
+            raise StorageFailure(f"cannot delete {keys[0]}: {_said(error)}") from error
 
     def publish(self, prefix: str, files: Mapping[str, bytes]) -> list[dict[str, str | int]]:
         """Writes `files` below a new prefix and their manifest last. Returns the manifest's entries."""
@@ -113,10 +120,11 @@ class Storage:
     def read_published(self, prefix: str, below: str = "") -> dict[str, bytes]:
         """The files of a published set whose path starts with `below`, each checked against the manifest."""
         try:
-            entries = json.loads(self.get(f"{prefix}/{MANIFEST}"))["files"]
-        except (NotFound, ValueError, KeyError) as error:
+            listed = json.loads(self.get(f"{prefix}/{MANIFEST}"))["files"]
+            hashes = {str(entry["path"]): entry["sha256"] for entry in listed}
+        except (NotFound, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"{prefix} has no readable manifest") from error
-        return self.read(prefix, {entry["path"]: entry["sha256"] for entry in entries if entry["path"].startswith(below)})
+        return self.read(prefix, {path: sha256 for path, sha256 in hashes.items() if path.startswith(below)})
 
     def read(self, prefix: str, hashes: Mapping[str, str]) -> dict[str, bytes]:
         """The files below `prefix` that `hashes` names, by path. Raises DamagedCheckpoint if one is not what it says."""
@@ -129,6 +137,11 @@ class Storage:
             if hashlib.sha256(files[path]).hexdigest() != sha256:
                 raise DamagedCheckpoint(f"{prefix}/{path} does not match its manifest")
         return files
+
+
+def _said(error: Exception) -> str:
+    """What an error says to a person: the store adds its own structures below."""
+    return str(error).split("\n\n")[0]
 
 
 def _flush(path: Path, root: Path) -> None:

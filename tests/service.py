@@ -16,14 +16,14 @@ from sae_service.errors import ServiceUnavailable
 from sae_service.jobs.records import Job
 
 CLI = [sys.executable, "-c", "from sae_service.cli import app; app()"]
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 class Service:
     """`sae-service serve` on a port of its own, with a short lease."""
 
-    def __init__(self, data_dir: Path, **settings: str) -> None:
-        self.data_dir, self._settings = data_dir, settings
+    def __init__(self, data_dir: Path, workers: int = 1, /, **settings: str) -> None:
+        self.data_dir, self._workers, self._settings = data_dir, workers, settings
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -32,7 +32,7 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        command = [*CLI, "serve", "--data-dir", str(self.data_dir), "--port", str(self.port)]
+        command = [*CLI, "serve", "--data-dir", str(self.data_dir), "--port", str(self.port), "--workers", str(self._workers)]
         with (self.data_dir / "serve.log").open("ab") as log:
             roots = json.dumps([str(self.data_dir.parent)])
             environment = os.environ | {"SAE_SERVICE_LEASE_S": "6", "SAE_SERVICE_ALLOWED_ROOTS": roots} | self._settings

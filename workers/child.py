@@ -12,6 +12,8 @@ from typing import Any
 
 LAST_LINES = 15
 KILL_WAIT_S = 30
+ORPHANED = 70
+"""Exit status of a process that has heard nothing of its worker for half a lease, or whose worker is gone."""
 
 
 class Child:

@@ -15,8 +15,9 @@ import traceback
 from dataclasses import asdict
 from typing import Any, TextIO
 
+from workers.child import ORPHANED
+
 PR_SET_PDEATHSIG = 1
-ORPHANED = 70
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings, child_environment
 from sae_service.storage import Storage
-from workers.child import Child
+from workers.child import ORPHANED, Child
 from workers.lease import Lease
 
 log = logging.getLogger("workers")
@@ -138,8 +138,7 @@ class Supervisor:
         """Deletes what was written below `prefix` but never became part of the job. Returns what did."""
         written: set[str] = set()
         try:
-            depth = prefix.count("/") + 2
-            written = {"/".join(key.split("/")[:depth]) for key in self._storage.keys(prefix)}
+            written = self._storage.folders(prefix)
         except StorageFailure as error:
             log.warning("cannot list %s: %s", prefix, error)
         if not is_over:
@@ -169,6 +168,9 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
             return lambda: attempt.fail(result["error"])
         case "failed":
             return lambda: attempt.crashed(result["error"])
+    if status == ORPHANED:
+        # The lease could not be renewed for a while, which is no crash; it may have come back just now.
+        return attempt.release
     text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
     return _crash(attempt, text)
 

@@ -16,6 +16,10 @@ from sae_service.errors import ServiceUnavailable, StorageFailure
 SQLITE = "sqlite:///"
 SUBSECOND_CLOCK = (3, 42)
 NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.sshfs", "afs")
+# Without these, a connection that the other end has forgotten is waited on for two hours.
+NETWORK = {
+    "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000,
+}  # fmt: skip
 
 schema = sa.MetaData()
 
@@ -110,7 +114,7 @@ class Database:
             self.engine = sa.create_engine(url)
             event.listen(self.engine, "connect", _prepare_sqlite)
         else:
-            arguments = {"connect_timeout": 5, "options": "-c idle_in_transaction_session_timeout=60000"}
+            arguments = {"options": "-c idle_in_transaction_session_timeout=60000", **NETWORK}
             self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
 
     @property

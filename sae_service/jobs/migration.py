@@ -1,6 +1,7 @@
 """Brings a database to the tables of this release, or says that it is another release's."""
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from sae_service.jobs.database import SQLITE, Database, reached
 FOLDER = Path(__file__).parent / "migrations"
 FIRST, LAST = "0001", "0002"
 LOCK = 5_270_041
+PAUSE_S = 0.2
 
 
 def migrate(database: Database) -> None:
@@ -64,7 +66,9 @@ def _alone(database: Database) -> Iterator[None]:
     else:
         # No transaction may stay open meanwhile: indexes that are built concurrently would wait for its end.
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sa.select(sa.func.pg_advisory_lock(LOCK)))
+            # Asked for again and again: a query that waits would count as a transaction too.
+            while not connection.execute(sa.select(sa.func.pg_try_advisory_lock(LOCK))).scalar_one():
+                time.sleep(PAUSE_S)
             try:
                 yield
             finally:

@@ -51,6 +51,8 @@ class Sweep:
         columns = db.jobs.c
         query = sa.select(columns.id, columns.attempt, columns.heartbeat).where(columns.status.in_(ACTIVE))
         with self._database.transaction() as connection:
+            # Changes nothing, but waits for SQLite's lock as a sign of life does: who holds it makes every worker look dead.
+            connection.execute(sa.update(db.jobs).where(sa.false()).values(heartbeat=0))
             return {row.id: (row.attempt, row.heartbeat) for row in connection.execute(query)}
 
     def _taken(self) -> dict[str, Sign]:

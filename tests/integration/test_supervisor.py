@@ -75,10 +75,10 @@ def says(*messages: dict[str, Any]) -> str:
 def test_an_attempt_that_was_held_up_deletes_nothing_of_the_next_one(
     worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = worker.supervisor._storage.keys
+    listed = worker.supervisor._storage.folders
     following: list[dict[str, Any]] = []
 
-    def keys(prefix: str) -> list[str]:
+    def folders(prefix: str) -> set[str]:
         if not following:
             now = [0.0]
             sweep = Sweep(worker.database, lease_s=60, clock=lambda: now[0])
@@ -91,7 +91,7 @@ def test_an_attempt_that_was_held_up_deletes_nothing_of_the_next_one(
             attempt.commit(following[0], keep=2)
         return listed(prefix)
 
-    monkeypatch.setattr(worker.supervisor._storage, "keys", keys)
+    monkeypatch.setattr(worker.supervisor._storage, "folders", folders)
     child_runs(READ_ASSIGNMENT + "time.sleep(60)")
     worker.supervisor.work(worker.job_id, 1)
     assert worker.storage.read_published(following[0]["key"]) == {"saes/a/cfg.json": b"{}"}
@@ -108,7 +108,7 @@ def test_a_job_that_is_cancelled_as_its_final_checkpoint_comes_is_cancelled_at_o
 
     monkeypatch.setattr(worker.supervisor, "_record", cancelled_meanwhile)
     final = worker.publish(9, is_final=True)
-    monkeypatch.setattr(worker.supervisor._storage, "keys", lambda prefix: [])
+    monkeypatch.setattr(worker.supervisor._storage, "folders", lambda prefix: set())
     child_runs(says({"kind": "checkpoint", "checkpoint": final}, {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 1)
     assert worker.status == "cancelled"
@@ -163,6 +163,27 @@ def test_an_outage_that_outlasts_the_lease_is_a_preemption_and_no_crash(
     child_runs(says({"kind": "event", "level": "info", "message": "news"}) + "\ntime.sleep(60)")
     worker.supervisor.work(worker.job_id, 1)
     monkeypatch.setattr(worker.database.engine, "begin", begin)
+    job = worker.store.get(worker.job_id)
+    assert (job.status, job.status_reason) == ("queued", "preempted")
+
+
+def test_what_a_write_that_was_cut_off_in_its_first_file_has_left_is_deleted(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    # As the store names a file while it writes it; such files are in no listing of keys.
+    left = worker.settings.data_dir / "storage" / "jobs" / worker.job_id / "step-1" / "saes" / "cfg.json#1"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"{")
+    child_runs(says({"kind": "checkpoint", "checkpoint": worker.publish(9, is_final=True)}, {"kind": "finished"}))
+    worker.supervisor.work(worker.job_id, 1)
+    assert not left.parents[1].exists()
+
+
+def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    child_runs(READ_ASSIGNMENT + f"sys.exit({child_module.ORPHANED})")
+    worker.supervisor.work(worker.job_id, 1)
     job = worker.store.get(worker.job_id)
     assert (job.status, job.status_reason) == ("queued", "preempted")
 

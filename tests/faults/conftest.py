@@ -1,0 +1,77 @@
+"""The seed, the history and the jobs of the fault suite."""
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.history import History
+from tests.postgres import Postgres
+
+
+def pytest_report_header() -> str:
+    """Says with which seed and how many kills the suite is run."""
+    return f"faults: FAULTS_SEED={seed_of_this_run()} FAULTS_KILLS={kills_of_this_run()}"
+
+
+def seed_of_this_run() -> int:
+    """Every random choice of the suite comes from it."""
+    return int(os.environ.get("FAULTS_SEED", "1"))
+
+
+def kills_of_this_run() -> int:
+    """How many kills each of the long runs is to have."""
+    return int(os.environ.get("FAULTS_KILLS", "100"))
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    """Where a test writes what it does; shown if the test fails."""
+    history = History(tmp_path / "history.jsonl", seed_of_this_run())
+    yield history
+    print(f"history, in {history.path}:\n{history.path.read_text()}")  # noqa: T201
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of JAX by which a training process need not compile what one before it has compiled: more time for kills."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    limits = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    return {"JAX_COMPILATION_CACHE_DIR": folder, **limits}
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for one test, which may kill it."""
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def quick() -> dict[str, Any]:
+    """A job on synthetic activations: it starts fast, so that the time goes into faults. 20 checkpoints in 2000 steps."""
+    optimizer = {"lr": 1e-3, "lr_warm_up": 0.1, "sparsity_warm_up": 0.2}
+    sae = {
+        "name": "a", "hook_name": "hook_synthetic", "optimizer": optimizer,
+        "architecture": {"kind": "standard", "d_sae": 32, "l1_coefficient": 1.0},
+    }  # fmt: skip
+    stream = {"synthetic": {"n_features": 32, "d_in": 16}, "tokens": 2000 * 64, "batch": 64, "buffer_rows": 1024, "seed": 3}
+    return {
+        "stream": stream, "saes": [sae, sae | {"name": "b", "seed": 7}],
+        "checkpoints": {"every_tokens": 100 * 64}, "evaluation": {"tokens": 1024}, "log_every": 10,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def variety(quick: dict[str, Any], spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Jobs that differ, so that state of one that got into another would show."""
+    other = copy.deepcopy(quick)
+    other["stream"]["seed"] = 4
+    text = copy.deepcopy(spec)
+    text["stream"]["tokens"] = 120 * 256
+    text["checkpoints"] = {"every_tokens": 12 * 256}
+    return [quick, text, other]

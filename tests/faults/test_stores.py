@@ -1,0 +1,98 @@
+"""Checkpoints in stores that speak S3, and kills over them."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
+from sae_service.storage import Storage
+from tests.faults import invariants
+from tests.faults.following import Following
+from tests.faults.history import History
+from tests.faults.kills import Kills
+from tests.faults.stores import Moto, Store, Swift
+from tests.service import Service
+
+pytestmark = pytest.mark.faults
+FILES = {"saes/a/cfg.json": b"{}", "state/arrays.safetensors": bytes(3_000_000), "state/values.json": b""}
+
+
+@pytest.fixture(scope="module", params=[Moto, Swift])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    store = request.param(tmp_path_factory.mktemp("store"))
+    yield store
+    store.kill()
+
+
+def opened(store: Store, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """The store as this process sees it."""
+    for name, value in store.settings().items():
+        monkeypatch.setenv(name, value)
+    return Storage(store.settings()["SAE_SERVICE_STORAGE_URL"])
+
+
+def test_what_is_published_is_read_back_never_overwritten_and_deleted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = opened(store, monkeypatch)
+    storage.publish("jobs/j/step-1", FILES)
+    assert storage.read_published("jobs/j/step-1") == FILES
+    assert storage.keys("jobs/j") == [f"jobs/j/step-1/{name}" for name in ("manifest.json", *sorted(FILES))]
+    assert storage.size("jobs/j/step-1/state/values.json") == 0
+    assert b"".join(storage.stream("jobs/j/step-1/state/arrays.safetensors", 5, 2_500_000)) == bytes(2_499_995)
+    with pytest.raises(StorageFailure, match="exists already"):
+        storage.put("jobs/j/step-1/saes/a/cfg.json", b"other")
+    with pytest.raises(NotFound):
+        storage.get("jobs/j/step-2/saes/a/cfg.json")
+    for _ in range(2):
+        storage.delete("jobs/j/step-1")
+    assert storage.keys("jobs/j") == []
+    with pytest.raises(DamagedCheckpoint):
+        storage.read_published("jobs/j/step-1")
+
+
+def test_kills_do_not_change_the_bytes_and_nothing_is_left_over(
+    store: Store, history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    service = Service(tmp_path, 2, **compiled | store.settings())
+    try:
+        job = service.ended(service.client.submit(quick))
+        assert job.status == "succeeded", service.client.events(job.id)[-3:]
+        undisturbed = {0: invariants.hashes(service, job, tmp_path / "weights")}
+        kills = Kills(service, history, [quick], at_once=3)
+        kills.run(6)
+        kills.check(undisturbed, tmp_path / "weights")
+        storage = opened(store, monkeypatch)
+        for following in kills.jobs:
+            prefix = f"jobs/{following.job.id}"
+            invariants.check_nothing_left(
+                service, following.job, lambda prefix=prefix: [key.split("/")[2] for key in storage.keys(prefix)]
+            )
+        history.add("summary", **kills.summary())
+        print(f"\n{type(store).__name__}: {kills.summary()}, all weights alike")  # noqa: T201
+    finally:
+        service.interrupt()
+
+
+def test_a_job_outlives_a_store_that_is_killed_and_started_again(
+    history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
+) -> None:
+    store = Swift(tmp_path / "store")
+    service = Service(tmp_path, **compiled | store.settings())
+    try:
+        job = service.started(quick)
+        following = Following(service, job, quick)
+        store.kill()
+        history.add("kill", module="store")
+        time.sleep(history.random.uniform(3, 8))
+        store.start()
+        ended = service.ended(job)
+        following.look()
+        history.add("ended", status=ended.status, attempts=ended.attempt)
+        assert ended.status == "succeeded", following.events[-3:]
+        invariants.check(service, ended, quick, following.events)
+    finally:
+        service.interrupt()
+        store.kill()
