@@ -1,6 +1,9 @@
 """Jobs that go on from the checkpoint of another one: extended, forked, tried again."""
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,24 @@ def test_a_fork_whose_checkpoint_is_damaged_fails_in_place_of_beginning_anew(
     (tmp_path / key / "manifest.json").write_bytes((folder / key / "manifest.json").read_bytes())
     with pytest.raises(DamagedCheckpoint):
         train(tmp_path, continued(spec, Changes(), recorder.checkpoints[0].tokens), begin_with=key)
+
+
+def test_saes_on_two_devices_end_with_the_bytes_of_one(short: tuple[Path, Recorder, JobSpec], tmp_path: Path) -> None:
+    folder, recorder, _ = short
+    code = f"""
+import jax
+from tests.integration.test_continuation import FILL, JobSpec, Path, job, train
+recorder, _ = train(Path({str(tmp_path)!r}), JobSpec.model_validate(job(3 * FILL, gpus=2)))
+assert len(jax.devices()) == 2
+print(recorder.checkpoints[-1].key, [message for level, message in recorder.events if level == "warning"])
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    key, warnings = ended.stdout.split(maxsplit=1)
+    assert warnings.strip() == "[]"
+    one = Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key, below="saes/")
+    assert weights(Storage(tmp_path.as_uri()).read_published(key, below="saes/")) == weights(one)
 
 
 @pytest.mark.parametrize(
