@@ -207,6 +207,8 @@ class _Training:
         """Publishes a checkpoint if there has been a step since the last one, while training goes on."""
         if self.trainer is not None and self.trainer.n_steps > self.n_steps:
             self.n_steps = self.trainer.n_steps
+            # The steps that are still being computed are no cost of the checkpoint.
+            jax.block_until_ready(self.trainer.states)
             self.writer.write(self.prepare)
 
     def prepare(self) -> Callable[[], Checkpoint]:
