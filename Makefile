@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-gpu test-peers faults lint types layers check serve worker
+.PHONY: help setup demo test test-gpu peers test-peers faults faults lint types layers check serve worker
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -31,10 +31,12 @@ test: $(READY)  ## Run the tests
 test-gpu: $(READY)  ## Run the check that needs a GPU, and print its figures
 	$(BIN)/python -m pytest tests/gpu -s
 
-test-peers: $(READY)  ## Check our files with the libraries that read and write the same (makes .venv-peers)
+peers: $(READY)  ## Make .venv-peers, with SAELens, dictionary_learning and sparsify
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet torch sae-lens==6.54.12 nnsight natsort schedulefree -c .constraints.txt
 	.venv-peers/bin/pip install --quiet --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3
+
+test-peers: peers  ## Check our files with the libraries that read and write the same
 	$(BIN)/python -m pytest $(addprefix tests/integration/test_,saelens.py dictionary_learning.py sparsify.py)
 
 faults: $(READY)  ## Kill, cut, fill and lock everything for an hour or two (options: KILLS=100 SEED=1 ARGS="-k disk")

@@ -9,10 +9,11 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from contextlib import suppress
 
-from sae_service.errors import ServiceUnavailable, WrongVersion
+from sae_service.errors import SAEServiceError, ServiceUnavailable, WrongVersion
 from sae_service.jobs import migration, queue
 from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
@@ -30,19 +31,26 @@ def main() -> None:
     parser.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the training processes; jobs for so many GPUs are taken")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        _work(arguments.queue, arguments.device)
+    except SAEServiceError as error:
+        sys.exit(f"worker: {error}")
+
+
+def _work(queue_name: str, device: str | None) -> None:
     settings = Settings()
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
     database = Database(settings.resolved_database_url())
     migration.migrate(database)
-    supervisor = Supervisor(database, settings, worker, arguments.device)
+    supervisor = Supervisor(database, settings, worker, device)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    gpus = len(arguments.device.split(",")) if arguments.device else 1
-    presence = Presence(database, worker, arguments.queue, gpus, settings.lease_s)
+    gpus = len(device.split(",")) if device else 1
+    presence = Presence(database, worker, queue_name, gpus, settings.lease_s)
     presence.renew()
-    queue.take_from(database, arguments.queue, gpus, worker, supervisor.work)
-    log.info("worker %s takes jobs from queue %s", worker, arguments.queue)
+    queue.take_from(database, queue_name, gpus, worker, supervisor.work)
+    log.info("worker %s takes jobs from queue %s", worker, queue_name)
     sweep = Sweep(database, settings.lease_s)
     while not stop.wait(settings.lease_s / 6):
         try:

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 
+from sae_service.errors import StorageFailure
 from sae_service.jobs import database as db
 from sae_service.jobs.records import ACTIVE, Worker
 
@@ -10,21 +11,38 @@ FORGOTTEN_AFTER = 20
 
 
 class Presence:
-    """One worker's row."""
+    """One worker's row. Its name begins with its host's and a colon."""
 
     def __init__(self, database: db.Database, name: str, queue: str, gpus: int, lease_s: float) -> None:
         self._database, self._name, self._lease_s = database, name, lease_s
         self._values = {"name": name, "queue": queue, "gpus": gpus}
 
     def renew(self) -> None:
-        """Says that the worker is there, and forgets those that have long been silent. Raises ServiceUnavailable."""
+        """Says that the worker is there, and forgets those that have long been silent.
+
+        Raises:
+            ServiceUnavailable: the database does not answer.
+            StorageFailure: it is a SQLite file, and workers of another host use it.
+        """
         table, clock = db.workers, self._database.clock
         with self._database.transaction() as connection:
             seen = sa.update(table).where(table.c.name == self._name).values(seen_at=clock)
             if not connection.execute(seen).rowcount:
+                self._refuse_other_hosts(connection)
                 connection.execute(sa.insert(table).values(**self._values, started_at=clock, seen_at=clock))
             silent = table.c.seen_at < clock - round(FORGOTTEN_AFTER * self._lease_s)
             connection.execute(sa.delete(table).where(silent))
+
+    def _refuse_other_hosts(self, connection: sa.Connection) -> None:
+        if not self._database.is_sqlite:
+            return
+        names = connection.execute(sa.select(db.workers.c.name).where(is_present(self._database, self._lease_s))).scalars()
+        others = {name.split(":")[0] for name in names} - {self._name.split(":")[0]}
+        if others:
+            raise StorageFailure(
+                f"the database is a SQLite file, and workers on {min(others)} use it too: its locks hold on one host only.",
+                hint="Set SAE_SERVICE_DATABASE_URL to a PostgreSQL database.",
+            )
 
     def leave(self) -> None:
         """Takes the row away. Raises ServiceUnavailable."""

@@ -152,14 +152,14 @@ def test_a_queued_job_says_whether_anyone_could_take_it(api: TestClient, databas
         return tuple(api.get(f"/v1/jobs/{job}").json()["status_reason"] for job in (plain, large))  # pyright: ignore[reportReturnType]
 
     assert reasons() == ("waiting_for_worker", "waiting_for_worker")
-    small, big = (Presence(database, f"w{gpus}", "default", gpus, LEASE_S) for gpus in (1, 2))
+    small, big = (Presence(database, f"here:{gpus}", "default", gpus, LEASE_S) for gpus in (1, 2))
     small.renew()
     assert reasons() == ("waiting_for_capacity", "waiting_for_worker")
     big.renew()
     big.renew()
     assert reasons() == ("waiting_for_capacity", "waiting_for_capacity")
     assert [(item["name"], item["gpus"], item["job_id"]) for item in api.get("/v1/workers").json()["data"]] == [
-        ("w1", 1, None), ("w2", 2, None),
+        ("here:1", 1, None), ("here:2", 2, None),
     ]  # fmt: skip
     with database.transaction() as connection:
         connection.execute(sa.update(db.workers).values(seen_at=db.workers.c.seen_at - 100))

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, ServiceUnavailable, StorageFailure
+from sae_service.jobs import database as db
 from sae_service.jobs import queue
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
 from sae_service.jobs.database import Database, refuse_network_filesystem
@@ -322,6 +323,20 @@ def test_an_attempt_that_was_taken_but_never_claimed_is_queued_again(
         sweep.look()
     assert (store.get(job.id).status, store.get(job.id).attempt) == ("queued", 2)
     assert store.get(waiting.id).attempt == 1
+
+
+def test_workers_of_two_hosts_share_postgresql_but_no_sqlite_file(database: Database) -> None:
+    here, there = (Presence(database, f"{host}:1:x", "hosts", 1, lease_s=60) for host in ("here", "there"))
+    with database.transaction() as connection:
+        connection.execute(sa.delete(db.workers))
+    here.renew()
+    if database.is_sqlite:
+        with pytest.raises(StorageFailure, match="workers on here use it too"):
+            there.renew()
+        here.leave()
+    there.renew()
+    there.leave()
+    here.leave()
 
 
 def test_jobs_are_listed_by_age_status_and_label(store: JobStore) -> None:
