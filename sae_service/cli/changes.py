@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from sae_service import errors
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, JobId, Url, reported
 from sae_service.client import Client
-from sae_service.command import DEFAULT_URL, ApiKey, AsJson, JobId, Url, reported
 from sae_service.jobs.records import Job
 
 Tokens = Annotated[int, typer.Option(help="Tokens in all, those already trained on included.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sae_service.command import AsJson, reported
+from sae_service.cli.common import AsJson, reported
 from sae_service.format_names import FormatName
 
 Folder = Annotated[Path, typer.Argument(help="The folder of an SAE.")]

@@ -10,17 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_service import errors, job_commands, sae_commands
+from sae_service import errors
+from sae_service.cli import changes, saes
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, JobId, Url, reported
 from sae_service.client import Client
-from sae_service.command import DEFAULT_URL, ApiKey, AsJson, JobId, Url, reported
 from sae_service.format_names import FormatName
 from sae_service.jobs.records import Job
 from sae_service.settings import environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 for command in (
-    *(job_commands.cancel, job_commands.pause, job_commands.resume, job_commands.extend, job_commands.fork),
-    *(job_commands.retry, job_commands.delete, sae_commands.evaluate, sae_commands.compare),
+    *(changes.cancel, changes.pause, changes.resume, changes.extend, changes.fork, changes.retry, changes.delete),
+    *(saes.evaluate, saes.compare),
 ):
     app.command()(command)
 
@@ -174,13 +175,13 @@ def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json
 def _watch(client: Client, job_id: str, as_json: bool) -> int:
     from sae_service import tables
 
-    changes = client.watch(job_id)
+    states = client.watch(job_id)
     if as_json:
         last: Job | None = None
-        for last in changes:
+        for last in states:
             typer.echo(last.model_dump_json(exclude={"spec"}))
     else:
-        last = tables.follow(changes)
+        last = tables.follow(states)
     assert last is not None
     if last.error is not None:
         typer.echo(f"{last.error.code}: {last.error.message}", err=True)
