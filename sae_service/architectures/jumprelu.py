@@ -31,7 +31,7 @@ class JumpReLUConfig(ArchitectureConfig):
     target_each_row: bool = Field(
         default=False,
         description="With target_l0: whether each row's L0 is compared with it, as Gemma Scope 2 writes it (coefficient "
-        "here = 2 target_l0 times theirs), or the batch's mean. Rows differ, so each row's lands below the target.",
+        "here = 2 target_l0 times theirs), or the batch's mean. Rows differ, so a weak penalty on each row misses the mean.",
     )
     pre_act_coefficient: float = Field(
         default=0.0,
