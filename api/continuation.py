@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
@@ -32,15 +33,31 @@ class Fork(Changes):
     checkpoint: str = Field(default="latest", description="The id of one of the job's checkpoints.")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request, so that its repetition is known again; the hash is of its words: `latest` may mean another one by then."""
+
+    key: str | None
+    digest: str
+
+    @staticmethod
+    def by(caller: str, idempotency_key: str | None, *words: str) -> "Asked":
+        """What a caller has asked for."""
+        return Asked(request_key(caller, idempotency_key), hashlib.sha256(json.dumps(words).encode()).hexdigest())
+
+
 @router.post("/jobs/{job_id}/extend", status_code=201)
 def extend_job(
     job_id: str, extension: Extension, jobs: Jobs, caller: Caller, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """A new job that trains the SAEs of a finished one on more tokens, from its last state."""
+    asked = Asked.by(caller, idempotency_key, "extend", job_id, extension.model_dump_json())
+    if known := jobs.requested(asked.key, asked.digest):
+        return _answer(known, False, response)
     parent = jobs.get(job_id)
     if parent.status != "succeeded":
         raise Conflict(f"job {job_id} is {parent.status}; only one that has succeeded can be extended. Fork it instead.")
-    return _go_on(jobs, parent, Fork(tokens=extension.tokens), request_key(caller, idempotency_key), response)
+    return _go_on(jobs, parent, Fork(tokens=extension.tokens), asked, response)
 
 
 @router.post("/jobs/{job_id}/fork", status_code=201)
@@ -48,36 +65,42 @@ def fork_job(
     job_id: str, fork: Fork, jobs: Jobs, caller: Caller, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """A new job that goes on from a checkpoint, of a running job too, with other numbers: learning rate, sparsity, tokens."""
-    return _go_on(jobs, jobs.get(job_id), fork, request_key(caller, idempotency_key), response)
+    asked = Asked.by(caller, idempotency_key, "fork", job_id, fork.model_dump_json())
+    if known := jobs.requested(asked.key, asked.digest):
+        return _answer(known, False, response)
+    return _go_on(jobs, jobs.get(job_id), fork, asked, response)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201)
 def retry_job(job_id: str, jobs: Jobs, caller: Caller, response: Response, idempotency_key: IdempotencyKey = None) -> Job:
     """A new job that does what a failed or cancelled one was to do, from its last checkpoint if it has one."""
-    parent, key = jobs.get(job_id), request_key(caller, idempotency_key)
+    asked = Asked.by(caller, idempotency_key, "retry", job_id)
+    if known := jobs.requested(asked.key, asked.digest):
+        return _answer(known, False, response)
+    parent = jobs.get(job_id)
     if parent.status not in ("failed", "cancelled"):
         raise Conflict(f"job {job_id} is {parent.status}; only one that has failed or was cancelled can be tried again")
     if jobs.checkpoints(job_id):
-        return _go_on(jobs, parent, Fork(), key, response)
+        return _go_on(jobs, parent, Fork(), asked, response)
     # What it went on from itself, if anything.
     origin = jobs.checkpoint(parent.origin.job_id, parent.origin.checkpoint_id) if parent.origin else None
-    return _submit(jobs, JobSpec.model_validate(parent.spec), origin, key, response)
+    return _submit(jobs, JobSpec.model_validate(parent.spec), origin, asked, response)
 
 
-def _go_on(jobs: JobStore, parent: Job, fork: Fork, key: str | None, response: Response) -> Job:
+def _go_on(jobs: JobStore, parent: Job, fork: Fork, asked: Asked, response: Response) -> Job:
     try:
         origin = jobs.checkpoint(parent.id, fork.checkpoint)
     except NotFound as error:
         raise NotFound(error.message, param="/checkpoint") from error
     spec = continued(JobSpec.model_validate(parent.spec), fork, origin.tokens)
-    return _submit(jobs, spec, origin, key, response)
+    return _submit(jobs, spec, origin, asked, response)
 
 
-def _submit(jobs: JobStore, spec: JobSpec, origin: Checkpoint | None, key: str | None, response: Response) -> Job:
-    content = spec.model_dump(mode="json")
-    asked = [content, origin.id if origin else None]
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    job, is_new = jobs.submit(content, key, digest, origin)
+def _submit(jobs: JobStore, spec: JobSpec, origin: Checkpoint | None, asked: Asked, response: Response) -> Job:
+    return _answer(*jobs.submit(spec.model_dump(mode="json"), asked.key, asked.digest, origin), response)
+
+
+def _answer(job: Job, is_new: bool, response: Response) -> Job:
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job

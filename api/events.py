@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from api.dependencies import Jobs
 from api.jobs import Page, page
-from sae_service.errors import ServiceUnavailable
+from sae_service.errors import NotFound, ServiceUnavailable
 from sae_service.jobs.records import Event
 from sae_service.jobs.store import JobStore
 
@@ -50,8 +50,8 @@ async def _stream(jobs: JobStore, job_id: str, after: int) -> AsyncIterator[str]
         try:
             job = await asyncio.to_thread(jobs.get, job_id)
             found = await asyncio.to_thread(jobs.events, job_id, after)
-        except ServiceUnavailable:
-            # The client comes back by itself, with the last id that it has seen.
+        except (ServiceUnavailable, NotFound):
+            # The client comes back by itself, with the last id that it has seen; or the job was deleted, as it then hears.
             return
         for event in found:
             after = event.id

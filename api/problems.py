@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from sae_service.errors import Conflict, DamagedCheckpoint, NotFound, SAEServiceError, ServiceUnavailable, StorageFailure
+from sae_service.schema import pointer
 
 log = logging.getLogger("api")
 RETRY_AFTER_S = "5"
@@ -99,25 +100,18 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
         return problem(request, 400, "malformed_json", f"The body is not JSON: {found[0]['ctx']['error']}.")
-    errors = [FieldProblem(pointer=pointer(item["loc"], error.body), detail=item["msg"]) for item in found]
+    errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=item["msg"]) for item in found]
     status = 422 if found[0]["loc"][0] == "body" else 400
     detail = f"{errors[0].pointer or 'The request'}: {errors[0].detail}"
     return problem(request, status, "invalid_spec" if status == 422 else "invalid_request", detail, errors[0].pointer, errors)
 
 
-def pointer(location: tuple[Any, ...], body: Any) -> str:
-    """The JSON pointer of a field in the body, without the names of union members that pydantic puts between."""
+def _pointer(location: tuple[Any, ...], body: Any) -> str:
+    """The JSON pointer of a field in the body, or the name of a parameter."""
     source, *parts = location
     if source != "body":
         return str(parts[0]) if parts else ""
-    path: list[str] = []
-    for index, part in enumerate(parts):
-        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
-            body = body[part]
-        elif index < len(parts) - 1 or not isinstance(body, dict):
-            continue
-        path.append(str(part).replace("~", "~0").replace("/", "~1"))
-    return "".join(f"/{part}" for part in path)
+    return pointer(parts, body)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

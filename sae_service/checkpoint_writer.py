@@ -33,6 +33,11 @@ class CheckpointWriter:
         self._pending = self._executor.submit(prepare())
         self.waited_s += time.monotonic() - began
 
+    def check(self) -> None:
+        """Raises the error of a write that has failed, so that no steps are taken that cannot be saved. Never waits."""
+        if self._pending is not None and self._pending.done():
+            self._join()
+
     def finish(self) -> None:
         """Waits for what is being written, and raises its error."""
         began = time.monotonic()

@@ -5,8 +5,11 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from sae_service.errors import InvalidSpec
-from sae_service.schema import Frozen, Name
+from sae_service.schema import Frozen, Name, pointer
 from sae_service.spec import CheckpointSpec, EvaluationSpec, JobSpec, Labels, SAESpec
+
+PARTS = ("checkpoints", "evaluation")
+"""Whose fields can be changed one by one."""
 
 
 class SAEChanges(Frozen):
@@ -52,29 +55,34 @@ def continued(parent: JobSpec, changes: Changes, tokens_done: int) -> JobSpec:
     if unknown:
         names = ", ".join(sae.name for sae in parent.saes)
         raise InvalidSpec(f"there is no SAE {unknown[0]}; the job has {names}", param=f"/saes/{unknown[0]}")
-    given = changes.model_dump(exclude_none=True, include=set(Changes.model_fields) - {"tokens", "saes"})
+    given = changes.model_dump(exclude_none=True, exclude_unset=True, include=set(Changes.model_fields) - {"tokens", "saes"})
     stream = {"tokens": tokens, "buffer_rows": parent.stream.steps_per_fill * parent.stream.batch}
-    whole = parent.model_dump(mode="json") | given
+    whole = parent.model_dump(mode="json")
+    for name, value in given.items():
+        whole[name] = whole[name] | value if name in PARTS else value
     whole["stream"] |= stream
     whole["saes"] = [_changed(parent, sae, changes.saes.get(sae.name, SAEChanges())) for sae in parent.saes]
     try:
         return JobSpec.model_validate(whole)
     except ValidationError as error:
-        (root, *place), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
-        names = [parent.saes[part].name if isinstance(part, int) and root == "saes" else str(part) for part in place]
-        raise InvalidSpec(message, param="/".join(["", str(root), *names])) from error
+        location, message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        # The changes name the SAEs that the spec counts.
+        by_name = {sae["name"]: sae for sae in whole["saes"]}
+        named = [parent.saes[part].name if location[0] == "saes" and isinstance(part, int) else part for part in location[:2]]
+        raise InvalidSpec(message, param=pointer([*named, *location[2:]], whole | {"saes": by_name})) from error
 
 
 def _changed(parent: JobSpec, sae: SAESpec, changes: SAEChanges) -> dict[str, Any]:
+    numbers = sae.architecture.model_dump() | changes.architecture
     try:
-        config = type(sae.architecture).model_validate(sae.architecture.model_dump() | changes.architecture)
+        config = type(sae.architecture).model_validate(numbers)
     except ValidationError as error:
-        place = "/".join(map(str, error.errors()[0]["loc"]))
-        raise InvalidSpec(error.errors()[0]["msg"], param=f"/saes/{sae.name}/architecture/{place}") from error
+        place = pointer(error.errors()[0]["loc"], numbers)
+        raise InvalidSpec(error.errors()[0]["msg"], param=f"/saes/{sae.name}/architecture{place}") from error
     if config.structure() != sae.architecture.structure():
-        numbers = ", ".join(sorted(sae.architecture.numbers()))
+        names = ", ".join(sorted(sae.architecture.numbers()))
         raise InvalidSpec(
-            f"of a {sae.architecture.kind} SAE only these can be changed in the middle of its training: {numbers}",
+            f"of a {sae.architecture.kind} SAE only these can be changed in the middle of its training: {names}",
             param=f"/saes/{sae.name}/architecture",
         )
     whole = sae.model_dump(mode="json")

@@ -115,13 +115,14 @@ class _Training:
     ) -> None:  # fmt: skip
         self.job, self.storage, self.prefix, self.reporter, self.source = job, storage, prefix, reporter, source
         self.position = StreamPosition.model_validate(values["position"])
-        self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position)
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.trainer: Trainer | None = None
         self.writer = CheckpointWriter()
         self.initial = {} if self.n_steps else self.read_initial()
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         self.provenance = provenance(job, jax.devices()[0].device_kind) | {"initial": self.hashes}
+        # Last: from here on a thread has to be stopped.
+        self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position)
 
     def read_initial(self) -> dict[str, Initial]:
         """What SAEs of the job start from, by name, for a job that is at its beginning."""
@@ -141,6 +142,7 @@ class _Training:
                     self.save()
                     self.writer.finish()
                     return False
+                self.writer.check()
                 self.trainer.step(batch)
                 self.position = position
                 is_last = self.trainer.n_steps == self.job.stream.n_steps
@@ -170,12 +172,13 @@ class _Training:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint."""
         assert self.trainer is not None
         self.trainer.check()
-        state, trained_s = snapshot(self.trainer.states), self.trainer.seconds()
+        state = snapshot(self.trainer.states)
+        trained_s, tokens_per_s = self.trainer.seconds(), self.trainer.tokens_per_s()
         exported = {sae.name: (sae.hook_name, self.exported(sae, state)) for sae in self.job.saes}
         measured = self.evaluated(exported)
         for sae in self.job.saes:
             measured[sae.name]["dead_share"] = self.trainer.dead_share(sae)
-            measured[sae.name]["tokens_per_s"] = self.trainer.tokens_per_s()
+            measured[sae.name]["tokens_per_s"] = tokens_per_s
         self.writer.finish()
         if self.writer.waited_s:
             share = self.writer.waited_s / max(trained_s, self.writer.waited_s)

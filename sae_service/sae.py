@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from sae_service.errors import InvalidSpec
 from sae_service.numerics import keep_largest
 from sae_service.schema import ArchitectureConfig, Normalization, OptimizerConfig
 
@@ -65,6 +66,10 @@ class InferenceSAE:
         return acts @ self.W_dec + self.b_dec
 
 
+def _cannot_start(config: Any, sae: InferenceSAE) -> Any:
+    raise InvalidSpec(f"a {config.kind} SAE cannot start from weights that were trained before", "/initial")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One way to train an SAE, as pure functions over an immutable pytree of parameters.
@@ -76,7 +81,7 @@ class Architecture:
             carries what moves without a gradient, such as an averaged threshold.
         export: (config, parameters) -> InferenceSAE in units of the rows that it was trained on.
         from_inference: (config, InferenceSAE) -> parameters, as NumPy arrays, whose export does the same; no device is
-            touched. Raises InvalidSpec where there are none.
+            touched. Raises InvalidSpec where there are none, as the default does.
         optimizer: the optimiser's defaults.
         normalization: the default scaling of the rows.
         example: a small config, for documentation and for the shared tests.
@@ -93,10 +98,10 @@ class Architecture:
     init: Callable[[Any, int, Array], Any]
     loss: Callable[[Any, Any, Array, LossContext], tuple[LossOutput, Any]]
     export: Callable[[Any, Any], InferenceSAE]
-    from_inference: Callable[[Any, InferenceSAE], Any]
     optimizer: OptimizerConfig
     normalization: Normalization
     example: ArchitectureConfig
+    from_inference: Callable[[Any, InferenceSAE], Any] = _cannot_start
     chooses_over_the_batch: bool = False
     fit_to_rows: Callable[[Any, Any, Array], Any] = lambda config, parameters, rows: parameters
     resample: Callable[[Any, Array, Array, Array, Any], tuple[Any, Any]] | None = None

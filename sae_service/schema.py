@@ -1,5 +1,6 @@
 """The base of everything that crosses a process or a disk, and the types that several of them share."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -73,6 +74,21 @@ class OptimizerConfig(Frozen):
     sparsity_warm_up: Duration = Field(
         default=0, description="Steps, or share of the job, over which the sparsity coefficient rises linearly from 0."
     )
+
+
+def pointer(location: Iterable[Any], value: Any) -> str:
+    """The JSON pointer of a validation error's location in `value`, without the names of union members that pydantic puts
+    between.
+    """
+    parts, path = list(location), list[str]()
+    for index, part in enumerate(parts):
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            value = value[part]
+        elif index < len(parts) - 1 or not isinstance(value, dict):
+            continue
+        path.append(str(part).replace("~", "~0").replace("/", "~1"))
+    return "".join(f"/{part}" for part in path)
+
 
 def refuse(location: tuple[str | int, ...], message: str, value: object) -> None:
     """Raises a validation error that blames the field at `location` below the model being validated."""

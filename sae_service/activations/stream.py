@@ -17,14 +17,15 @@ from sae_service.spec import StreamSpec
 
 class StreamPosition(Frozen):
     """Everything that the stream must remember: which fill, where it began, how many batches it has served, and how
-    many came before it. After the last batch of a fill it is the beginning of the next one, so that a job that is
-    extended neither repeats rows nor leaves any out.
+    many came before it. After the last batch of a fill it is the beginning of the next one, and a fill that has begun
+    keeps its number of batches, so that a job that goes on with another length neither repeats rows nor leaves any out.
     """
 
     fill_index: int = 0
     fill_start: FillStart = FillStart()
     steps_before: int = 0
     batches_served: int = 0
+    n_batches: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class ActivationStream:
         position = self.position
         try:
             while position.steps_before < self.spec.n_steps and not self._closed.is_set():
-                n_batches = min(self.spec.steps_per_fill, self.spec.n_steps - position.steps_before)
+                # Both the rows and their order depend on how many there are.
+                n_batches = position.n_batches or min(self.spec.steps_per_fill, self.spec.n_steps - position.steps_before)
                 rows, fill_start = self._harvest.fill(n_batches * self.spec.batch)
                 order = jnp.asarray(permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch))
                 following = StreamPosition(
@@ -63,7 +65,7 @@ class ActivationStream:
                     fill_start=fill_start,
                     steps_before=position.steps_before + n_batches,
                 )
-                self._put(Fill(rows, order, position, following))
+                self._put(Fill(rows, order, position.model_copy(update={"n_batches": n_batches}), following))
                 position = following
         except BaseException as error:  # noqa: BLE001  carried to the thread that waits for the fill
             self._put(error)
@@ -88,8 +90,8 @@ class ActivationStream:
 
     def batches(self, fill: Fill) -> Iterator[tuple[dict[str, Float[Array, "batch d_in"]], StreamPosition]]:
         """The batches of a fill that are still to be served, each with the position after it."""
-        batch, n_batches = self.spec.batch, fill.following.steps_before - fill.start.steps_before
-        for index in range(fill.start.batches_served, n_batches):
+        batch, n_batches = self.spec.batch, fill.start.n_batches
+        for index in range(fill.start.batches_served, min(n_batches, self.spec.n_steps - fill.start.steps_before)):
             order = fill.order[index * batch : (index + 1) * batch]
             after = fill.start.model_copy(update={"batches_served": index + 1}) if index + 1 < n_batches else fill.following
             yield {name: _take(rows, order) for name, rows in fill.rows.items()}, after

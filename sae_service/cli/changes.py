@@ -1,5 +1,6 @@
 """The commands that change a job that is there, or make a new one of it."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
@@ -77,7 +78,7 @@ def numbers(changes: list[str], spec: dict[str, Any]) -> dict[str, Any]:
 def _number(text: str) -> float | None:
     for kind in (int, float):
         with suppress(ValueError):
-            return kind(text)
+            return kind(text) if math.isfinite(kind(text)) else None
     return None
 
 

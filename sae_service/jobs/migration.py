@@ -44,6 +44,10 @@ def _upgrade(database: Database) -> None:
     config.set_main_option("script_location", str(FOLDER))
     is_unnumbered = _revision(database) is None and sa.inspect(database.engine).has_table("jobs")
     with database.engine.begin() as connection:
+        if database.is_sqlite:
+            # Python's driver begins a transaction at the first row that is written, which is too late for tables: a
+            # process that is killed between two of them would leave half a revision behind.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
         config.attributes["connection"] = connection
         if is_unnumbered:
             command.stamp(config, FIRST)

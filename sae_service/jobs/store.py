@@ -54,7 +54,7 @@ class JobStore:
             NotFound: the origin has been given up meanwhile.
             InvalidSpec: the key was used for another request.
         """
-        known = self._by_request(request_key, request_hash)
+        known = self.requested(request_key, request_hash)
         if known is not None:
             return known, False
         row = {
@@ -69,7 +69,7 @@ class JobStore:
                 add_status_event(connection, row["id"], "queued", "The job is queued.")
                 self._queue.add(connection, spec, row["id"], attempt=1)
         except IntegrityError:
-            known = self._by_request(request_key, request_hash)
+            known = self.requested(request_key, request_hash)
             if known is None:
                 raise
             return known, False
@@ -84,7 +84,8 @@ class JobStore:
         if connection.execute(sa.select(db.checkpoints.c.id).where(db.checkpoints.c.id == origin.id)).one_or_none() is None:
             raise NotFound(f"job {origin.job_id} has no checkpoint {origin.id} any more")
 
-    def _by_request(self, key: str | None, content: str | None) -> Job | None:
+    def requested(self, key: str | None, content: str | None) -> Job | None:
+        """The job that a request has made before. Raises InvalidSpec if its key was used for another one."""
         if key is None:
             return None
         with self._database.transaction() as connection:

@@ -1,5 +1,6 @@
 """The REST interface to jobs that go on from others, to deletion and to workers; without a worker process."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from api.app import create_app
+from api.events import _stream as stream_of_events
 from sae_service.errors import WrongVersion
 from sae_service.jobs import database as db
 from sae_service.jobs import migration
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
+from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
 from sae_service.storage import Storage
 
@@ -101,6 +104,22 @@ def test_only_a_job_that_has_failed_or_was_cancelled_is_tried_again(api: TestCli
     assert first.json()["origin"]["step"] == 6
 
 
+def test_a_repeated_fork_is_the_first_one_though_its_job_has_gone_on(
+    api: TestClient, begun: Attempt, settings: Settings
+) -> None:
+    path, headers = f"/v1/jobs/{begun.job_id}/fork", {"Idempotency-Key": "once"}
+    first = api.post(path, json={}, headers=headers).json()["id"]
+    commit(begun, settings, 12)
+    again = api.post(path, json={}, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, first), again.text
+    api.post(f"/v1/jobs/{first}/cancel")
+    begun.fail({"code": "nan_loss", "message": "The loss is not finite.", "param": None})
+    assert api.delete(f"/v1/jobs/{begun.job_id}").status_code == 204
+    assert api.post(path, json={}, headers=headers).json()["id"] == first
+    other = api.post(path, json={"tokens": 80 * 256}, headers=headers)
+    assert other.status_code == 422
+
+
 def test_a_job_without_a_checkpoint_is_tried_again_from_its_beginning(api: TestClient, spec: dict[str, Any]) -> None:
     job = api.post("/v1/jobs", json=spec).json()
     api.post(f"/v1/jobs/{job['id']}/cancel")
@@ -142,6 +161,22 @@ def test_a_job_that_has_ended_is_deleted_with_its_files(
     assert api.delete(path).status_code == 404
     assert not (tmp_path / "storage" / "jobs" / begun.job_id).exists()
     assert api.get(f"/v1/jobs/{heir}").json()["origin"]["job_id"] == begun.job_id
+
+
+def test_a_stream_of_events_ends_when_its_job_is_deleted(api: TestClient, spec: dict[str, Any], database: Database) -> None:
+    path = f"/v1/jobs/{api.post('/v1/jobs', json=spec).json()['id']}"
+    jobs = JobStore(database)
+
+    async def parts() -> list[str]:
+        found = []
+        async for part in stream_of_events(jobs, path.split("/")[-1], 0):
+            if "queued" in part:
+                api.post(f"{path}/cancel")
+                assert api.delete(path).status_code == 204
+            found.append(part)
+        return found
+
+    assert "queued" in asyncio.run(parts())[1]
 
 
 def test_a_queued_job_says_whether_anyone_could_take_it(api: TestClient, database: Database, spec: dict[str, Any]) -> None:
@@ -192,6 +227,28 @@ def test_the_migrations_make_the_tables_that_the_code_expects(empty: Database) -
         ours = set(db.schema.tables)
         options = {"include_name": lambda name, kind, _: kind != "table" or name in ours}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), db.schema) == []
+
+
+@pytest.mark.parametrize("table", ["events", "workers"])
+def test_a_process_that_ends_between_two_tables_leaves_none_behind(
+    empty: Database, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alembic import op
+
+    really = op.create_table
+
+    def ends(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == table:
+            raise KeyboardInterrupt
+        return really(name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(op, "create_table", ends)
+        with pytest.raises(KeyboardInterrupt):
+            migration.migrate(empty)
+    assert not set(db.schema.tables) & set(sa.inspect(empty.engine).get_table_names())
+    migration.migrate(empty)
+    assert set(db.schema.tables) < set(sa.inspect(empty.engine).get_table_names())
 
 
 def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty: Database) -> None:

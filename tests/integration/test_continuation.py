@@ -4,6 +4,8 @@ import copy
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from sae_service import pipeline
 from sae_service.continuation import Changes, continued
-from sae_service.errors import DamagedCheckpoint, InvalidSpec
+from sae_service.errors import DamagedCheckpoint, InvalidSpec, StorageFailure
 from sae_service.spec import JobSpec
 from sae_service.storage import Storage
 from tests.recorder import Recorder
@@ -115,6 +117,47 @@ def test_a_fork_whose_checkpoint_is_damaged_fails_in_place_of_beginning_anew(
         train(tmp_path, continued(spec, Changes(), recorder.checkpoints[0].tokens), begin_with=key)
 
 
+def test_the_speed_of_training_is_not_that_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = pipeline.evaluate_synthetic
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(3)
+        return really(*arguments)
+
+    monkeypatch.setattr(pipeline, "evaluate_synthetic", slow)
+    recorder, _ = train(tmp_path, JobSpec.model_validate(job(3 * FILL)))
+    assert recorder.checkpoints[-1].metrics["standard"]["tokens_per_s"] > 0.5 * recorder.rows[-1]["tokens_per_s"]
+
+
+def test_a_job_whose_checkpoint_cannot_be_written_does_not_train_until_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, steps = pipeline.Trainer.step, list[int]()
+
+    def slow(trainer: pipeline.Trainer, rows: Any) -> None:
+        really(trainer, rows)
+        steps.append(trainer.n_steps)
+        if trainer.n_steps > 10:
+            time.sleep(0.3)
+
+    def full(*_: Any) -> None:
+        raise StorageFailure("the disk is full")
+
+    monkeypatch.setattr(pipeline.Trainer, "step", slow)
+    monkeypatch.setattr(Storage, "publish", full)
+    with pytest.raises(StorageFailure):
+        train(tmp_path, JobSpec.model_validate(job(3 * FILL)))
+    assert 10 <= steps[-1] < 20
+
+
+def test_a_job_whose_weights_to_start_from_are_missing_leaves_no_thread_behind(tmp_path: Path) -> None:
+    spec = job(3 * FILL)
+    spec["saes"][0]["initial"] = {"path": str(tmp_path / "missing")}
+    with pytest.raises(InvalidSpec):
+        train(tmp_path, JobSpec.model_validate(spec))
+    assert "harvest" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_saes_on_two_devices_end_with_the_bytes_of_one(short: tuple[Path, Recorder, JobSpec], tmp_path: Path) -> None:
     folder, recorder, _ = short
     code = f"""
@@ -143,6 +186,8 @@ print(recorder.checkpoints[-1].key, [message for level, message in recorder.even
         ({"saes": {"standard": {"architecture": {"l1": 1.0}}}}, "/saes/standard/architecture/l1"),
         ({"saes": {"standard": {"optimizer": {"lr": -1.0}}}}, "/saes/standard/optimizer/lr"),
         ({"saes": {"standard": {"optimizer": {"momentum": 0.5}}}}, "/saes/standard/optimizer/momentum"),
+        ({"saes": {"standard": {"optimizer": {"lr_warm_up": -1}}}}, "/saes/standard/optimizer/lr_warm_up"),
+        ({"saes": {"standard": {"architecture": {"resample_at": [-1]}}}}, "/saes/standard/architecture/resample_at/0"),
         ({"evaluation": {"tokens": 1}}, "/evaluation/tokens"),
     ],
 )
@@ -160,3 +205,12 @@ def test_what_the_length_decided_stays_when_a_job_becomes_longer() -> None:
     longer = continued(parent, Changes(tokens=10 * 800 * BATCH), 800 * BATCH)
     assert longer.stream.steps_per_fill == parent.stream.steps_per_fill
     assert longer.dead_after_tokens(longer.saes[0]) == parent.dead_after_tokens(parent.saes[0])
+
+
+def test_a_field_of_a_part_that_is_left_out_stays() -> None:
+    parent = JobSpec.model_validate(job(3 * FILL, metadata={"a": "1"}))
+    changes = Changes.model_validate({"checkpoints": {"keep": 3}, "metadata": {"b": "2"}})
+    forked = continued(parent, changes, 10 * BATCH)
+    assert forked.checkpoints == parent.checkpoints.model_copy(update={"keep": 3})
+    assert forked.metadata == {"b": "2"}
+    assert forked.evaluation == parent.evaluation

@@ -1,6 +1,7 @@
 """Checkpoints are written behind training's back, one at a time, and no error is lost."""
 
 import threading
+import time
 from typing import Any
 
 import jax
@@ -49,6 +50,27 @@ def test_an_error_of_a_write_is_raised_at_the_next_one_or_at_the_end() -> None:
     with pytest.raises(StorageFailure):
         writer.finish()
     writer.finish()
+
+
+def check_again_and_again(writer: CheckpointWriter) -> None:
+    for _ in range(1000):
+        writer.check()
+        time.sleep(0.01)
+
+
+def test_a_write_that_has_failed_is_noticed_without_waiting_for_one_that_has_not() -> None:
+    writer, may_fail = CheckpointWriter(), threading.Event()
+
+    def fails() -> None:
+        may_fail.wait(10)
+        raise StorageFailure("the disk is full")
+
+    writer.check()
+    writer.write(lambda: fails)
+    writer.check()
+    may_fail.set()
+    with pytest.raises(StorageFailure):
+        check_again_and_again(writer)
 
 
 def test_closing_waits_for_the_write_in_hand_and_hides_no_other_error() -> None:

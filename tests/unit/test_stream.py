@@ -69,6 +69,29 @@ def test_each_row_is_served_once_and_any_position_can_be_gone_back_to(
     assert [after for _, after in again] == [after for _, after in whole[back + 1 :]]
 
 
+@given(n_steps=st.integers(2, 12), longer=st.integers(2, 20), rows=st.sampled_from([8, 13, 20]), data=st.data())
+@few
+def test_a_job_of_another_length_that_goes_on_in_the_middle_of_a_fill_repeats_no_row_and_leaves_none_out(
+    n_steps: int, longer: int, rows: int, data: st.DataObject
+) -> None:
+    def spec(steps: int) -> StreamSpec:
+        synthetic = {"n_features": 4, "d_in": 1}
+        return StreamSpec.model_validate({"synthetic": synthetic, "tokens": steps * 4, "batch": 4, "buffer_rows": rows})
+
+    forked_after = data.draw(st.integers(1, min(n_steps, longer) - 1))
+    before = served(spec(n_steps), StreamPosition())[:forked_after]
+    after = served(spec(longer), before[-1][1])
+    batches = [batch for batch, _ in before + after]
+    assert len(batches) == longer
+    found = np.concatenate(batches)
+    assert len(set(found.tolist())) == longer * 4
+    # And where the shorter one is extended to a whole number of fills, nothing was left out.
+    more = served(spec(longer + 20), (before + after)[-1][1])
+    whole = np.concatenate([found, *(batch for batch, _ in more)])
+    assert len(set(whole.tolist())) == len(whole) == (longer + 20) * 4
+    assert set(range(longer * 4)) <= set(whole.tolist())
+
+
 def test_every_fill_and_every_seed_has_its_own_order() -> None:
     orders = [permutation(seed, fill, 50).tolist() for seed in (0, 1) for fill in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
