@@ -28,8 +28,8 @@ class CheckpointWriter:
 
     def write(self, prepare: Callable[[], Callable[[], Any]]) -> None:
         """Calls `prepare` now and what it returns on the thread, once the one before is done, whose error it raises."""
-        began = time.monotonic()
         self._join()
+        began = time.monotonic()
         self._pending = self._executor.submit(prepare())
         self.waited_s += time.monotonic() - began
 
@@ -40,9 +40,7 @@ class CheckpointWriter:
 
     def finish(self) -> None:
         """Waits for what is being written, and raises its error."""
-        began = time.monotonic()
         self._join()
-        self.waited_s += time.monotonic() - began
 
     def close(self) -> None:
         """Waits for what is being written; its error is not raised, because another one is on its way."""
@@ -51,4 +49,8 @@ class CheckpointWriter:
     def _join(self) -> None:
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            began = time.monotonic()
+            try:
+                pending.result()
+            finally:
+                self.waited_s += time.monotonic() - began
