@@ -1,6 +1,7 @@
 """Brings a database to the tables of this release, or says that it is another release's."""
 
 import fcntl
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ def _upgrade(database: Database) -> None:
     from alembic.config import Config
 
     check(database)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(FOLDER))
     is_unnumbered = _revision(database) is None and sa.inspect(database.engine).has_table("jobs")
