@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from uuid import uuid4
 
 from anyio import CapacityLimiter
@@ -96,21 +97,21 @@ class Requests:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        if _body_length(scope) > MAX_BODY:
-            body = {"title": "Content Too Large", "status": 413, "code": "too_large", "detail": f"At most {MAX_BODY} bytes."}
-            await JSONResponse(body, 413, media_type="application/problem+json")(scope, receive, numbered)
-            return
-        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-            detail = "The character NUL has no place in an address."
-            body = {"title": "Bad Request", "status": 400, "code": "invalid_request", "detail": detail}
-            await JSONResponse(body, 400, media_type="application/problem+json")(scope, receive, numbered)
-            return
-        await self._app(scope, receive, numbered)
+        answer = _refusal(scope) or self._app
+        await answer(scope, receive, numbered)
 
 
-def _body_length(scope: Scope) -> int:
+def _refusal(scope: Scope) -> JSONResponse | None:
+    """What is wrong with a request before anything of it is read."""
     headers = dict(scope["headers"])
-    if b"chunked" in headers.get(b"transfer-encoding", b""):
-        return MAX_BODY + 1
     length = headers.get(b"content-length", b"0")
-    return int(length) if length.isdigit() else 0
+    if b"chunked" in headers.get(b"transfer-encoding", b""):
+        status, code, detail = 411, "length_required", "Send the body with a Content-Length, not in chunks."
+    elif length.isdigit() and int(length) > MAX_BODY:
+        status, code, detail = 413, "too_large", f"At most {MAX_BODY} bytes."
+    elif "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        status, code, detail = 400, "invalid_request", "The character NUL has no place in an address."
+    else:
+        return None
+    body = {"title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    return JSONResponse(body, status, media_type="application/problem+json")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,6 +19,8 @@ from sae_service.schema import Frozen
 from sae_service.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
+Made = tuple[Job, bool]
+"""A job, and whether it is new."""
 IdempotencyKey = Annotated[str | None, Header(max_length=255, description="A repetition with the same key returns the first job.")]
 
 
@@ -51,13 +54,14 @@ def extend_job(
     job_id: str, extension: Extension, jobs: Jobs, caller: Caller, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """A new job that trains the SAEs of a finished one on more tokens, from its last state."""
-    asked = Asked.by(caller, idempotency_key, "extend", job_id, extension.model_dump_json())
-    if known := jobs.requested(asked.key, asked.digest):
-        return _answer(known, False, response)
-    parent = jobs.get(job_id)
-    if parent.status != "succeeded":
-        raise Conflict(f"job {job_id} is {parent.status}; only one that has succeeded can be extended. Fork it instead.")
-    return _go_on(jobs, parent, Fork(tokens=extension.tokens), asked, response)
+
+    def made(asked: Asked) -> Made:
+        parent = jobs.get(job_id)
+        if parent.status != "succeeded":
+            raise Conflict(f"job {job_id} is {parent.status}; only one that has succeeded can be extended. Fork it instead.")
+        return _go_on(jobs, parent, Fork(tokens=extension.tokens), asked)
+
+    return _once(Asked.by(caller, idempotency_key, "extend", job_id, extension.model_dump_json()), made, jobs, response)
 
 
 @router.post("/jobs/{job_id}/fork", status_code=201)
@@ -65,42 +69,47 @@ def fork_job(
     job_id: str, fork: Fork, jobs: Jobs, caller: Caller, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """A new job that goes on from a checkpoint, of a running job too, with other numbers: learning rate, sparsity, tokens."""
-    asked = Asked.by(caller, idempotency_key, "fork", job_id, fork.model_dump_json())
-    if known := jobs.requested(asked.key, asked.digest):
-        return _answer(known, False, response)
-    return _go_on(jobs, jobs.get(job_id), fork, asked, response)
+
+    def made(asked: Asked) -> Made:
+        return _go_on(jobs, jobs.get(job_id), fork, asked)
+
+    return _once(Asked.by(caller, idempotency_key, "fork", job_id, fork.model_dump_json()), made, jobs, response)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201)
 def retry_job(job_id: str, jobs: Jobs, caller: Caller, response: Response, idempotency_key: IdempotencyKey = None) -> Job:
     """A new job that does what a failed or cancelled one was to do, from its last checkpoint if it has one."""
-    asked = Asked.by(caller, idempotency_key, "retry", job_id)
-    if known := jobs.requested(asked.key, asked.digest):
-        return _answer(known, False, response)
-    parent = jobs.get(job_id)
-    if parent.status not in ("failed", "cancelled"):
-        raise Conflict(f"job {job_id} is {parent.status}; only one that has failed or was cancelled can be tried again")
-    if jobs.checkpoints(job_id):
-        return _go_on(jobs, parent, Fork(), asked, response)
-    # What it went on from itself, if anything.
-    origin = jobs.checkpoint(parent.origin.job_id, parent.origin.checkpoint_id) if parent.origin else None
-    return _submit(jobs, JobSpec.model_validate(parent.spec), origin, asked, response)
+
+    def made(asked: Asked) -> Made:
+        parent = jobs.get(job_id)
+        if parent.status not in ("failed", "cancelled"):
+            raise Conflict(f"job {job_id} is {parent.status}; only one that has failed or was cancelled can be tried again")
+        if jobs.checkpoints(job_id):
+            return _go_on(jobs, parent, Fork(), asked)
+        # What it went on from itself, if anything.
+        origin = jobs.checkpoint(parent.origin.job_id, parent.origin.checkpoint_id) if parent.origin else None
+        return _submit(jobs, JobSpec.model_validate(parent.spec), origin, asked)
+
+    return _once(Asked.by(caller, idempotency_key, "retry", job_id), made, jobs, response)
 
 
-def _go_on(jobs: JobStore, parent: Job, fork: Fork, asked: Asked, response: Response) -> Job:
+def _once(asked: Asked, made: Callable[[Asked], Made], jobs: JobStore, response: Response) -> Job:
+    """The job that a request makes, or has made when it came before: nothing is looked at again then."""
+    known = jobs.requested(asked.key, asked.digest)
+    job, is_new = (known, False) if known else made(asked)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+def _go_on(jobs: JobStore, parent: Job, fork: Fork, asked: Asked) -> Made:
     try:
         origin = jobs.checkpoint(parent.id, fork.checkpoint)
     except NotFound as error:
         raise NotFound(error.message, param="/checkpoint") from error
     spec = continued(JobSpec.model_validate(parent.spec), fork, origin.tokens)
-    return _submit(jobs, spec, origin, asked, response)
+    return _submit(jobs, spec, origin, asked)
 
 
-def _submit(jobs: JobStore, spec: JobSpec, origin: Checkpoint | None, asked: Asked, response: Response) -> Job:
-    return _answer(*jobs.submit(spec.model_dump(mode="json"), asked.key, asked.digest, origin), response)
-
-
-def _answer(job: Job, is_new: bool, response: Response) -> Job:
-    response.status_code = 201 if is_new else 200
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job
+def _submit(jobs: JobStore, spec: JobSpec, origin: Checkpoint | None, asked: Asked) -> Made:
+    return jobs.submit(spec.model_dump(mode="json"), asked.key, asked.digest, origin)

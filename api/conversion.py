@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from api.dependencies import Files, Jobs
 from api.files import RESPONSES, Conditions, Wanted, respond
 from sae_service import artifacts
-from sae_service.errors import InvalidSpec, NotFound
+from sae_service.errors import DamagedCheckpoint, InvalidSpec, NotFound
 from sae_service.format_names import FormatName
 from sae_service.jobs.records import Checkpoint, FileEntry
 from sae_service.spec import JobSpec
@@ -44,7 +44,13 @@ async def download_as(
     def answer() -> Response:
         spec = JobSpec.model_validate(jobs.get(job_id).spec)
         checkpoint = jobs.checkpoint(job_id, checkpoint_id)
-        return _respond(request, wanted, f"{name}.{format}.zip", _converted(spec, checkpoint, storage, name, format))
+        try:
+            converted = _converted(spec, checkpoint, storage, name, format)
+        except DamagedCheckpoint:
+            # Files that are gone because the checkpoint was retired meanwhile are no damage: NotFound.
+            jobs.checkpoint(job_id, checkpoint.id)
+            raise
+        return _respond(request, wanted, f"{name}.{format}.zip", converted)
 
     return await to_thread.run_sync(answer, limiter=limiter)
 

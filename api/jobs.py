@@ -125,8 +125,7 @@ def resume_job(job_id: str, jobs: Jobs) -> Job:
 @router.delete("/jobs/{job_id}", status_code=204)
 def delete_job(job_id: str, jobs: Jobs, storage: Files) -> None:
     """Deletes a job that has ended, with its metrics, events and checkpoints."""
-    jobs.delete(job_id)
-    storage.delete(f"jobs/{job_id}")
+    jobs.delete(job_id, lambda: storage.delete(f"jobs/{job_id}"))
 
 
 @router.get("/workers")

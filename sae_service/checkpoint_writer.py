@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -12,6 +13,14 @@ import numpy as np
 def snapshot(state: Any) -> Any:
     """A copy of a pytree in the host's memory; the next step may reuse the original's."""
     return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
+
+
+def on_host() -> AbstractContextManager[Any]:
+    """JAX computes on the CPU meanwhile, unless it has been told to know none."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return nullcontext()
 
 
 class CheckpointWriter:

@@ -29,14 +29,15 @@ class Client:
     """One service. Every method raises the service's own errors, and ServiceUnavailable if it does not answer."""
 
     def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None) -> None:
+        if api_key and not api_key.isascii():
+            raise errors.InvalidSpec("an API key has only ASCII characters", "api_key")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url
         self._http = httpx.Client(base_url=url, headers=headers, timeout=30)
 
     def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> Job:
         """Queues a job. With an idempotency key a repetition returns the first job instead of making another."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return _parse(Job, self._ask("POST", "/v1/jobs", json=spec, headers=headers))
+        return self._make("/v1/jobs", spec, idempotency_key)
 
     def job(self, job_id: str) -> Job:
         """The job as it is now."""
@@ -66,18 +67,19 @@ class Client:
         """Queues a paused job again."""
         return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/resume"))
 
-    def extend(self, job_id: str, tokens: int) -> Job:
+    def extend(self, job_id: str, tokens: int, idempotency_key: str | None = None) -> Job:
         """A new job that trains the SAEs of a finished one on more: up to `tokens` rows in all."""
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/extend", json={"tokens": tokens}))
+        return self._make(f"/v1/jobs/{_quoted(job_id)}/extend", {"tokens": tokens}, idempotency_key)
 
-    def fork(self, job_id: str, changes: dict[str, Any], checkpoint: str = "latest") -> Job:
+    def fork(
+        self, job_id: str, changes: dict[str, Any], checkpoint: str = "latest", idempotency_key: str | None = None
+    ) -> Job:
         """A new job that goes on from a checkpoint with changes, such as {"saes": {"a": {"optimizer": {"lr": 1e-4}}}}."""
-        body = {**changes, "checkpoint": checkpoint}
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/fork", json=body))
+        return self._make(f"/v1/jobs/{_quoted(job_id)}/fork", {**changes, "checkpoint": checkpoint}, idempotency_key)
 
-    def retry(self, job_id: str) -> Job:
+    def retry(self, job_id: str, idempotency_key: str | None = None) -> Job:
         """A new job in place of one that has failed or was cancelled, from its last checkpoint."""
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/retry"))
+        return self._make(f"/v1/jobs/{_quoted(job_id)}/retry", None, idempotency_key)
 
     def delete(self, job_id: str) -> None:
         """Deletes a job that has ended, and its files."""
@@ -190,6 +192,10 @@ class Client:
         if digest.hexdigest() != (sha256 or response.headers.get("ETag", "").strip('"')):
             raise errors.StorageFailure(f"{target.name} arrived damaged; download it again")
         partial.replace(target)
+
+    def _make(self, path: str, body: dict[str, Any] | None, idempotency_key: str | None) -> Job:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return _parse(Job, self._ask("POST", path, json=body, headers=headers))
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:

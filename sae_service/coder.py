@@ -5,12 +5,15 @@ The decoder's bias is subtracted from the input too, and decoder rows have norm 
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from sae_service.numerics import geometric_median, random_rows, remove_parallel, unit_rows
+from sae_service.numerics import geometric_median, keep_largest, random_rows, remove_parallel, row_norms, unit_rows
 from sae_service.sae import InferenceSAE
+
+SCALING_ROWS = 1024
 
 
 @struct.dataclass
@@ -40,6 +43,19 @@ def random_coder(key: Any, d_in: int, d_sae: int) -> Coder:
 def centred(coder: Coder, rows: Float[Array, "rows d_in"]) -> Coder:
     """`b_dec` at the geometric median of the rows."""
     return coder.replace(b_dec=geometric_median(rows))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def fitted_to_largest(coder: Coder, rows: Float[Array, "rows d_in"], k: float) -> Coder:
+    """Centred, and the encoder scaled so that the k largest latents of a row reconstruct one of its length.
+
+    Source: Gao et al. 2024, arXiv:2406.04093, appendix A.1.
+    """
+    coder = centred(coder, rows)
+    sample = rows[:SCALING_ROWS]
+    reconstructed = keep_largest(jax.nn.relu(coder.encode(sample)), k) @ coder.W_dec
+    wanted, found = jnp.mean(row_norms(sample - coder.b_dec)), jnp.mean(row_norms(reconstructed))
+    ratio = jnp.where((wanted > 0) & (found > 0), wanted / jnp.maximum(found, 1e-30), 1)
+    return coder.replace(W_enc=ratio * coder.W_enc)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def tangent(coder: Coder, gradients: Coder) -> Coder:

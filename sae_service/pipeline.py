@@ -13,7 +13,7 @@ from sae_service import artifacts, checkpoint, errors, initial
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
-from sae_service.checkpoint_writer import CheckpointWriter, snapshot
+from sae_service.checkpoint_writer import CheckpointWriter, on_host, snapshot
 from sae_service.evaluation import evaluate
 from sae_service.initial import Initial
 from sae_service.provenance import provenance
@@ -231,7 +231,10 @@ class _Training:
         """
         files, n_steps = checkpoint.to_files(states, values), values["n_steps"]
         for sae in self.job.saes:
-            found = artifacts.to_files(self.exported(sae, states), self.job, sae, self.provenance)
+            # Not on the device, whose memory training has filled.
+            with on_host():
+                public = self.exported(sae, states)
+            found = artifacts.to_files(public, self.job, sae, self.provenance)
             if metrics is not None:
                 found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
             files |= {f"saes/{sae.name}/{name}": content for name, content in found.items()}

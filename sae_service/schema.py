@@ -20,6 +20,8 @@ Duration = Annotated[
     Field(description="A whole number counts steps; a number below 1 is a share of the job's steps."),
 ]
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+WeightProcessing = Literal["none", "compatibility"]
 Normalization = Literal["unit_mean_square", "sqrt_d_in", "none"]
 """How one scalar per hook point scales the rows: E‖x‖² = 1, E‖x‖ = sqrt(d_in), or not at all."""
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from sae_service.architectures import ARCHITECTURES, AnyArchitectureConfig
 from sae_service.format_names import FormatName
-from sae_service.schema import Frozen, Name, Normalization, OptimizerConfig, refuse
+from sae_service.schema import Dtype, Frozen, Name, Normalization, OptimizerConfig, WeightProcessing, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 SYNTHETIC_HOOK = "hook_synthetic"
@@ -31,8 +31,8 @@ class ModelSpec(Frozen):
         description="A folder in Hugging Face format (it starts with '/', '.' or '~') or a hub name such as gpt2.",
     )
     revision: str | None = Field(default=None, description="Commit, tag or branch of a hub model.")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    weight_processing: Literal["none", "compatibility"] = Field(
+    dtype: Dtype = "float32"
+    weight_processing: WeightProcessing = Field(
         default="none",
         description="none: the published weights. compatibility: TransformerLens folds layer norms and centres weights, "
         "which changes the activations.",

@@ -146,7 +146,7 @@ ARCHITECTURE = Architecture(
     loss=loss,
     export=export,
     from_inference=from_inference,
-    optimizer=OptimizerConfig(lr=3e-4, beta1=0.0, clip_norm=1.0, lr_warm_up=1000, lr_warm_up_shape="cosine"),
+    optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0, lr_warm_up=1000, lr_warm_up_shape="cosine"),
     normalization="unit_mean_square",
     example=GatedConfig(d_sae=64),
     resample=resample,

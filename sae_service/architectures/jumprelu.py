@@ -62,10 +62,15 @@ class JumpReLUParameters:
 
 
 def init(config: JumpReLUConfig, d_in: int, key: Any) -> JumpReLUParameters:
-    """Random unit decoder rows, the encoder their transpose, biases 0."""
+    """Random unit decoder rows, the encoder their transpose times d_in / d_sae, biases 0.
+
+    Half of the latents fire at first: through the whole transpose they would reconstruct d_sae / (2 d_in) times the row.
+    Source (the factor): Anthropic, January 2025 update.
+    """
     W_dec = random_rows(key, config.d_sae, d_in)
+    W_enc = min(1, d_in / config.d_sae) * W_dec.T
     threshold = jnp.full(config.d_sae, config.initial_threshold)
-    return JumpReLUParameters(W_dec.T, jnp.zeros(config.d_sae), W_dec, jnp.zeros(d_in), threshold)
+    return JumpReLUParameters(W_enc, jnp.zeros(config.d_sae), W_dec, jnp.zeros(d_in), threshold)
 
 
 def loss(
@@ -126,7 +131,7 @@ ARCHITECTURE = Architecture(
     export=export,
     from_inference=from_inference,
     optimizer=OptimizerConfig(
-        lr=7e-5, beta1=0.0, clip_norm=1.0, lr_warm_up=1000, lr_warm_up_shape="cosine", sparsity_warm_up=10_000
+        lr=7e-5, clip_norm=0.1, lr_warm_up=1000, lr_warm_up_shape="cosine", sparsity_warm_up=10_000
     ),
     normalization="unit_mean_square",
     example=JumpReLUConfig(d_sae=64),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from sae_service import inverse
-from sae_service.coder import ThresholdedCoder, centred, exported, normalized, on_coder, random_thresholded_coder, tangent
+from sae_service.coder import ThresholdedCoder, exported, fitted_to_largest, normalized, on_coder, random_thresholded_coder, tangent
 from sae_service.numerics import auxk_error, follow_threshold, keep_largest_of_batch, normalized_error
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
@@ -53,8 +53,8 @@ def init(config: MatryoshkaConfig, d_in: int, key: Any) -> ThresholdedCoder:
 def fit_to_rows(
     config: MatryoshkaConfig, parameters: ThresholdedCoder, rows: Float[Array, "rows d_in"]
 ) -> ThresholdedCoder:
-    """`b_dec` at the geometric median of the rows."""
-    return parameters.replace(coder=centred(parameters.coder, rows))  # pyright: ignore[reportAttributeAccessIssue]
+    """`b_dec` at the geometric median of the rows, the encoder scaled to their length."""
+    return parameters.replace(coder=fitted_to_largest(parameters.coder, rows, config.k))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def loss(

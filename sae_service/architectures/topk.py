@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from sae_service import inverse
-from sae_service.coder import Coder, centred, exported, normalized, random_coder, tangent
+from sae_service.coder import Coder, exported, fitted_to_largest, normalized, random_coder, tangent
 from sae_service.numerics import auxk_error, keep_largest, normalized_error
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
@@ -46,13 +46,11 @@ def init(config: TopKConfig, d_in: int, key: Any) -> Coder:
 
 
 def fit_to_rows(config: TopKConfig, parameters: Coder, rows: Float[Array, "rows d_in"]) -> Coder:
-    """`b_dec` at the geometric median of the rows."""
-    return centred(parameters, rows)
+    """`b_dec` at the geometric median of the rows, the encoder scaled to their length."""
+    return fitted_to_largest(parameters, rows, config.k)
 
 
-def loss(
-    config: TopKConfig, parameters: Coder, x: Float[Array, "batch d_in"], context: LossContext
-) -> tuple[LossOutput, Coder]:
+def loss(config: TopKConfig, parameters: Coder, x: Float[Array, "batch d_in"], context: LossContext) -> tuple[LossOutput, Coder]:
     """Normalised error + AuxK + the error with 4 k latents."""
     z = parameters.encode(x)
     positive = jax.nn.relu(z)

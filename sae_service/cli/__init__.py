@@ -12,7 +12,7 @@ import typer
 
 from sae_service import errors
 from sae_service.cli import changes, saes
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, JobId, Url, reported
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, reported
 from sae_service.client import Client
 from sae_service.format_names import FormatName
 from sae_service.jobs.records import Job
@@ -73,7 +73,7 @@ def submit(
     spec: Annotated[str, typer.Argument(help="A job as YAML or JSON; - reads standard input.")],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="A repetition returns the first job.")] = None,
+    idempotency_key: IdempotencyKey = None,
     follow: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:

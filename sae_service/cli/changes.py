@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_service import errors
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, JobId, Url, reported
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, reported
 from sae_service.client import Client
 from sae_service.jobs.records import Job
 
@@ -31,10 +31,11 @@ def resume(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_jso
 
 
 def extend(
-    job_id: JobId, tokens: Tokens, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
-) -> None:
+    job_id: JobId, tokens: Tokens, idempotency_key: IdempotencyKey = None, url: Url = DEFAULT_URL,
+    api_key: ApiKey = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Trains the SAEs of a finished job on more tokens, as a new job. Prints its id."""
-    _made(lambda: Client(url, api_key).extend(job_id, tokens), as_json)
+    _made(lambda: Client(url, api_key).extend(job_id, tokens, idempotency_key), as_json)
 
 
 def fork(
@@ -45,6 +46,7 @@ def fork(
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's id.")] = "latest",
     tokens: Annotated[int | None, typer.Option(help="Tokens in all. Default: as many as the job's.")] = None,
+    idempotency_key: IdempotencyKey = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -54,7 +56,7 @@ def fork(
     def forked() -> Job:
         client = Client(url, api_key)
         body: dict[str, Any] = {"saes": numbers(changes or [], client.job(job_id).spec)}
-        return client.fork(job_id, body | ({"tokens": tokens} if tokens is not None else {}), checkpoint)
+        return client.fork(job_id, body | ({"tokens": tokens} if tokens is not None else {}), checkpoint, idempotency_key)
 
     _made(forked, as_json)
 
@@ -82,9 +84,12 @@ def _number(text: str) -> float | None:
     return None
 
 
-def retry(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+def retry(
+    job_id: JobId, idempotency_key: IdempotencyKey = None, url: Url = DEFAULT_URL, api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Tries a failed or cancelled job again from its last checkpoint, as a new job. Prints its id."""
-    _made(lambda: Client(url, api_key).retry(job_id), as_json)
+    _made(lambda: Client(url, api_key).retry(job_id, idempotency_key), as_json)
 
 
 def delete(

@@ -16,6 +16,7 @@ EXIT_CODES = {errors.InvalidSpec: 2, errors.NotFound: 3, errors.ServiceUnavailab
 Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
+IdempotencyKey = Annotated[str | None, typer.Option(help="A repetition with the same key returns the first job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

@@ -8,6 +8,7 @@ import typer
 
 from sae_service.cli.common import AsJson, reported
 from sae_service.format_names import FormatName
+from sae_service.schema import Dtype, WeightProcessing
 
 Folder = Annotated[Path, typer.Argument(help="The folder of an SAE.")]
 Other = Annotated[Path, typer.Argument(help="The folder of another one.")]
@@ -20,6 +21,11 @@ def evaluate(
     dataset: Annotated[str, typer.Option(help="The text: a file, a folder, or a hub name.")],
     hook: Annotated[str, typer.Option(help="The hook point that the SAE reads, such as blocks.8.hook_resid_post.")],
     format: Format = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub model.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="The language model's numbers.")] = "float32",
+    weight_processing: Annotated[
+        WeightProcessing, typer.Option(help="compatibility: TransformerLens folds layer norms and centres weights.")
+    ] = "none",
     split: Annotated[str, typer.Option(help="The split of the text.")] = "train",
     held_out_split: Annotated[
         str | None, typer.Option(help="The split to measure on. Default: a share of the documents, chosen by their hash.")
@@ -33,7 +39,7 @@ def evaluate(
     from sae_service import assessment, tables
 
     stream = {
-        "model": {"name": model},
+        "model": {"name": model, "revision": revision, "dtype": dtype, "weight_processing": weight_processing},
         "dataset": {"path": dataset, "split": split, "held_out_split": held_out_split, "column": column},
         "context_size": context_size,
         "tokens": tokens,

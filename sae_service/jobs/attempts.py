@@ -27,10 +27,15 @@ class Attempt:
         self._queue = Queue(database)
 
     def claim(self, worker: str) -> dict[str, Any] | None:
-        """Starts the attempt and returns the job's spec, or None if it is not to be started (any more)."""
+        """Starts the attempt and returns the job's spec, or None if it is not to be started (any more).
+
+        Whoever holds it already is answered as before: the answer may have been lost with the connection.
+        """
+        mine = (db.jobs.c.id == self.job_id, db.jobs.c.attempt == self.number)
+        held = sa.select(db.jobs.c.spec).where(*mine, db.jobs.c.status.in_(ACTIVE), db.jobs.c.worker == worker)
         update = (
             sa.update(db.jobs)
-            .where(db.jobs.c.id == self.job_id, db.jobs.c.attempt == self.number, db.jobs.c.status == "queued")
+            .where(*mine, db.jobs.c.status == "queued")
             .values(
                 status="running", status_reason=None, worker=worker, heartbeat=0,
                 started_at=sa.func.coalesce(db.jobs.c.started_at, now()),
@@ -39,9 +44,9 @@ class Attempt:
         )  # fmt: skip
         with self._database.transaction() as connection:
             spec = connection.execute(update).scalar_one_or_none()
-            if spec is not None:
-                message = f"Attempt {self.number} started on {worker}."
-                add_status_event(connection, self.job_id, "running", message)
+            if spec is None:
+                return connection.execute(held).scalar_one_or_none()
+            add_status_event(connection, self.job_id, "running", f"Attempt {self.number} started on {worker}.")
         return spec
 
     def renew(self) -> str:

@@ -1,6 +1,6 @@
 """What a user does with jobs: submit, look, pause, cancel."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -154,8 +154,11 @@ class JobStore:
                 requeue(connection, self._queue, row, None, "The job is queued again.")
         return self._expect(job_id, "queued", "running")
 
-    def delete(self, job_id: str) -> None:
-        """Deletes a job that has ended, with all that is known of it but its files.
+    def delete(self, job_id: str, delete_files: Callable[[], None]) -> None:
+        """Deletes a job that has ended, with all that is known of it and its files.
+
+        Args:
+            delete_files: if it raises, the job stays, so that it can be deleted again.
 
         Raises:
             NotFound: there is no such job.
@@ -170,6 +173,7 @@ class JobStore:
             if heir is not None:
                 raise Conflict(f"job {heir} goes on from a checkpoint of job {job_id} and has not ended")
             connection.execute(sa.delete(db.jobs).where(columns.id == job_id))
+            delete_files()
 
     @contextmanager
     def _held(self, job_id: str) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:

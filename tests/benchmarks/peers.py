@@ -34,7 +34,7 @@ def dictionary_learning(experiment: dict[str, Any], rows: torch.Tensor) -> Any:
         case "topk" | "batchtopk":
             arguments |= {"k": int(sparsity), "threshold_start_step": steps // 10}
         case "jumprelu":
-            arguments |= {"target_l0": sparsity, "bandwidth": 0.05, "sparsity_warmup_steps": steps // 10}
+            arguments |= {"target_l0": sparsity, "bandwidth": 0.03, "sparsity_warmup_steps": steps // 10}
         case _:
             arguments |= {"l1_penalty": sparsity, "sparsity_warmup_steps": steps // 10}
     made: dict[str, Any] = {

@@ -40,7 +40,7 @@ def test_a_job_is_created_found_and_listed(api: TestClient, spec: dict[str, Any]
     job = made.json()
     assert made.headers["Location"] == f"/v1/jobs/{job['id']}"
     assert (job["object"], job["status"], job["attempt"]) == ("job", "queued", 1)
-    assert job["spec"]["saes"][0]["optimizer"]["beta1"] == 0.0, "defaults are filled in"
+    assert job["spec"]["saes"][0]["optimizer"]["eps"] == 1e-8, "defaults are filled in"
     assert api.get(made.headers["Location"]).json() == job
     assert api.get("/v1/jobs").json()["data"] == [job]
 
@@ -162,6 +162,7 @@ def test_what_cannot_run_is_refused_with_the_fields_path_and_leaves_nothing(
         ("POST", "/v1/jobs", b"", 422, "invalid_spec"),
         ("POST", "/v1/jobs", b"[" * 100_000, 400, "bad_request"),
         ("POST", "/v1/jobs", b'"' + b"x" * (1 << 20) + b'"', 413, "too_large"),
+        ("POST", "/v1/jobs", iter([b"{", b"}"]), 411, "length_required"),
     ],
 )
 def test_every_error_is_a_problem_document(

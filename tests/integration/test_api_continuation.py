@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.events import _stream as stream_of_events
-from sae_service.errors import WrongVersion
+from sae_service.errors import StorageFailure, WrongVersion
 from sae_service.jobs import database as db
 from sae_service.jobs import migration
 from sae_service.jobs.attempts import Attempt
@@ -161,6 +161,24 @@ def test_a_job_that_has_ended_is_deleted_with_its_files(
     assert api.delete(path).status_code == 404
     assert not (tmp_path / "storage" / "jobs" / begun.job_id).exists()
     assert api.get(f"/v1/jobs/{heir}").json()["origin"]["job_id"] == begun.job_id
+
+
+def test_a_job_whose_files_cannot_be_deleted_stays_and_can_be_deleted_again(
+    api: TestClient, begun: Attempt, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, files = f"/v1/jobs/{begun.job_id}", tmp_path / "storage" / "jobs" / begun.job_id
+    commit(begun, settings, 40, is_final=True)
+
+    def unreachable(self: Storage, prefix: str) -> None:
+        raise StorageFailure("the bucket does not answer")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Storage, "delete", unreachable)
+        assert api.delete(path).json()["code"] == StorageFailure.code
+    assert api.get(path).json()["status"] == "succeeded"
+    assert files.exists()
+    assert api.delete(path).status_code == 204
+    assert not files.exists()
 
 
 def test_a_stream_of_events_ends_when_its_job_is_deleted(api: TestClient, spec: dict[str, Any], database: Database) -> None:

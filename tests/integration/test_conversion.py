@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from sae_service import artifacts, client, errors
 from sae_service.cli import app as command_line
 from sae_service.format_names import FormatName
 from sae_service.formats import FORMATS
+from sae_service.jobs import database as db
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings
@@ -218,3 +220,25 @@ def test_the_command_line_downloads_in_a_format_and_lists_them(
     assert (refused.exit_code, "Write it as" in refused.output) == (2, True)
     listed = CliRunner().invoke(command_line, ["download", "--help"], env={"COLUMNS": "200"}).output
     assert all(name in listed for name in FormatName)
+
+
+def test_a_checkpoint_that_is_retired_while_it_is_converted_is_not_found(
+    api: TestClient, job_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(settings.resolved_database_url())
+    read = Storage.read
+
+    def retired_first(self: Storage, prefix: str, hashes: dict[str, str]) -> dict[str, bytes]:
+        with database.transaction() as connection:
+            connection.execute(sa.delete(db.checkpoints))
+        self.delete(prefix)
+        return read(self, prefix, hashes)
+
+    monkeypatch.setattr(Storage, "read", retired_first)
+    path = f"/v1/jobs/{job_id}/checkpoints/latest/saes/a/download?format=gemma_scope"
+    assert api.get(path).status_code == 404
+
+
+def test_an_api_key_that_no_header_can_carry_is_refused_by_name() -> None:
+    with pytest.raises(errors.InvalidSpec, match="API key"):
+        client.Client(api_key="ключ")

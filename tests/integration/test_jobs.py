@@ -77,6 +77,17 @@ def test_a_new_job_is_queued_and_says_so(store: JobStore) -> None:
     assert statuses(store, job.id) == ["queued"]
 
 
+def test_a_worker_whose_claim_was_answered_into_a_dead_connection_is_answered_again(store: JobStore, database: Database) -> None:
+    attempt = Attempt(database, submitted(store).id, 1)
+    first = attempt.claim("worker-1")
+    assert first is not None
+    assert attempt.claim("worker-1") == first
+    assert attempt.claim("worker-2") is None
+    assert statuses(store, attempt.job_id) == ["queued", "running"]
+    attempt.fail(CRASH)
+    assert attempt.claim("worker-1") is None
+
+
 def test_a_repeated_key_returns_the_first_job_and_another_request_is_refused(store: JobStore, tmp_path: Path) -> None:
     key = str(tmp_path)[-60:]
     first, is_new = store.submit(SPEC, key, "hash")
