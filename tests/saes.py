@@ -35,3 +35,15 @@ def results(sae: InferenceSAE, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """The latents and the reconstruction of rows."""
     acts = sae.encode(x)
     return np.array(acts), np.array(sae.decode(acts))
+
+
+def results_in_float64(sae: InferenceSAE, x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Latents and reconstruction without the rounding of float32, so that what differs is what the weights mean."""
+    W_enc, b_enc, W_dec, b_dec, threshold = (
+        np.asarray(value, np.float64) for value in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold)
+    )
+    z = x.astype(np.float64) @ W_enc + b_enc
+    acts = np.where(z > threshold, np.maximum(z, 0), 0)
+    if sae.k is not None:
+        acts = np.where(acts >= np.sort(acts, axis=1)[:, -sae.k, None], acts, 0)
+    return acts, acts @ W_dec + b_dec
