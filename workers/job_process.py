@@ -140,8 +140,9 @@ def failure(error: Exception) -> dict[str, Any]:
         error = OutOfMemory(f"The device's memory does not suffice: {said}", hint=hint)
     if isinstance(error, SAEServiceError):
         return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable}
+    # Nobody has foreseen it, so nobody knows that it would come again: it counts as a crash, three of which are the end.
     described = {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
-    return {"kind": "failed", "error": described, "retryable": False}
+    return {"kind": "failed", "error": described, "retryable": True}
 
 
 if __name__ == "__main__":

@@ -190,3 +190,16 @@ def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(
 
 def test_memory_that_does_not_suffice_is_said_even_if_the_error_is_silent() -> None:
     assert failure(MemoryError())["error"]["code"] == "out_of_memory"
+
+
+def test_an_error_that_nobody_has_foreseen_is_tried_again_and_ends_the_job_the_third_time(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    child_runs(says(failure(RuntimeError("once in a blue moon"))))
+    for attempt in (1, 2, 3):
+        assert worker.status == "queued"
+        worker.supervisor.work(worker.job_id, attempt)
+    job = worker.store.get(worker.job_id)
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "internal")
+    assert "once in a blue moon" in job.error.message
