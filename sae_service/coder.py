@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from sae_service.numerics import geometric_median, keep_largest, random_rows, remove_parallel, row_norms, unit_rows
 from sae_service.sae import InferenceSAE
 
-SCALING_ROWS = 1024
+SCALING_ROWS = 256
 
 
 @struct.dataclass

@@ -1,7 +1,6 @@
 """The REST interface to jobs that go on from others, to deletion and to workers; without a worker process."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,7 +9,6 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from api.app import create_app
 from api.events import _stream as stream_of_events
 from sae_service.errors import StorageFailure, WrongVersion
 from sae_service.jobs import database as db
@@ -23,17 +21,6 @@ from sae_service.settings import Settings
 from sae_service.storage import Storage
 
 LEASE_S = 60.0
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path)
-
-
-@pytest.fixture
-def api(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
 
 
 @pytest.fixture

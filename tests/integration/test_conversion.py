@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from api.app import create_app
 from sae_service import artifacts, client, errors
 from sae_service.cli import app as command_line
 from sae_service.format_names import FormatName
@@ -36,12 +34,6 @@ SAES = {"a": random_sae("jumprelu"), "b": random_sae("topk")}
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path / "data")
-
-
-@pytest.fixture
-def api(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as found:
-        yield found
 
 
 @pytest.fixture

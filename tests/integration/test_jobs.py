@@ -1,9 +1,7 @@
 """Who owns a job, and what is recorded, on SQLite and on PostgreSQL."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,48 +13,8 @@ from sae_service.jobs.attempts import MAX_CRASHES, Attempt
 from sae_service.jobs.database import Database, refuse_network_filesystem
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.presence import Presence
-from sae_service.jobs.records import Job
 from sae_service.jobs.store import JobStore
-from sae_service.jobs.sweep import Sweep
-
-SPEC: dict[str, Any] = {"queue": "default", "priority": 0, "metadata": {"team": "a"}, "saes": []}
-CRASH = {"code": "worker_crashed", "message": "It fell over.", "param": None}
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('database') / 'service.db'}"
-    else:
-        url = request.getfixturevalue("postgres_url")
-    database = Database(url)
-    migrate(database)
-    Presence(database, "worker-1", "default", 1, lease_s=60).renew()
-    yield database
-    database.engine.dispose()
-
-
-@pytest.fixture
-def store(database: Database) -> JobStore:
-    return JobStore(database)
-
-
-def submitted(store: JobStore, **changes: Any) -> Job:
-    return store.submit(SPEC | changes)[0]
-
-
-def claimed(database: Database, store: JobStore) -> Attempt:
-    attempt = Attempt(database, submitted(store).id, 1)
-    assert attempt.claim("worker-1") is not None
-    return attempt
-
-
-def checkpoint(step: int, is_final: bool = False) -> dict[str, Any]:
-    return {"step": step, "tokens": step * 256, "is_final": is_final, "files": [], "metrics": {}}
-
-
-def statuses(store: JobStore, job_id: str) -> list[str]:
-    return [event.data["status"] for event in store.events(job_id) if event.type == "status"]
+from tests.attempts import CRASH, SPEC, checkpoint, claimed, statuses, submitted
 
 
 def test_migrating_twice_changes_nothing(database: Database, store: JobStore) -> None:
@@ -254,86 +212,6 @@ def test_crashes_before_a_new_checkpoint_are_forgotten_but_not_before_one_that_i
         attempt = Attempt(database, attempt.job_id, number)
         attempt.claim("worker-1")
     assert store.get(attempt.job_id).status == "failed"
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def swept(database: Database) -> tuple[Sweep, Clock]:
-    clock = Clock()
-    return Sweep(database, lease_s=60, clock=clock), clock
-
-
-def test_an_attempt_without_a_sign_of_life_is_lost_and_can_no_longer_write(
-    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
-) -> None:
-    attempt = claimed(database, store)
-    sweep, clock = swept
-    for clock.now in (0, 30, 59):
-        sweep.look()
-    assert store.get(attempt.job_id).status == "running"
-    clock.now = 60
-    sweep.look()
-    assert (store.get(attempt.job_id).status, store.get(attempt.job_id).attempt) == ("queued", 2)
-    for write in (attempt.renew, attempt.release, attempt.cancelled, lambda: attempt.event("info", "I live")):
-        with pytest.raises(LeaseLost):
-            write()
-    with pytest.raises(LeaseLost):
-        attempt.commit(checkpoint(5) | {"key": "k/zombie"}, keep=1)
-
-
-def test_an_attempt_that_renews_is_never_lost(database: Database, store: JobStore, swept: tuple[Sweep, Clock]) -> None:
-    attempt = claimed(database, store)
-    sweep, clock = swept
-    for clock.now in range(0, 600, 50):
-        attempt.renew()
-        sweep.look()
-    assert store.get(attempt.job_id).status == "running"
-
-
-def test_an_outage_in_the_middle_of_a_look_is_no_workers_fault(
-    database: Database, store: JobStore, swept: tuple[Sweep, Clock], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempt = claimed(database, store)
-    sweep, clock = swept
-    sweep.look()
-    taken = sweep._queue.taken
-
-    def waits_for_the_database(attempts: list[tuple[str, int]]) -> set[tuple[str, int]]:
-        clock.now += 100
-        return taken(attempts)
-
-    monkeypatch.setattr(sweep._queue, "taken", waits_for_the_database)
-    sweep.look()
-    assert store.get(attempt.job_id).status == "running"
-
-
-def test_a_job_that_was_being_cancelled_when_its_worker_died_is_cancelled(
-    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
-) -> None:
-    attempt = claimed(database, store)
-    store.cancel(attempt.job_id)
-    sweep, clock = swept
-    for clock.now in (0, 60):
-        sweep.look()
-    assert store.get(attempt.job_id).status == "cancelled"
-
-
-def test_an_attempt_that_was_taken_but_never_claimed_is_queued_again(
-    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
-) -> None:
-    job, waiting = submitted(store), submitted(store)
-    queue.Queue(database).drop(job.id, 1)
-    sweep, clock = swept
-    for clock.now in (0, 60):
-        sweep.look()
-    assert (store.get(job.id).status, store.get(job.id).attempt) == ("queued", 2)
-    assert store.get(waiting.id).attempt == 1
 
 
 def test_workers_of_two_hosts_share_postgresql_but_no_sqlite_file(database: Database) -> None:

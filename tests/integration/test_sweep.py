@@ -1,0 +1,90 @@
+"""How lost attempts are found, on SQLite and on PostgreSQL."""
+
+import pytest
+
+from sae_service.errors import LeaseLost
+from sae_service.jobs import queue
+from sae_service.jobs.database import Database
+from sae_service.jobs.store import JobStore
+from sae_service.jobs.sweep import Sweep
+from tests.attempts import checkpoint, claimed, submitted
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def swept(database: Database) -> tuple[Sweep, Clock]:
+    clock = Clock()
+    return Sweep(database, lease_s=60, clock=clock), clock
+
+
+def test_an_attempt_without_a_sign_of_life_is_lost_and_can_no_longer_write(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    for clock.now in (0, 30, 59):
+        sweep.look()
+    assert store.get(attempt.job_id).status == "running"
+    clock.now = 60
+    sweep.look()
+    assert (store.get(attempt.job_id).status, store.get(attempt.job_id).attempt) == ("queued", 2)
+    for write in (attempt.renew, attempt.release, attempt.cancelled, lambda: attempt.event("info", "I live")):
+        with pytest.raises(LeaseLost):
+            write()
+    with pytest.raises(LeaseLost):
+        attempt.commit(checkpoint(5) | {"key": "k/zombie"}, keep=1)
+
+
+def test_an_attempt_that_renews_is_never_lost(database: Database, store: JobStore, swept: tuple[Sweep, Clock]) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    for clock.now in range(0, 600, 50):
+        attempt.renew()
+        sweep.look()
+    assert store.get(attempt.job_id).status == "running"
+
+
+def test_an_outage_in_the_middle_of_a_look_is_no_workers_fault(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    sweep.look()
+    taken = sweep._queue.taken
+
+    def waits_for_the_database(attempts: list[tuple[str, int]]) -> set[tuple[str, int]]:
+        clock.now += 100
+        return taken(attempts)
+
+    monkeypatch.setattr(sweep._queue, "taken", waits_for_the_database)
+    sweep.look()
+    assert store.get(attempt.job_id).status == "running"
+
+
+def test_a_job_that_was_being_cancelled_when_its_worker_died_is_cancelled(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    attempt = claimed(database, store)
+    store.cancel(attempt.job_id)
+    sweep, clock = swept
+    for clock.now in (0, 60):
+        sweep.look()
+    assert store.get(attempt.job_id).status == "cancelled"
+
+
+def test_an_attempt_that_was_taken_but_never_claimed_is_queued_again(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    job, waiting = submitted(store), submitted(store)
+    queue.Queue(database).drop(job.id, 1)
+    sweep, clock = swept
+    for clock.now in (0, 60):
+        sweep.look()
+    assert (store.get(job.id).status, store.get(job.id).attempt) == ("queued", 2)
+    assert store.get(waiting.id).attempt == 1
