@@ -7,17 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 
 from sae_service.numerics import geometric_median, keep_largest, random_rows, remove_parallel, row_norms, unit_rows
+from sae_service.pytree import PyTree
 from sae_service.sae import InferenceSAE
 
 SCALING_ROWS = 256
 
 
-@struct.dataclass
-class Coder:
+class Coder(PyTree):
     """Encoder, decoder and their biases."""
 
     W_enc: Float[Array, "d_in d_sae"]
@@ -42,7 +41,7 @@ def random_coder(key: Any, d_in: int, d_sae: int) -> Coder:
 
 def centred(coder: Coder, rows: Float[Array, "rows d_in"]) -> Coder:
     """`b_dec` at the geometric median of the rows."""
-    return coder.replace(b_dec=geometric_median(rows))  # pyright: ignore[reportAttributeAccessIssue]
+    return coder.replace(b_dec=geometric_median(rows))
 
 
 def fitted_to_largest(coder: Coder, rows: Float[Array, "rows d_in"], k: float) -> Coder:
@@ -55,21 +54,20 @@ def fitted_to_largest(coder: Coder, rows: Float[Array, "rows d_in"], k: float) -
     reconstructed = keep_largest(jax.nn.relu(coder.encode(sample)), k) @ coder.W_dec
     wanted, found = jnp.mean(row_norms(sample - coder.b_dec)), jnp.mean(row_norms(reconstructed))
     ratio = jnp.where((wanted > 0) & (found > 0), wanted / jnp.maximum(found, 1e-30), 1)
-    return coder.replace(W_enc=ratio * coder.W_enc)  # pyright: ignore[reportAttributeAccessIssue]
+    return coder.replace(W_enc=ratio * coder.W_enc)
 
 
 def tangent(coder: Coder, gradients: Coder) -> Coder:
     """The gradients without what would change the decoder's norms."""
-    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, coder.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, coder.W_dec))
 
 
 def normalized(coder: Coder) -> Coder:
     """Decoder rows of norm 1."""
-    return coder.replace(W_dec=unit_rows(coder.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+    return coder.replace(W_dec=unit_rows(coder.W_dec))
 
 
-@struct.dataclass
-class ThresholdedCoder:
+class ThresholdedCoder(PyTree):
     """A coder and one threshold for all latents, which moves by averaging; it is negative before the first batch."""
 
     coder: Coder

@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float
 
 from sae_service.errors import InvalidSpec
 from sae_service.numerics import keep_largest
+from sae_service.pytree import PyTree
 from sae_service.schema import ArchitectureConfig, Normalization, OptimizerConfig
 
 
-@struct.dataclass
-class LossContext:
+class LossContext(PyTree):
     """What the training step lends a loss: the warm-up factor of its sparsity term, the dead latents, and the share
     of the job's steps that are done.
     """
@@ -29,8 +29,7 @@ class LossContext:
     progress: Float[Array, ""]
 
 
-@struct.dataclass
-class LossOutput:
+class LossOutput(PyTree):
     """A loss, the named terms that it is the sum of, and what the metrics are computed from."""
 
     total: Float[Array, ""]
@@ -39,8 +38,7 @@ class LossOutput:
     acts: Float[Array, "batch d_sae"]
 
 
-@struct.dataclass
-class InferenceSAE:
+class InferenceSAE(PyTree):
     """The public form of every trained SAE, in units of the model's raw activations.
 
     z = x W_enc + b_enc;  acts = ReLU(z) where z > threshold, else 0;  x_hat = acts W_dec + b_dec.
@@ -76,7 +74,7 @@ class Architecture:
 
     Attributes:
         config: the frozen config; its `kind` is the file's name.
-        init: (config, d_in, key) -> parameters, float32.
+        init: (config, d_in, key) -> parameters, float32: a `PyTree` of the architecture's own, or of `coder`.
         loss: (config, parameters, x, context) -> (LossOutput, next parameters). No side effect; the second value
             carries what moves without a gradient, such as an averaged threshold.
         export: (config, parameters) -> InferenceSAE in units of the rows that it was trained on.
@@ -114,7 +112,7 @@ def unscaled(sae: InferenceSAE, activation_scale: float) -> InferenceSAE:
 
     Weights stay; biases and thresholds are divided by the scale, and the latents come out in raw units.
     """
-    return sae.replace(  # pyright: ignore[reportAttributeAccessIssue]
+    return sae.replace(
         b_enc=sae.b_enc / activation_scale,
         b_dec=sae.b_dec / activation_scale,
         threshold=sae.threshold / activation_scale,

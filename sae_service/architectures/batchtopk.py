@@ -44,7 +44,7 @@ def fit_to_rows(
     config: BatchTopKConfig, parameters: ThresholdedCoder, rows: Float[Array, "rows d_in"]
 ) -> ThresholdedCoder:
     """`b_dec` at the geometric median of the rows, the encoder scaled to their length."""
-    return parameters.replace(coder=fitted_to_largest(parameters.coder, rows, config.k))  # pyright: ignore[reportAttributeAccessIssue]
+    return parameters.replace(coder=fitted_to_largest(parameters.coder, rows, config.k))
 
 
 def loss(
@@ -61,7 +61,7 @@ def loss(
         "aux": config.aux_coefficient * auxk_error(x - x_hat, z, acts, coder.W_dec, context.is_dead, k_aux),
     }
     threshold = follow_threshold(parameters.threshold, smallest, config.threshold_rate)
-    moved = parameters.replace(threshold=threshold)  # pyright: ignore[reportAttributeAccessIssue]
+    moved = parameters.replace(threshold=threshold)
     return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), moved
 
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
 from sae_service import inverse
 from sae_service.coder import Coder
 from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
+from sae_service.pytree import PyTree
 from sae_service.resampling import resample_coder
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import Duration, OptimizerConfig, ResamplingConfig
@@ -36,8 +36,7 @@ class GatedConfig(ResamplingConfig):
     lr_warm_up_again: bool = True
 
 
-@struct.dataclass
-class GatedParameters:
+class GatedParameters(PyTree):
     """W_mag is W_gate with column i scaled by exp(r_mag_i). `b_dec` is subtracted from the input too."""
 
     W_gate: Float[Array, "d_in d_sae"]
@@ -115,12 +114,12 @@ def export(config: GatedConfig, parameters: GatedParameters) -> InferenceSAE:
 
 def constrain_gradients(parameters: GatedParameters, gradients: GatedParameters) -> GatedParameters:
     """Takes out what would change the decoder's norms."""
-    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, parameters.W_dec))
 
 
 def constrain(parameters: GatedParameters) -> GatedParameters:
     """Decoder rows of norm 1."""
-    return parameters.replace(W_dec=unit_rows(parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+    return parameters.replace(W_dec=unit_rows(parameters.W_dec))
 
 
 def from_inference(config: GatedConfig, sae: InferenceSAE) -> GatedParameters:

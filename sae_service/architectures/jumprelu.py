@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from sae_service import inverse
 from sae_service.numerics import active, jumprelu, random_rows, remove_parallel, squared_error, unit_rows
+from sae_service.pytree import PyTree
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
 
@@ -50,8 +50,7 @@ class JumpReLUConfig(ArchitectureConfig):
         return self
 
 
-@struct.dataclass
-class JumpReLUParameters:
+class JumpReLUParameters(PyTree):
     """`b_dec` is subtracted from the input too; no threshold is negative."""
 
     W_enc: Float[Array, "d_in d_sae"]
@@ -109,19 +108,20 @@ def export(config: JumpReLUConfig, parameters: JumpReLUParameters) -> InferenceS
 
 def constrain_gradients(parameters: JumpReLUParameters, gradients: JumpReLUParameters) -> JumpReLUParameters:
     """Takes out what would change the decoder's norms."""
-    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, parameters.W_dec))  # pyright: ignore[reportAttributeAccessIssue]
+    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, parameters.W_dec))
 
 
 def constrain(parameters: JumpReLUParameters) -> JumpReLUParameters:
     """Decoder rows of norm 1, thresholds of 0 or above."""
     threshold = jnp.maximum(parameters.threshold, 0)
-    return parameters.replace(W_dec=unit_rows(parameters.W_dec), threshold=threshold)  # pyright: ignore[reportAttributeAccessIssue]
+    return parameters.replace(W_dec=unit_rows(parameters.W_dec), threshold=threshold)
 
 
 def from_inference(config: JumpReLUConfig, sae: InferenceSAE) -> JumpReLUParameters:
     """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has k."""
     weights: Any = inverse.unit(inverse.thresholded(sae))
-    return JumpReLUParameters(**vars(inverse.coder(weights)), threshold=weights["threshold"])
+    coder = inverse.coder(weights)
+    return JumpReLUParameters(coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec, weights["threshold"])
 
 
 ARCHITECTURE = Architecture(

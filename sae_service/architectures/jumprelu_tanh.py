@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
 from sae_service import inverse
 from sae_service.coder import Coder, exported
 from sae_service.numerics import jumprelu, row_norms, squared_error, unit_rows
+from sae_service.pytree import PyTree
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig
 
@@ -34,8 +34,7 @@ class JumpReLUTanhConfig(ArchitectureConfig):
     initial_threshold: float = Field(default=0.1, gt=0)
 
 
-@struct.dataclass
-class JumpReLUTanhParameters:
+class JumpReLUTanhParameters(PyTree):
     """A coder whose decoder rows have any norm; the threshold is exp(log_threshold)."""
 
     coder: Coder
@@ -57,8 +56,8 @@ def fit_to_rows(
     share = min(FIRING_TOKENS / config.d_sae, MOST_FIRING)
     z = rows @ parameters.coder.W_enc
     b_enc = jnp.exp(parameters.log_threshold) - jnp.quantile(z, 1 - share, axis=0)
-    coder = parameters.coder.replace(b_enc=b_enc)  # pyright: ignore[reportAttributeAccessIssue]
-    return parameters.replace(coder=coder)  # pyright: ignore[reportAttributeAccessIssue]
+    coder = parameters.coder.replace(b_enc=b_enc)
+    return parameters.replace(coder=coder)
 
 
 def loss(

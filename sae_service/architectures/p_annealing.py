@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
 from sae_service import inverse
 from sae_service.coder import Coder, centred, exported, normalized, on_coder, random_coder, tangent
 from sae_service.numerics import squared_error
+from sae_service.pytree import PyTree
 from sae_service.resampling import resample_coder
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import OptimizerConfig, ResamplingConfig
@@ -34,8 +34,7 @@ class PAnnealingConfig(ResamplingConfig):
     anneal_start: float = Field(default=0.2, ge=0, lt=1, description="Share of the job before p begins to fall.")
 
 
-@struct.dataclass
-class PAnnealingParameters:
+class PAnnealingParameters(PyTree):
     """A coder, and what the falling p remembers: how often it has fallen, the factor on the coefficient, and the
     running averages of the penalty with the present p and with the next one.
     """
@@ -57,7 +56,7 @@ def fit_to_rows(
     config: PAnnealingConfig, parameters: PAnnealingParameters, rows: Float[Array, "rows d_in"]
 ) -> PAnnealingParameters:
     """`b_dec` at the geometric median of the rows."""
-    return parameters.replace(coder=centred(parameters.coder, rows))  # pyright: ignore[reportAttributeAccessIssue]
+    return parameters.replace(coder=centred(parameters.coder, rows))
 
 
 def power_penalty(acts: Float[Array, "batch d_sae"], p: Float[Array, ""]) -> Float[Array, ""]:
@@ -103,7 +102,7 @@ def resample(
     fresh, touched = resample_coder(parameters.coder, x, x_hat, is_dead, key)
     nothing = jnp.zeros((), bool)
     return (
-        parameters.replace(coder=fresh),  # pyright: ignore[reportAttributeAccessIssue]
+        parameters.replace(coder=fresh),
         PAnnealingParameters(touched, nothing, nothing, nothing, nothing),
     )
 

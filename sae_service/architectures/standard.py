@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 from pydantic import Field
 
 from sae_service import inverse
 from sae_service.coder import Coder
 from sae_service.numerics import random_rows, row_norms, squared_error, unit_rows
+from sae_service.pytree import PyTree
 from sae_service.resampling import resample_coder
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import OptimizerConfig, ResamplingConfig
@@ -29,8 +29,7 @@ class StandardConfig(ResamplingConfig):
     l1_coefficient: float = Field(default=5.0, ge=0, description="Weight of the sum of acts times decoder norms.")
 
 
-@struct.dataclass
-class StandardParameters:
+class StandardParameters(PyTree):
     """Encoder, decoder and their biases."""
 
     W_enc: Float[Array, "d_in d_sae"]
@@ -65,7 +64,11 @@ def resample(
     """Dead latents started anew."""
     coder = Coder(parameters.W_enc, parameters.b_enc, parameters.W_dec, parameters.b_dec)
     fresh, touched = resample_coder(coder, x, x_hat, is_dead, key)
-    return StandardParameters(**vars(fresh)), StandardParameters(**vars(touched))
+    return _of_coder(fresh), _of_coder(touched)
+
+
+def _of_coder(coder: Coder) -> StandardParameters:
+    return StandardParameters(coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec)
 
 
 def export(config: StandardConfig, parameters: StandardParameters) -> InferenceSAE:

@@ -27,8 +27,8 @@ class TopKConfig(ArchitectureConfig):
     k: float = Field(default=32, ge=1, description="Active latents per row, a whole number.")
     k_aux: int = Field(default=0, ge=0, description="Dead latents that reconstruct the residual; 0: half of d_in.")
     aux_coefficient: float = Field(default=1 / 32, ge=0)
-    multi_coefficient: float = Field(
-        default=0.0, ge=0, description="Weight of the error with 4 k latents (Multi-TopK, published with 1/8)."
+    multi_coefficient: float | None = Field(
+        default=None, ge=0, description="Weight of the error with 4 k latents (Multi-TopK, published with 1/8); null leaves it out."
     )
 
     @model_validator(mode="after")
@@ -51,23 +51,19 @@ def fit_to_rows(config: TopKConfig, parameters: Coder, rows: Float[Array, "rows 
 
 
 def loss(config: TopKConfig, parameters: Coder, x: Float[Array, "batch d_in"], context: LossContext) -> tuple[LossOutput, Coder]:
-    """Normalised error + AuxK + the error with 4 k latents."""
+    """Normalised error + AuxK + the error with 4 k latents, if that is wanted."""
     z = parameters.encode(x)
     positive = jax.nn.relu(z)
     acts = keep_largest(positive, config.k)
     x_hat = parameters.decode(acts)
     k_aux = config.k_aux or x.shape[1] // 2
-
-    def wider_error(positive: Array, parameters: Coder) -> Array:
-        return normalized_error(x, parameters.decode(keep_largest(positive, 4 * config.k)))
-
-    coefficient = jnp.asarray(config.multi_coefficient, x.dtype)
-    wider = jax.lax.cond(coefficient > 0, wider_error, lambda *_: jnp.zeros((), x.dtype), positive, parameters)
     terms = {
         "error": normalized_error(x, x_hat),
         "aux": config.aux_coefficient * auxk_error(x - x_hat, z, acts, parameters.W_dec, context.is_dead, k_aux),
-        "multi": coefficient * wider,
     }
+    if config.multi_coefficient is not None:
+        wider = parameters.decode(keep_largest(positive, 4 * config.k))
+        terms["multi"] = config.multi_coefficient * normalized_error(x, wider)
     return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
 
 

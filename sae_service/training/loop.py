@@ -31,13 +31,13 @@ def fitted(state: TrainState, sae: SAESpec, scale: float, rows: Float[Array, "ro
     """The initial state fitted to a sample of the rows that it will see, as its architecture wants it."""
     sample = rows[:SAMPLE_ROWS].astype(jnp.float32) * scale
     parameters = ARCHITECTURES[sae.architecture.kind].fit_to_rows(sae.architecture, state.parameters, sample)
-    return state.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    return state.replace(parameters=parameters)
 
 
 def continued(state: TrainState, parameters: Any) -> TrainState:
     """The initial state with parameters that were trained before, each in a buffer of its own: a step consumes them."""
     copied = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), parameters)
-    return state.replace(parameters=copied)  # pyright: ignore[reportAttributeAccessIssue]
+    return state.replace(parameters=copied)
 
 
 def resampling_steps(job: JobSpec, sae: SAESpec) -> frozenset[int]:
@@ -136,8 +136,8 @@ class Trainer:
             return
         last = max((step for step in self._resampling[sae.name] if step <= self.n_steps), default=0)
         numbers = self._numbers[sae.name]
-        schedule = numbers.schedule.replace(lr_warm_up_from=jnp.float32(last))  # pyright: ignore[reportAttributeAccessIssue]
-        self._numbers[sae.name] = numbers.replace(schedule=schedule)  # pyright: ignore[reportAttributeAccessIssue]
+        schedule = numbers.schedule.replace(lr_warm_up_from=jnp.float32(last))
+        self._numbers[sae.name] = numbers.replace(schedule=schedule)
 
     def tokens_per_s(self) -> float:
         """Trained tokens per second since the first step of this attempt."""
@@ -161,7 +161,7 @@ class Trainer:
         row = metrics.read(state.window, self.n_steps)
         last = state.n_steps - 1
         emptied = metrics.empty(tuple(state.window.terms), len(state.window.rows))
-        self.states[sae.name] = state.replace(window=emptied)  # pyright: ignore[reportAttributeAccessIssue]
+        self.states[sae.name] = state.replace(window=emptied)
         exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, state.parameters)
         return {
             "sae": sae.name,

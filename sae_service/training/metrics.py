@@ -4,17 +4,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 
 from sae_service.errors import NonFiniteLoss
+from sae_service.pytree import PyTree
 from sae_service.sae import LossOutput
 
 HINT = "Lower the learning rate, or look for NaN in the model's activations (dtype float16?)."
 
 
-@struct.dataclass
-class Window:
+class Window(PyTree):
     """Sums over the rows since the last reading."""
 
     n_rows: Float[Array, ""]

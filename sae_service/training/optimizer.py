@@ -4,14 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from sae_service.pytree import PyTree
 from sae_service.schema import Duration, OptimizerConfig
 
 
-@struct.dataclass
-class Schedule:
+class Schedule(PyTree):
     """The optimiser's numbers for one job, durations resolved to steps.
 
     The learning rate warms up from step `lr_warm_up_from` on, which moves when it is to warm up again.

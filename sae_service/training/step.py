@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from sae_service.pytree import PyTree
 from sae_service.sae import Architecture, LossContext
 from sae_service.schema import ArchitectureConfig
 from sae_service.training import metrics, optimizer
@@ -16,8 +16,7 @@ from sae_service.training import metrics, optimizer
 COUNT_LIMIT = 1 << 30
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(PyTree):
     """All that changes during training, as one pytree. `n_steps` counts finished steps."""
 
     parameters: Any
@@ -27,8 +26,7 @@ class TrainState:
     window: metrics.Window
 
 
-@struct.dataclass
-class Numbers:
+class Numbers(PyTree):
     """The traced numbers of one SAE: changing them does not recompile."""
 
     architecture: dict[str, Float[Array, ""]]
@@ -110,7 +108,7 @@ def resample_step(
         return jax.tree.map(lambda moment, mask: jnp.where(mask, 0, moment), moments, touched)
 
     adam: Any = state.optimizer
-    return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
+    return state.replace(
         parameters=parameters,
         optimizer=adam._replace(mu=forget(adam.mu), nu=forget(adam.nu)),
         tokens_since_fired=jnp.where(is_dead, 0, state.tokens_since_fired),

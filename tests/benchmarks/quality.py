@@ -3,8 +3,9 @@
     python tests/benchmarks/quality.py FOLDER [--hooks H ...] [--tokens N] [--lrs LR ...] [--kinds K ...] [--libraries L ...]
 
 All get the same rows in the same order, the same batch, the same share of warm-up and decay. The learning rate is the best
-of three at the first of SPARSITIES, for each library, kind and hook point. What has been measured is kept in FOLDER and not
-measured again. Writes quality.md and quality.png into FOLDER. The peers need .venv-peers (make test-peers).
+of three for each library, hook point, kind and k; where a coefficient decides, it is the best at the first of SPARSITIES.
+What has been measured is kept in FOLDER and not measured again. Writes quality.md and quality.png into FOLDER. The peers
+need .venv-peers (make test-peers).
 """
 
 import argparse
@@ -31,10 +32,12 @@ from tests.benchmarks import quality_report
 
 PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 KINDS = ("standard", "gated", "jumprelu", "topk", "batchtopk")
+GIVEN_K = ("topk", "batchtopk")
 GIVEN_L0 = (32, 16, 64)
 SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
     "ours": {
-        "standard": (1.0, 1.8, 0.6, 0.35), "gated": (0.11, 0.2, 0.07, 0.045), "jumprelu": (1.4e-3, 2.8e-3, 7e-4, 4e-4),
+        "standard": (1.0, 1.8, 0.6, 0.35, 0.2), "gated": (0.11, 0.2, 0.07, 0.045),
+        "jumprelu": (1.4e-3, 2.8e-3, 7e-4, 4e-4, 2e-4),
         "topk": GIVEN_L0, "batchtopk": GIVEN_L0,
     },
     "dictionary_learning": {
@@ -42,11 +45,11 @@ SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
         "batchtopk": GIVEN_L0,
     },
     "sae_lens": {
-        "standard": (1.0, 2.0, 0.6, 0.3), "gated": (1.0, 1.8, 0.5), "jumprelu": (0.2, 0.4, 0.12, 0.07),
+        "standard": (1.0, 2.0, 0.6, 0.3, 0.2), "gated": (1.0, 1.8, 0.5, 0.25), "jumprelu": (0.2, 0.4, 0.12, 0.07, 0.04),
         "topk": GIVEN_L0, "batchtopk": GIVEN_L0,
     },
 }  # fmt: skip
-"""k, the target L0, or a coefficient on L1 or L0: three or four of these, chosen to enclose an L0 of 16 to 64."""
+"""k, the target L0, or a coefficient on L1 or L0: as many of these as enclose an L0 of 16 to 64."""
 D_SAE, HELD_OUT_ROWS, BLOCK = 1024, 40_000, 1 << 17
 
 
@@ -70,7 +73,7 @@ def main() -> None:
 
 
 def experiments(folder: Path, library: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What a library makes of each kind: every learning rate at one sparsity, then the best at the others."""
+    """What a library makes of each kind: every learning rate at each k or at one coefficient, the best at the others."""
     log = folder / f"{library}.jsonl"
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     shared = {"batch": arguments.batch, "d_sae": D_SAE, "tokens": arguments.tokens}
@@ -85,11 +88,15 @@ def experiments(folder: Path, library: str, arguments: argparse.Namespace) -> It
                 file.flush()
                 yield found
 
-    yield from measured(
-        [{"kind": kind, "sparsity": first, "lr": lr} | shared for kind, (first, *_) in kinds.items() for lr in arguments.lrs]
-    )
+    searched = {kind: sparsities if kind in GIVEN_K else sparsities[:1] for kind, sparsities in kinds.items()}
+    yield from measured([
+        {"kind": kind, "sparsity": sparsity, "lr": lr} | shared
+        for kind, sparsities in searched.items() for sparsity in sparsities for lr in arguments.lrs
+    ])  # fmt: skip
     rest = []
     for kind, (first, *others) in kinds.items():
+        if kind in GIVEN_K:
+            continue
         tried = [item for item in known if (item["kind"], item["sparsity"]) == (kind, first) and item["lr"] in arguments.lrs]
         lr = min(tried, key=lambda item: item["fvu"] * item["l0"])["lr"]
         rest += [{"kind": kind, "sparsity": sparsity, "lr": lr} | shared for sparsity in others]

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from sae_service.numerics import random_rows, squared_error, unit_rows
 from sae_service.sae import Architecture, InferenceSAE, LossOutput
+from sae_service.pytree import PyTree
 from sae_service.schema import ArchitectureConfig, OptimizerConfig
 
 
@@ -26,8 +26,7 @@ class MirroredConfig(ArchitectureConfig):
     l1_coefficient: float = 0.1
 
 
-@struct.dataclass
-class Mirrored:
+class Mirrored(PyTree):
     W_dec: Any
     b_enc: Any
 

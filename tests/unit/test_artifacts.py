@@ -23,7 +23,7 @@ def written(kind: str) -> tuple[InferenceSAE, dict[str, bytes]]:
     sae = architecture.export(architecture.example, architecture.fit_to_rows(architecture.example, parameters, rows))
     if kind in ("batchtopk", "gated", "matryoshka"):
         # Untrained, their thresholds are 0.
-        sae = sae.replace(threshold=sae.threshold + 0.5)  # pyright: ignore[reportAttributeAccessIssue]
+        sae = sae.replace(threshold=sae.threshold + 0.5)
     spec: dict[str, Any] = {"hook_name": "blocks.0.hook_out", "architecture": architecture.example.model_dump()}
     stream = {"model": {"name": "gpt2"}, "dataset": {"path": "text"}, "tokens": 10_000}
     job = JobSpec.model_validate({"stream": stream, "saes": [spec]})

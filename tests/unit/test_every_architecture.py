@@ -98,6 +98,14 @@ def test_other_numbers_do_not_compile_again(architecture: Architecture) -> None:
     assert train_step._cache_size() == compiled
 
 
+def test_its_parameters_are_never_taken_for_anothers(architecture: Architecture) -> None:
+    # JAX keeps what it has traced by trees, and takes two dataclasses with as many fields for equal.
+    mine = fresh(architecture).parameters
+    others = [fresh(other).parameters for other in ARCHITECTURES.values()]
+    alike = [type(other) for other in others if jax.tree.structure(other) == jax.tree.structure(mine)]
+    assert set(alike) == {type(mine)}
+
+
 def test_every_parameter_moves(architecture: Architecture) -> None:
     before = fresh(architecture).parameters
     after = trained(architecture, 200)[0].parameters

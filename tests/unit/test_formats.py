@@ -72,7 +72,7 @@ def test_what_a_format_cannot_hold_is_refused_with_a_way_out(name: str, kind: st
 
 
 def test_k_and_thresholds_together_fit_no_format() -> None:
-    both = random_sae("topk").replace(threshold=np.ones(24, np.float32))  # pyright: ignore[reportAttributeAccessIssue]
+    both = random_sae("topk").replace(threshold=np.ones(24, np.float32))
     for format in FORMATS.values():
         with pytest.raises(InvalidSpec):
             format.to_files(both, DESCRIPTION)
@@ -205,7 +205,7 @@ def test_a_missing_file_is_refused_by_name(name: str, kind: str) -> None:
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
-    sae = random_sae("jumprelu").replace(b_enc=np.full(24, np.nan, np.float32))  # pyright: ignore[reportAttributeAccessIssue]
+    sae = random_sae("jumprelu").replace(b_enc=np.full(24, np.nan, np.float32))
     for name in ("saelens", "gemma_scope", "dictionary_learning"):
         with pytest.raises(DamagedCheckpoint, match="b_enc"):
             FORMATS[name].from_files(FORMATS[name].to_files(sae, DESCRIPTION))

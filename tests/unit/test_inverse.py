@@ -25,15 +25,15 @@ STARTS = {
 
 def sae_with(choice: str) -> InferenceSAE:
     if choice in ("relu", "topk"):
-        return random_sae(choice).replace(**({"k": 4} if choice == "topk" else {}))  # pyright: ignore[reportAttributeAccessIssue]
+        return random_sae(choice).replace(**({"k": 4} if choice == "topk" else {}))
     threshold = np.full(24, 0.4, np.float32) if choice == "one threshold" else np.linspace(0.1, 1, 24, dtype=np.float32)
-    return random_sae("relu").replace(threshold=threshold)  # pyright: ignore[reportAttributeAccessIssue]
+    return random_sae("relu").replace(threshold=threshold)
 
 
 def with_norms(sae: InferenceSAE) -> InferenceSAE:
     """Another SAE, with decoder rows of many norms, one of them 0."""
     norms = np.linspace(0, 3, len(sae.W_dec), dtype=np.float32)
-    return sae.replace(W_dec=sae.W_dec * norms[:, None])  # pyright: ignore[reportAttributeAccessIssue]
+    return sae.replace(W_dec=sae.W_dec * norms[:, None])
 
 
 def config_of(kind: str, **changes: Any) -> Any:
@@ -80,7 +80,7 @@ def test_decoder_norms_are_folded_where_that_changes_nothing(kind: str) -> None:
 
 
 def test_a_threshold_below_zero_is_none() -> None:
-    sae = random_sae("relu").replace(threshold=np.full(24, -0.3, np.float32))  # pyright: ignore[reportAttributeAccessIssue]
+    sae = random_sae("relu").replace(threshold=np.full(24, -0.3, np.float32))
     np.testing.assert_allclose(results(exported_again("standard", sae), X)[1], results(sae, X)[1], atol=1e-5)
 
 
@@ -107,6 +107,6 @@ def test_norms_that_decide_which_latents_are_kept_are_refused() -> None:
 
 
 def test_an_infinite_threshold_is_refused() -> None:
-    sae = random_sae("relu").replace(threshold=np.full(24, math.inf, np.float32))  # pyright: ignore[reportAttributeAccessIssue]
+    sae = random_sae("relu").replace(threshold=np.full(24, math.inf, np.float32))
     with pytest.raises(InvalidSpec, match="infinite"):
         exported_again("gated", sae)

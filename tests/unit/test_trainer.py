@@ -72,7 +72,7 @@ def with_dead_latents(spec: JobSpec) -> dict[str, Any]:
     for name, bias in (("gated", "b_gate"), ("standard_tied", "b_enc")):
         parameters = states[name].parameters
         parameters = parameters.replace(**{bias: getattr(parameters, bias).at[::3].set(-50)})
-        states[name] = states[name].replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        states[name] = states[name].replace(parameters=parameters)
     return states
 
 
