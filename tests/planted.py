@@ -39,7 +39,8 @@ def fresh(architecture: Architecture) -> TrainState:
 
 def steps(architecture: Architecture, state: TrainState, first: int, last: int, lr: float = 3e-3) -> TrainState:
     """The state after the steps from `first` to `last`, each on rows of its own."""
+    given = numbers(architecture, lr)
     for step in range(first, last):
         rows = planted_rows(BATCH, seed=step)
-        state = train_step(architecture, architecture.example.structure(), state, numbers(architecture, lr), rows)
+        state = train_step(architecture, architecture.example.structure(), state, given, rows)
     return state

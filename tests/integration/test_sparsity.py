@@ -13,8 +13,10 @@ TARGETS = (3.0, 6.0)
 # A coefficient for each kind that has one, to be compared with ten times as much.
 COEFFICIENTS: dict[str, dict[str, Any]] = {
     "standard": {"l1_coefficient": 0.03},
+    "standard_tied": {"l1_coefficient": 0.03},
     "gated": {"l1_coefficient": 0.05},
     "jumprelu": {"l0_coefficient": 0.003, "bandwidth": 0.1, "initial_threshold": 0.1},
+    "jumprelu_tanh": {"sparsity_coefficient": 0.01, "bandwidth": 0.3, "initial_threshold": 0.03},
     "p_annealing": {"lp_coefficient": 0.01},
 }
 

@@ -1,5 +1,6 @@
 """Latents that never fire: when they count as dead, and that every architecture can bring them back."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,11 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 def silenced(parameters: Any) -> Any:
     """The parameters with an encoder so short for the first latents that they hardly react."""
     return jax.tree.map(lambda leaf: leaf.at[:, :SILENT].mul(0.01) if leaf.shape == (D_IN, 64) else leaf, parameters)
+
+
+def never_firing(parameters: Any) -> Any:
+    """The parameters with biases so low that the first latents react to no row."""
+    return jax.tree.map(lambda leaf: leaf.at[:SILENT].set(-5) if leaf.shape == (64,) else leaf, parameters)
 
 
 def test_a_latent_is_dead_after_as_many_tokens_as_asked_and_not_a_batch_earlier() -> None:
@@ -68,6 +74,28 @@ def test_every_architecture_can_revive_its_dead_latents(architecture: Architectu
     for leaf in jax.tree.leaves(gradients):
         if leaf.shape == (D_IN, 64):
             assert np.all(np.abs(leaf[:, :SILENT]).sum(axis=0) > 0)
+
+
+def revivals(architecture: Architecture, *, revive: bool) -> int:
+    """How many of the silenced latents fire on new rows after 100 steps."""
+    config = architecture.example.model_copy(update=SWITCHED_ON.get(architecture.example.kind, {}))
+    if not revive:
+        coefficients = [name for name in ("aux_coefficient", "pre_act_coefficient") if name in config.numbers()]
+        config = config.model_copy(update=dict.fromkeys(coefficients, 0.0))
+    chosen, resamples = dataclasses.replace(architecture, example=config), isinstance(config, ResamplingConfig)
+    state = fresh(chosen)
+    state = state.replace(parameters=(never_firing if resamples else silenced)(state.parameters))
+    state = steps(chosen, state, 0, 50)
+    if resamples and revive:
+        state = resample_step(chosen, config.structure(), state, numbers(chosen), planted_rows(BATCH), jax.random.key(1))
+    state = steps(chosen, state, 50, 100)
+    acts = chosen.export(config, state.parameters).encode(planted_rows(2048, seed=5000))
+    return int(jnp.sum(jnp.any(acts[:, :SILENT] > 0, axis=0)))
+
+
+def test_training_brings_dead_latents_back_and_without_reviving_none_comes(architecture: Architecture) -> None:
+    assert revivals(architecture, revive=True) > SILENT / 2
+    assert revivals(architecture, revive=False) == 0
 
 
 def test_where_the_source_revives_nothing_it_is_off_by_default() -> None:
