@@ -1,6 +1,7 @@
 """An encoder and a decoder with their biases: the parameters that most architectures have, and what they do with them.
 
-The decoder's bias is subtracted from the input too, and decoder rows have norm 1.
+The decoder's bias is subtracted from the input too. Decoder rows have norm 1 after every step (`tangent`, `normalized`),
+or have any norm and are read `with_unit_rows`.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from sae_service.pytree import PyTree
 from sae_service.sae import InferenceSAE
 
 SCALING_ROWS = 256
+FREE_NORM = 0.5
 
 
 class Coder(PyTree):
@@ -33,9 +35,9 @@ class Coder(PyTree):
         return acts @ self.W_dec + self.b_dec
 
 
-def random_coder(key: Any, d_in: int, d_sae: int) -> Coder:
-    """Decoder rows of norm 1 in random directions, the encoder their transpose, biases 0."""
-    W_dec = random_rows(key, d_sae, d_in)
+def random_coder(key: Any, d_in: int, d_sae: int, norm: float = 1.0) -> Coder:
+    """Decoder rows of a norm in random directions, the encoder their transpose, biases 0."""
+    W_dec = norm * random_rows(key, d_sae, d_in)
     return Coder(W_dec.T, jnp.zeros(d_sae), W_dec, jnp.zeros(d_in))
 
 
@@ -57,6 +59,12 @@ def fitted_to_largest(coder: Coder, rows: Float[Array, "rows d_in"], k: float) -
     return coder.replace(W_enc=ratio * coder.W_enc)
 
 
+def with_unit_rows(coder: Coder) -> Coder:
+    """The coder that does the same with decoder rows of norm 1; the encoder takes the norms up."""
+    norms = row_norms(coder.W_dec)
+    return Coder(coder.W_enc * norms, coder.b_enc * norms, unit_rows(coder.W_dec), coder.b_dec)
+
+
 def tangent(coder: Coder, gradients: Coder) -> Coder:
     """The gradients without what would change the decoder's norms."""
     return gradients.replace(W_dec=remove_parallel(gradients.W_dec, coder.W_dec))
@@ -75,8 +83,8 @@ class ThresholdedCoder(PyTree):
 
 
 def random_thresholded_coder(key: Any, d_in: int, d_sae: int) -> ThresholdedCoder:
-    """A random coder whose threshold has seen no batch."""
-    return ThresholdedCoder(random_coder(key, d_in, d_sae), -jnp.ones(()))
+    """A random coder whose threshold has seen no batch; its decoder's norms are free to grow."""
+    return ThresholdedCoder(random_coder(key, d_in, d_sae, FREE_NORM), -jnp.ones(()))
 
 
 def on_coder(change: Any) -> Any:

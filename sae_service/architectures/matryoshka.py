@@ -1,9 +1,9 @@
 """Matryoshka BatchTopK: nested prefixes of the latents must each reconstruct alone, so that the first stay general.
 
 Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", arXiv:2503.17547,
-section 3. The latents are chosen as in BatchTopK, over all of them together. Where public code differs, this was chosen:
-the error is the mean over the prefixes, each counted once (SAEBench's averages twice, which leaves AuxK 5 times the
-weight), and b_dec alone is not counted as a prefix.
+section 3. The latents are chosen as in BatchTopK, over all of them together, with decoder rows of any norm. Where public
+code differs, this was chosen: the error is the mean over the prefixes, each counted once (SAEBench's averages twice, which
+leaves AuxK 5 times the weight), and b_dec alone is not counted as a prefix.
 """
 
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from sae_service import inverse
-from sae_service.coder import ThresholdedCoder, exported, fitted_to_largest, normalized, on_coder, random_thresholded_coder, tangent
+from sae_service.coder import ThresholdedCoder, exported, fitted_to_largest, random_thresholded_coder, with_unit_rows
 from sae_service.numerics import auxk_error, follow_threshold, keep_largest_of_batch, normalized_error
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
@@ -61,7 +61,7 @@ def loss(
     config: MatryoshkaConfig, parameters: ThresholdedCoder, x: Float[Array, "batch d_in"], context: LossContext
 ) -> tuple[LossOutput, ThresholdedCoder]:
     """Mean normalised error of the prefixes + AuxK; the second value carries the threshold on."""
-    coder = parameters.coder
+    coder = with_unit_rows(parameters.coder)
     z = coder.encode(x)
     acts, smallest = keep_largest_of_batch(jax.nn.relu(z), config.k)
     errors, x_hat, start = [], jnp.broadcast_to(coder.b_dec, x.shape), 0
@@ -82,7 +82,7 @@ def loss(
 def export(config: MatryoshkaConfig, parameters: ThresholdedCoder) -> InferenceSAE:
     """The pre-encoder bias folded into `b_enc`; the one threshold for every latent."""
     threshold = jnp.full(config.d_sae, jnp.maximum(parameters.threshold, 0))
-    return exported(parameters.coder, threshold)
+    return exported(with_unit_rows(parameters.coder), threshold)
 
 
 def from_inference(config: MatryoshkaConfig, sae: InferenceSAE) -> ThresholdedCoder:
@@ -96,11 +96,9 @@ ARCHITECTURE = Architecture(
     loss=loss,
     export=export,
     from_inference=from_inference,
-    optimizer=OptimizerConfig(lr=3e-4, beta2=0.99, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2),
-    normalization="unit_mean_square",
+    optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2),
+    normalization="sqrt_d_in",
     example=MatryoshkaConfig(d_sae=64, k=4),
     chooses_over_the_batch=True,
     fit_to_rows=fit_to_rows,
-    constrain_gradients=on_coder(tangent),
-    constrain=on_coder(normalized),
 )
