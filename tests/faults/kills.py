@@ -69,7 +69,6 @@ class Kills:
         before = time.monotonic() + GIVE_UP_S
         while not (victims := self._victims(module, is_training)):
             assert time.monotonic() < before, "there is nothing to kill"
-            self._look()
         victim, following = victims[int(choice * len(victims))]
         fallen = [child.pid for child in children(self.service.data_dir) if victim.pid in (child.pid, child.parent)]
         try:
@@ -82,9 +81,13 @@ class Kills:
         self._expect_gone(fallen)
 
     def _victims(self, module: str, is_training: bool) -> list[tuple[Process, Following]]:
-        """A job fails at the third crash without a checkpoint in between, so two of them are the most it is given."""
-        by_worker = {invariants.worker_pid(following.job): following for following in self._open()}
+        """A job fails at the third crash without a checkpoint in between, so two of them are the most it is given.
+
+        The jobs are looked at after the processes: a process that is another job's by then has ended.
+        """
         found = workers(self.service.data_dir) if module == "workers" else children(self.service.data_dir)
+        self._look()
+        by_worker = {invariants.worker_pid(following.job): following for following in self._open()}
         busy = [(process, process.pid if module == "workers" else process.parent) for process in found]
         victims = [(process, by_worker[worker]) for process, worker in busy if worker in by_worker]
         victims.sort(key=lambda pair: pair[0].pid)
