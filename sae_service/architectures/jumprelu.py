@@ -4,8 +4,9 @@ Source: Rajamanoharan et al. 2024, "Jumping Ahead", arXiv:2407.14435; hyperparam
 in Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147. The inner ReLU before the jump is left out: thresholds are
 not negative, so the forward pass is the same. Where public code differs, this was chosen: the step sees z and not the
 activations, so that both halves of the window count; the threshold itself is trained and kept at 0 or above, not its
-logarithm as in the papers, which Adam hardly moves in a short job (DECISIONS 16); b_dec is subtracted from the input;
-nothing else is divided by d_in.
+logarithm as in the papers, which Adam hardly moves in a short job (DECISIONS 16); decoder rows are not held at norm 1,
+and thresholds and the window are in units of a latent, whatever its row's norm (DECISIONS 22); b_dec is subtracted from
+the input; nothing else is divided by d_in.
 """
 
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from sae_service import inverse
-from sae_service.numerics import active, jumprelu, random_rows, remove_parallel, squared_error, unit_rows
+from sae_service.coder import FREE_NORM, Coder, exported, with_unit_rows
+from sae_service.numerics import active, jumprelu, random_rows, row_norms, squared_error
 from sae_service.pytree import PyTree
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
@@ -61,15 +63,15 @@ class JumpReLUParameters(PyTree):
 
 
 def init(config: JumpReLUConfig, d_in: int, key: Any) -> JumpReLUParameters:
-    """Random unit decoder rows, the encoder their transpose times d_in / d_sae, biases 0.
+    """Random decoder rows of norm 0.5, encoder columns along them, biases 0; a latent gives back d_in / d_sae of its direction.
 
-    Half of the latents fire at first: through the whole transpose they would reconstruct d_sae / (2 d_in) times the row.
+    Half of the latents fire at first: if each gave back all of it, they would reconstruct d_sae / (2 d_in) times the row.
     Source (the factor): Anthropic, January 2025 update.
     """
-    W_dec = random_rows(key, config.d_sae, d_in)
-    W_enc = min(1, d_in / config.d_sae) * W_dec.T
+    directions = random_rows(key, config.d_sae, d_in)
+    W_enc = min(1, d_in / config.d_sae) / FREE_NORM * directions.T
     threshold = jnp.full(config.d_sae, config.initial_threshold)
-    return JumpReLUParameters(W_enc, jnp.zeros(config.d_sae), W_dec, jnp.zeros(d_in), threshold)
+    return JumpReLUParameters(W_enc, jnp.zeros(config.d_sae), FREE_NORM * directions, jnp.zeros(d_in), threshold)
 
 
 def loss(
@@ -90,31 +92,20 @@ def loss(
         "mse": squared_error(x, x_hat),
         "sparsity": context.sparsity_scale * config.l0_coefficient * penalty,
     }
-    below = jnp.where(context.is_dead, jax.nn.relu(threshold - z), 0)
+    below = jnp.where(context.is_dead, jax.nn.relu(threshold - z) * row_norms(parameters.W_dec), 0)
     terms["pre_act"] = config.pre_act_coefficient * jnp.mean(jnp.sum(below, axis=1))
     return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
 
 
 def export(config: JumpReLUConfig, parameters: JumpReLUParameters) -> InferenceSAE:
-    """The pre-encoder bias folded into `b_enc`."""
-    return InferenceSAE(
-        W_enc=parameters.W_enc,
-        b_enc=parameters.b_enc - parameters.b_dec @ parameters.W_enc,
-        W_dec=parameters.W_dec,
-        b_dec=parameters.b_dec,
-        threshold=parameters.threshold,
-    )
-
-
-def constrain_gradients(parameters: JumpReLUParameters, gradients: JumpReLUParameters) -> JumpReLUParameters:
-    """Takes out what would change the decoder's norms."""
-    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, parameters.W_dec))
+    """Decoder norms folded into the encoder and the thresholds, the pre-encoder bias into `b_enc`."""
+    coder = Coder(parameters.W_enc, parameters.b_enc, parameters.W_dec, parameters.b_dec)
+    return exported(with_unit_rows(coder), parameters.threshold * row_norms(parameters.W_dec))
 
 
 def constrain(parameters: JumpReLUParameters) -> JumpReLUParameters:
-    """Decoder rows of norm 1, thresholds of 0 or above."""
-    threshold = jnp.maximum(parameters.threshold, 0)
-    return parameters.replace(W_dec=unit_rows(parameters.W_dec), threshold=threshold)
+    """Thresholds of 0 or above."""
+    return parameters.replace(threshold=jnp.maximum(parameters.threshold, 0))
 
 
 def from_inference(config: JumpReLUConfig, sae: InferenceSAE) -> JumpReLUParameters:
@@ -135,6 +126,5 @@ ARCHITECTURE = Architecture(
     ),
     normalization="unit_mean_square",
     example=JumpReLUConfig(d_sae=64),
-    constrain_gradients=constrain_gradients,
     constrain=constrain,
 )

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from pydantic import Field
 
 from sae_service import inverse
-from sae_service.coder import Coder, exported
-from sae_service.numerics import jumprelu, row_norms, squared_error, unit_rows
+from sae_service.coder import Coder, exported, with_unit_rows
+from sae_service.numerics import jumprelu, row_norms, squared_error
 from sae_service.pytree import PyTree
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig
@@ -82,9 +82,7 @@ def loss(
 def export(config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters) -> InferenceSAE:
     """Decoder norms folded into the encoder and the thresholds, the pre-encoder bias into `b_enc`."""
     coder = parameters.coder
-    norms = row_norms(coder.W_dec)
-    unit = Coder(coder.W_enc * norms, coder.b_enc * norms, unit_rows(coder.W_dec), coder.b_dec)
-    return exported(unit, jnp.exp(parameters.log_threshold) * norms)
+    return exported(with_unit_rows(coder), jnp.exp(parameters.log_threshold) * row_norms(coder.W_dec))
 
 
 def from_inference(config: JumpReLUTanhConfig, sae: InferenceSAE) -> JumpReLUTanhParameters:

@@ -3,7 +3,7 @@
     python tests/benchmarks/quality.py FOLDER [--hooks H ...] [--tokens N] [--lrs LR ...] [--kinds K ...] [--libraries L ...]
 
 All get the same rows in the same order, the same batch, the same share of warm-up and decay. The learning rate is the best
-of three for each library, hook point, kind and k; where a coefficient decides, it is the best at the first of SPARSITIES.
+of three for each library, hook point, kind and sparsity, or for standard and gated the best at the first of SPARSITIES.
 What has been measured is kept in FOLDER and not measured again. Writes quality.md and quality.png into FOLDER. The peers
 need .venv-peers (make test-peers).
 """
@@ -32,12 +32,13 @@ from tests.benchmarks import quality_report
 
 PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 KINDS = ("standard", "gated", "jumprelu", "topk", "batchtopk")
-GIVEN_K = ("topk", "batchtopk")
+SEARCHED = ("topk", "batchtopk", "jumprelu")
+"""The kinds for which every learning rate is tried at each sparsity; for the others at the first one."""
 GIVEN_L0 = (32, 16, 64)
 SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
     "ours": {
         "standard": (1.0, 1.8, 0.6, 0.35, 0.2), "gated": (0.11, 0.2, 0.07, 0.045),
-        "jumprelu": (1.4e-3, 2.8e-3, 7e-4, 4e-4, 2e-4),
+        "jumprelu": (0.18, 0.36, 0.09, 0.055, 0.038, 0.03),
         "topk": GIVEN_L0, "batchtopk": GIVEN_L0,
     },
     "dictionary_learning": {
@@ -50,6 +51,8 @@ SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }  # fmt: skip
 """k, the target L0, or a coefficient on L1 or L0: as many of these as enclose an L0 of 16 to 64."""
+SCALED = {"jumprelu": {"normalization": "sqrt_d_in"}}
+"""Rows longer than by default, so that a step of Adam moves thresholds and biases by a smaller part of what they are."""
 D_SAE, HELD_OUT_ROWS, BLOCK = 1024, 40_000, 1 << 17
 
 
@@ -73,7 +76,7 @@ def main() -> None:
 
 
 def experiments(folder: Path, library: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What a library makes of each kind: every learning rate at each k or at one coefficient, the best at the others."""
+    """What a library makes of each kind: every learning rate at each sparsity or at one, the best at the others."""
     log = folder / f"{library}.jsonl"
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     shared = {"batch": arguments.batch, "d_sae": D_SAE, "tokens": arguments.tokens}
@@ -88,14 +91,14 @@ def experiments(folder: Path, library: str, arguments: argparse.Namespace) -> It
                 file.flush()
                 yield found
 
-    searched = {kind: sparsities if kind in GIVEN_K else sparsities[:1] for kind, sparsities in kinds.items()}
+    searched = {kind: sparsities if kind in SEARCHED else sparsities[:1] for kind, sparsities in kinds.items()}
     yield from measured([
         {"kind": kind, "sparsity": sparsity, "lr": lr} | shared
         for kind, sparsities in searched.items() for sparsity in sparsities for lr in arguments.lrs
     ])  # fmt: skip
     rest = []
     for kind, (first, *others) in kinds.items():
-        if kind in GIVEN_K:
+        if kind in SEARCHED:
             continue
         tried = [item for item in known if (item["kind"], item["sparsity"]) == (kind, first) and item["lr"] in arguments.lrs]
         lr = min(tried, key=lambda item: item["fvu"] * item["l0"])["lr"]
@@ -144,7 +147,7 @@ def architecture(experiment: dict[str, Any]) -> dict[str, Any]:
         case "topk" | "batchtopk":
             return config | {"k": sparsity}
         case "jumprelu":
-            return config | {"l0_coefficient": sparsity, "bandwidth": 0.06}
+            return config | {"l0_coefficient": sparsity, "bandwidth": 0.3}
         case _:
             return config | {"l1_coefficient": sparsity}
 
@@ -157,7 +160,7 @@ def train(folder: Path, experiment: dict[str, Any]) -> dict[str, Any]:
             "synthetic": {"n_features": 1, "d_in": rows.shape[1]}, "tokens": len(rows), "batch": experiment["batch"],
         },
         "saes": [{
-            "hook_name": "hook_synthetic", "architecture": architecture(experiment),
+            "hook_name": "hook_synthetic", "architecture": architecture(experiment), **SCALED.get(experiment["kind"], {}),
             "optimizer": {
                 "lr": experiment["lr"], "lr_warm_up": 0.05, "lr_warm_up_shape": "linear", "lr_decay": 0.2,
                 "sparsity_warm_up": 0.1,
