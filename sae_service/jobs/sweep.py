@@ -30,12 +30,16 @@ class Sweep:
 
     def look(self) -> None:
         """One look at all attempts; to be called several times a lease. Raises ServiceUnavailable."""
-        began = self._clock()
         try:
-            signs = self._owned() | self._taken()
+            self._look()
         except ServiceUnavailable:
+            # Wherever it came: a full disk answers whoever reads, and refuses the signs of life.
             self._seen.clear()
             raise
+
+    def _look(self) -> None:
+        began = self._clock()
+        signs = self._owned() | self._taken()
         before, self._seen = self._seen, {}
         if self._clock() - began >= self._lease_s / 2:
             # The database did not answer meanwhile, so no worker could renew either.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_service.errors import LeaseLost
+from sae_service.errors import LeaseLost, ServiceUnavailable
 from sae_service.jobs import queue
 from sae_service.jobs.database import Database
 from sae_service.jobs.store import JobStore
@@ -65,6 +65,29 @@ def test_an_outage_in_the_middle_of_a_look_is_no_workers_fault(
     monkeypatch.setattr(sweep._queue, "taken", waits_for_the_database)
     sweep.look()
     assert store.get(attempt.job_id).status == "running"
+
+
+def test_a_database_that_answers_but_takes_nothing_is_no_workers_fault(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    sweep.look()
+
+    def disk_full(job_id: str, sign: tuple[int, int]) -> None:
+        raise ServiceUnavailable("the disk is full")
+
+    clock.now = 60
+    with monkeypatch.context() as full:
+        full.setattr(sweep, "_declare_lost", disk_full)
+        with pytest.raises(ServiceUnavailable):
+            sweep.look()
+    for clock.now in (61, 90, 120):
+        sweep.look()
+        assert store.get(attempt.job_id).status == "running"
+    clock.now = 121
+    sweep.look()
+    assert store.get(attempt.job_id).status == "queued"
 
 
 def test_a_job_that_was_being_cancelled_when_its_worker_died_is_cancelled(
