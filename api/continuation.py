@@ -1,16 +1,10 @@
 """New jobs that go on from an old one: extend, fork, retry. The old job stays as it is."""
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from api.dependencies import Caller, Jobs
-from api.jobs import request_key
+from api.idempotency import Asked, IdempotencyKey, Made, once
 from sae_service.continuation import Changes, continued
 from sae_service.errors import Conflict, NotFound
 from sae_service.jobs.records import Checkpoint, Job
@@ -19,9 +13,6 @@ from sae_service.schema import Frozen
 from sae_service.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
-Made = tuple[Job, bool]
-"""A job, and whether it is new."""
-IdempotencyKey = Annotated[str | None, Header(max_length=255, description="A repetition with the same key returns the first job.")]
 
 
 class Extension(Frozen):
@@ -36,19 +27,6 @@ class Fork(Changes):
     checkpoint: str = Field(default="latest", description="The id of one of the job's checkpoints.")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request, so that its repetition is known again; the hash is of its words: `latest` may mean another one by then."""
-
-    key: str | None
-    digest: str
-
-    @staticmethod
-    def by(caller: str, idempotency_key: str | None, *words: str) -> "Asked":
-        """What a caller has asked for."""
-        return Asked(request_key(caller, idempotency_key), hashlib.sha256(json.dumps(words).encode()).hexdigest())
-
-
 @router.post("/jobs/{job_id}/extend", status_code=201)
 def extend_job(
     job_id: str, extension: Extension, jobs: Jobs, caller: Caller, response: Response, idempotency_key: IdempotencyKey = None
@@ -61,7 +39,7 @@ def extend_job(
             raise Conflict(f"job {job_id} is {parent.status}; only one that has succeeded can be extended. Fork it instead.")
         return _go_on(jobs, parent, Fork(tokens=extension.tokens), asked)
 
-    return _once(Asked.by(caller, idempotency_key, "extend", job_id, extension.model_dump_json()), made, jobs, response)
+    return once(Asked.by(caller, idempotency_key, "extend", job_id, extension.model_dump_json()), made, jobs, response)
 
 
 @router.post("/jobs/{job_id}/fork", status_code=201)
@@ -73,7 +51,7 @@ def fork_job(
     def made(asked: Asked) -> Made:
         return _go_on(jobs, jobs.get(job_id), fork, asked)
 
-    return _once(Asked.by(caller, idempotency_key, "fork", job_id, fork.model_dump_json()), made, jobs, response)
+    return once(Asked.by(caller, idempotency_key, "fork", job_id, fork.model_dump_json()), made, jobs, response)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201)
@@ -90,16 +68,7 @@ def retry_job(job_id: str, jobs: Jobs, caller: Caller, response: Response, idemp
         origin = jobs.checkpoint(parent.origin.job_id, parent.origin.checkpoint_id) if parent.origin else None
         return _submit(jobs, JobSpec.model_validate(parent.spec), origin, asked)
 
-    return _once(Asked.by(caller, idempotency_key, "retry", job_id), made, jobs, response)
-
-
-def _once(asked: Asked, made: Callable[[Asked], Made], jobs: JobStore, response: Response) -> Job:
-    """The job that a request makes, or has made when it came before: nothing is looked at again then."""
-    known = jobs.requested(asked.key, asked.digest)
-    job, is_new = (known, False) if known else made(asked)
-    response.status_code = 201 if is_new else 200
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job
+    return once(Asked.by(caller, idempotency_key, "retry", job_id), made, jobs, response)
 
 
 def _go_on(jobs: JobStore, parent: Job, fork: Fork, asked: Asked) -> Made:

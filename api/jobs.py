@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from api.dependencies import Caller, Files, Jobs, TheSettings
 from api.examples import JOB_EXAMPLES
+from api.idempotency import Asked, IdempotencyKey, Made, once
 from api.problems import problem
 from sae_service import preflight
 from sae_service.errors import NotFound
@@ -17,7 +18,6 @@ from sae_service.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
 Item = TypeVar("Item")
-QUOTE = '"'
 
 
 class Page(BaseModel, Generic[Item]):
@@ -37,25 +37,16 @@ def create_job(
     settings: TheSettings,
     caller: Caller,
     response: Response,
-    idempotency_key: Annotated[
-        str | None, Header(max_length=255, description="A repetition with the same key returns the first job.")
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Checks a job and queues it. A repeated request with the same Idempotency-Key returns 200 and the same job."""
-    preflight.check(spec, settings.readable_roots())
     content = spec.model_dump(mode="json")
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    job, is_new = jobs.submit(content, request_key(caller, idempotency_key), digest)
-    response.status_code = 201 if is_new else 200
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job
 
+    def made(asked: Asked) -> Made:
+        preflight.check(spec, settings.readable_roots())
+        return jobs.submit(content, asked.key, asked.digest)
 
-def request_key(caller: str, idempotency_key: str | None) -> str | None:
-    """What tells one caller's repeated request from all others."""
-    if idempotency_key is None:
-        return None
-    return hashlib.sha256(f"{caller} {idempotency_key.strip(QUOTE)}".encode()).hexdigest()
+    return once(Asked.by(caller, idempotency_key, json.dumps(content, sort_keys=True)), made, jobs, response)
 
 
 @router.get("/jobs")

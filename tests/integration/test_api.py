@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.files import byte_range
+from sae_service import preflight
+from sae_service.errors import DataNotFound
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings
@@ -51,6 +56,21 @@ def test_an_idempotency_key_makes_one_job(api: TestClient, spec: dict[str, Any])
     other = api.post("/v1/jobs", json=spec | {"priority": 5}, headers={"Idempotency-Key": "once"})
     assert other.status_code == 422
     assert len(api.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_a_repetition_finds_its_job_when_what_the_job_reads_has_gone(
+    api: TestClient, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = api.post("/v1/jobs", json=spec, headers=headers)
+
+    def gone(*arguments: Any) -> None:
+        raise DataNotFound("the folder has been moved")
+
+    monkeypatch.setattr(preflight, "check", gone)
+    again = api.post("/v1/jobs", json=spec, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    assert api.post("/v1/jobs", json=spec).status_code == 422
 
 
 def test_a_queued_job_is_cancelled_at_once(api: TestClient, spec: dict[str, Any]) -> None:
@@ -171,6 +191,19 @@ def test_health_and_description_are_there(api: TestClient) -> None:
     description = api.get("/openapi.json").json()
     examples = description["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert len(examples) >= 2
+
+
+def test_it_is_alive_while_all_its_threads_wait(tmp_path: Path) -> None:
+    async def asked() -> int:
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        for waiting in range(int(limiter.total_tokens)):
+            limiter.acquire_on_behalf_of_nowait(waiting)
+        transport = httpx.ASGITransport(create_app(Settings(data_dir=tmp_path)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+            with anyio.fail_after(10):
+                return (await client.get("/healthz")).status_code
+
+    assert anyio.run(asked) == 200
 
 
 def test_with_a_key_set_only_its_holder_is_let_in(tmp_path: Path) -> None:
