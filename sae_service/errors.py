@@ -130,3 +130,7 @@ class ServiceUnavailable(SAEServiceError):
 
     code = "unavailable"
     retryable = True
+
+
+class Stopped(Exception):
+    """Work that was asked to stop has not come to its end."""

@@ -1,7 +1,7 @@
 """What a finished SAE is worth, on held-out text: reconstruction, sparsity and what it does to the model's loss."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from sae_service.activations.handover import to_jax, to_torch
 from sae_service.activations.model import LanguageModel, Replace, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.errors import DataNotFound
+from sae_service.errors import DataNotFound, Stopped
 from sae_service.sae import InferenceSAE
 from sae_service.spec import StreamSpec
 
@@ -92,8 +92,9 @@ def held_out_batches(
 
 
 def evaluate(
-    stream: StreamSpec, n_tokens: int, model: LanguageModel, saes: dict[str, tuple[str, InferenceSAE]]
-) -> dict[str, Any]:
+    stream: StreamSpec, n_tokens: int, model: LanguageModel, saes: dict[str, tuple[str, InferenceSAE]],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:  # fmt: skip
     """Metrics of each SAE on held-out text, by its name.
 
     A position counts for the cross-entropies if neither its own token nor the next one is excluded; excluded
@@ -105,10 +106,13 @@ def evaluate(
 
     Raises:
         DataNotFound: there is not one row of held-out text.
+        Stopped: it should stop before it has read all.
     """
     excluded = model.excluded_tokens(stream.exclude)
     tallies = {name: Tally() for name in saes}
     for tokens in held_out_batches(stream, n_tokens, model):
+        if should_stop():
+            raise Stopped
         keep = to_torch(jnp.asarray(keep_mask(tokens, excluded))).to(model.device)
         clean = model.token_losses(tokens)
         counted = keep[:, :-1] & keep[:, 1:]

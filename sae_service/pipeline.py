@@ -1,6 +1,7 @@
 """A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -85,7 +86,9 @@ def run(
     restored = _restored(blank, storage, reporter, resume_from, begin_with)
     training = _Training(job, storage, prefix, reporter, source, *restored)
     try:
-        return training.finish() if training.train(should_stop) else None
+        return training.finish(should_stop) if training.train(should_stop) else None
+    except errors.Stopped:
+        return None
     finally:
         training.writer.close()
         training.stream.close()
@@ -134,13 +137,12 @@ class _Training:
 
     def train(self, should_stop: Callable[[], bool]) -> bool:
         """Trains to the end, or to the next step at which it should stop. Returns whether the end was reached."""
-        for fill in self.stream.fills():
+        for fill in self.stream.fills(should_stop):
             if self.trainer is None:
                 self.trainer = self.begin(fill.rows)
             for batch, position in self.stream.batches(fill):
                 if should_stop():
-                    self.save()
-                    self.writer.finish()
+                    self.save_and_wait()
                     return False
                 self.writer.check()
                 self.trainer.step(batch)
@@ -148,8 +150,11 @@ class _Training:
                 is_last = self.trainer.n_steps == self.job.stream.n_steps
                 if not is_last and self.trainer.n_steps % self.job.checkpoint_every_steps == 0:
                     self.save()
-        if self.trainer is None:
-            raise errors.DamagedCheckpoint("the checkpoint is at the end of the job already")
+        if (self.trainer.n_steps if self.trainer else self.n_steps) < self.job.stream.n_steps:
+            self.save_and_wait()
+            return False
+        # A checkpoint of the last step has only the evaluation before it.
+        self.trainer = self.trainer or self.begin({})
         return True
 
     def begin(self, rows: dict[str, Any]) -> Trainer:
@@ -168,14 +173,18 @@ class _Training:
             return fitted(state, sae, scale, rows)
         return continued(state, initial.parameters(sae, self.initial.pop(sae.name), scale))
 
-    def finish(self) -> Checkpoint:
-        """Evaluates the SAEs on held-out text and publishes the final checkpoint."""
+    def finish(self, should_stop: Callable[[], bool]) -> Checkpoint:
+        """Evaluates the SAEs on held-out text and publishes the final checkpoint. Raises Stopped."""
         assert self.trainer is not None
         self.trainer.check()
         state = snapshot(self.trainer.states)
         trained_s, tokens_per_s = self.trainer.seconds(), self.trainer.tokens_per_s()
         exported = {sae.name: (sae.hook_name, self.exported(sae, state)) for sae in self.job.saes}
-        measured = self.evaluated(exported)
+        with ExitStack() as unless_measured:
+            # What has been trained is not lost with its evaluation.
+            unless_measured.callback(self.save_and_wait)
+            measured = self.evaluated(exported, should_stop)
+            unless_measured.pop_all()
         for sae in self.job.saes:
             measured[sae.name]["dead_share"] = self.trainer.dead_share(sae)
             measured[sae.name]["tokens_per_s"] = tokens_per_s
@@ -185,11 +194,11 @@ class _Training:
             self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")
         return self.publish(state, self.values(), measured)
 
-    def evaluated(self, saes: dict[str, tuple[str, InferenceSAE]]) -> dict[str, Any]:
+    def evaluated(self, saes: dict[str, tuple[str, InferenceSAE]], should_stop: Callable[[], bool]) -> dict[str, Any]:
         """The held-out metrics of each SAE, by its name."""
         if self.source.model is None:
             return evaluate_synthetic(self.job, saes)
-        return evaluate(self.job.stream, self.job.evaluation.tokens, self.source.model, saes)
+        return evaluate(self.job.stream, self.job.evaluation.tokens, self.source.model, saes, should_stop)
 
     def exported(self, sae: SAESpec, states: dict[str, TrainState]) -> InferenceSAE:
         """The public form of one SAE, for raw activations."""
@@ -213,6 +222,11 @@ class _Training:
             # The steps that are still being computed are no cost of the checkpoint.
             jax.block_until_ready(self.trainer.states)
             self.writer.write(self.prepare)
+
+    def save_and_wait(self) -> None:
+        """Publishes a checkpoint of the last step, unless there is one, and waits for it."""
+        self.save()
+        self.writer.finish()
 
     def prepare(self) -> Callable[[], Checkpoint]:
         """Copies what a checkpoint needs. Returns what is left to do: to publish it."""

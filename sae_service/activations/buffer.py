@@ -4,7 +4,7 @@ The buffer fills completely, is permuted with a key derived from (seed, index of
 Its content is a function of where the fill started to read, so a position is all that a checkpoint needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Int
 from sae_service.activations.handover import to_jax
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.errors import Stopped
 from sae_service.schema import Frozen
 
 
@@ -45,12 +46,17 @@ class TextHarvest:
             found = model.activations(batch, self._hook_names)
             yield {name: rows[keep] for name, rows in found.items()}, cursor
 
-    def fill(self, n_rows: int) -> tuple[dict[str, jax.Array], FillStart]:
-        """The next `n_rows` rows of every hook point, in reading order, and where the following fill starts."""
+    def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, jax.Array], FillStart]:
+        """The next `n_rows` rows of every hook point, in reading order, and where the following fill starts.
+
+        Raises Stopped if it should stop before a forward pass.
+        """
         filled: dict[str, torch.Tensor] = {}
         done = 0
         while done < n_rows:
             if not self._pending or not len(next(iter(self._pending.values()))):
+                if should_stop():
+                    raise Stopped
                 self._advance()
             take = min(n_rows - done, len(next(iter(self._pending.values()))))
             for name, rows in self._pending.items():

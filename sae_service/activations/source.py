@@ -1,5 +1,6 @@
 """Where a job's rows come from: a language model reading text, or a synthetic generator."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array
@@ -15,8 +16,8 @@ from sae_service.spec import JobSpec
 class Harvest(Protocol):
     """Fills of rows, one after the other."""
 
-    def fill(self, n_rows: int) -> tuple[dict[str, Array], FillStart]:
-        """The next rows of every hook point, in reading order, and where the following fill starts."""
+    def fill(self, n_rows: int, should_stop: Callable[[], bool] = ...) -> tuple[dict[str, Array], FillStart]:
+        """The next rows of every hook point, in reading order, and where the following fill starts. May raise Stopped."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -58,7 +58,7 @@ class ActivationStream:
             while position.steps_before < self.spec.n_steps and not self._closed.is_set():
                 # Both the rows and their order depend on how many there are.
                 n_batches = position.n_batches or min(self.spec.steps_per_fill, self.spec.n_steps - position.steps_before)
-                rows, fill_start = self._harvest.fill(n_batches * self.spec.batch)
+                rows, fill_start = self._harvest.fill(n_batches * self.spec.batch, self._closed.is_set)
                 order = jnp.asarray(permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch))
                 following = StreamPosition(
                     fill_index=position.fill_index + 1,
@@ -78,11 +78,16 @@ class ActivationStream:
                 continue
             return
 
-    def fills(self) -> Iterator[Fill]:
-        """The fills from the position on."""
+    def fills(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Fill]:
+        """The fills from the position on, to the last one, or until it should stop while one is waited for."""
         steps = self.position.steps_before
         while steps < self.spec.n_steps:
-            item = self._filled.get()
+            try:
+                item = self._filled.get(timeout=0.5)
+            except queue.Empty:
+                if should_stop():
+                    return
+                continue
             if isinstance(item, BaseException):
                 raise item
             yield item

@@ -4,6 +4,7 @@ Sources: Sharkey et al. 2022, "Taking features out of superposition with sparse 
 random unit directions); Elhage et al. 2022, "Toy Models of Superposition" (directions that a small model has learned).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -113,7 +114,7 @@ class SyntheticHarvest:
         self._truth = truth(stream.synthetic, stream.seed)
         self._key: Any = jax.random.fold_in(jax.random.key(stream.seed), 2)
 
-    def fill(self, n_rows: int) -> tuple[dict[str, Array], FillStart]:
+    def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Array], FillStart]:
         """The next `n_rows` rows, the same for every hook point, and where the following fill starts."""
         first = self._start.rows_taken
         chunks = [

@@ -15,6 +15,7 @@ from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFini
 from sae_service.provenance import revision
 from sae_service.spec import JobSpec
 from sae_service.storage import Storage
+from sae_service.training.loop import Trainer
 from tests.recorder import Recorder
 
 DEMO = Path(sae_service.__file__).parent / "demo"
@@ -51,12 +52,19 @@ def train(
     folder: Path, job: dict[str, Any], resume_from: tuple[str, ...] = (), stop_after: int | None = None
 ) -> tuple[Recorder, dict[str, bytes]]:
     """Runs a job; returns its news and the files of its final checkpoint (none if it was stopped)."""
-    recorder, storage = Recorder(), Storage(folder.as_uri())
-    calls = iter(range(10**6))
-    final = pipeline.run(
-        JobSpec.model_validate(job), storage, "jobs/test", recorder,
-        should_stop=lambda: stop_after is not None and next(calls) >= stop_after, resume_from=resume_from,
-    )  # fmt: skip
+    recorder, storage, done = Recorder(), Storage(folder.as_uri()), []
+    step = Trainer.step
+
+    def counted(trainer: Trainer, rows: dict[str, Any]) -> None:
+        step(trainer, rows)
+        done.append(trainer.n_steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", counted)
+        final = pipeline.run(
+            JobSpec.model_validate(job), storage, "jobs/test", recorder,
+            should_stop=lambda: stop_after is not None and len(done) >= stop_after, resume_from=resume_from,
+        )  # fmt: skip
     return recorder, storage.read_published(final.key) if final else {}
 
 
@@ -102,7 +110,7 @@ def test_another_seed_gives_other_weights(finished: tuple[Recorder, dict[str, by
     assert other[path] != finished[1][path]
 
 
-@pytest.mark.parametrize("stop_after", [9, 16])
+@pytest.mark.parametrize("stop_after", [9, 16, 24])
 def test_a_stopped_job_goes_on_from_its_checkpoint_to_the_same_bytes(
     finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path, stop_after: int
 ) -> None:
@@ -113,7 +121,23 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_to_the_same_bytes(
     assert weights(files) == weights(finished[1])
     comparable = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in resumed.rows]
     undisturbed = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in finished[0].rows]
-    assert comparable == undisturbed[-len(comparable) :]
+    assert comparable == undisturbed[len(undisturbed) - len(comparable) :]
+
+
+def test_a_job_whose_evaluation_fails_goes_on_from_its_last_step(
+    finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise DataNotFound("the held-out text has gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline, "evaluate", fails)
+        with pytest.raises(DataNotFound):
+            train(tmp_path, small_job())
+    saved = sorted(tmp_path.glob("jobs/test/step-*24-*"))
+    resumed, files = train(tmp_path, small_job(), resume_from=(str(saved[0].relative_to(tmp_path)),))
+    assert weights(files) == weights(finished[1])
+    assert resumed.rows == [], "no step is taken again"
 
 
 @pytest.mark.parametrize("damage", ["flip a bit", "cut", "lose", "lose the manifest"])

@@ -1,7 +1,9 @@
 """The buffer and the stream: each row once, the same order for all hook points, and any position can be gone back to."""
 
 import json
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sae_service.activations.buffer import FillStart, TextHarvest, permutation
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.errors import DamagedCheckpoint
+from sae_service.errors import DamagedCheckpoint, Stopped
 from sae_service.spec import DatasetSpec, StreamSpec
 
 BOS, CONTEXT = 0, 5
@@ -31,7 +33,7 @@ class Counting:
     def __init__(self, start: FillStart) -> None:
         self._next = start.rows_taken
 
-    def fill(self, n_rows: int) -> tuple[dict[str, Any], FillStart]:
+    def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], FillStart]:
         rows = jnp.arange(self._next, self._next + n_rows, dtype=jnp.float32)[:, None]
         self._next += n_rows
         return {"a": rows, "b": -rows}, FillStart(rows_taken=self._next)
@@ -47,6 +49,23 @@ def served(spec: StreamSpec, position: StreamPosition) -> list[tuple[np.ndarray,
             found.append((np.asarray(batch["a"][:, 0]), after))
     stream.close()
     return found
+
+
+def test_a_stop_is_seen_while_a_fill_is_waited_for_and_the_reading_ends_with_it() -> None:
+    reading = threading.Event()
+
+    class Slow(Counting):
+        def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], FillStart]:
+            reading.set()
+            while not should_stop():
+                time.sleep(0.01)
+            raise Stopped
+
+    spec = StreamSpec.model_validate({"synthetic": {"n_features": 4, "d_in": 1}, "tokens": 8, "batch": 4})
+    stream = ActivationStream(spec, Slow(FillStart()), StreamPosition())
+    assert list(stream.fills(reading.is_set)) == []
+    stream.close()
+    assert not stream._thread.is_alive()
 
 
 @given(n_steps=st.integers(1, 12), rows=st.sampled_from([0, 4, 8, 13, 20]), seed=st.integers(0, 2**32 - 1), data=st.data())
