@@ -55,7 +55,7 @@ swift_dir = {folder}
 workers = 0
 log_address = {folder}/no-log
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck listing_formats s3api tempauth proxy-server
+pipeline = catch_errors gatekeeper healthcheck listing_formats s3api tempauth slo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 allow_account_management = true
@@ -71,6 +71,8 @@ use = egg:swift#listing_formats
 [filter:s3api]
 use = egg:swift#s3api
 s3_acl = false
+[filter:slo]
+use = egg:swift#slo
 [filter:tempauth]
 use = egg:swift#tempauth
 user_test_tester = testing .admin

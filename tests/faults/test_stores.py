@@ -1,14 +1,16 @@
 """Checkpoints in stores that speak S3, and kills over them."""
 
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 
 from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
-from sae_service.storage import Storage
+from sae_service.storage import PART, Storage
 from tests.faults import invariants
 from tests.faults.following import Following
 from tests.faults.history import History
@@ -50,6 +52,17 @@ def test_what_is_published_is_read_back_never_overwritten_and_deleted(store: Sto
     assert storage.keys("jobs/j") == []
     with pytest.raises(DamagedCheckpoint):
         storage.read_published("jobs/j/step-1")
+
+
+def test_a_long_file_travels_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, content = opened(store, monkeypatch), random.Random(0).randbytes(2 * PART + 5)
+    storage.publish("jobs/long/step-1", {"state/arrays.safetensors": content})
+    assert storage.read_published("jobs/long/step-1") == {"state/arrays.safetensors": content}
+    e_tag = obstore.head(storage._store, "jobs/long/step-1/state/arrays.safetensors")["e_tag"]
+    assert e_tag is not None
+    assert e_tag.strip('"').endswith("-3"), "so a store marks what came in three parts"
+    storage.delete("jobs/long")
+    assert storage.keys("jobs/long") == []
 
 
 def test_kills_do_not_change_the_bytes_and_nothing_is_left_over(
