@@ -48,33 +48,33 @@ class Supervisor:
             else:
                 self._train(attempt, spec)
         except LeaseLost:
-            log.warning("job %s: attempt %d is over, another one has begun", job_id, number)
+            log.warning("job %s: attempt %d is over", job_id, number)
+        if _persist(attempt.is_last):
+            # No other attempt can follow, so whatever is left over is nobody's.
+            self._collect(attempt, is_over=True)
 
     def _train(self, attempt: Attempt, spec: dict[str, Any]) -> None:
-        prefix = f"jobs/{attempt.job_id}"
-        # Whoever wrote the others is gone: its lease is over, or this attempt could not have begun.
-        committed = self._collect(prefix, attempt, is_over=False)
-        assignment = {
-            "spec": spec,
-            "storage_url": self._settings.resolved_storage_url(),
-            "prefix": prefix,
-            "resume_from": committed,
-            "begin_with": _persist(attempt.origin_key),
-            "lease_s": self._settings.lease_s,
-        }
-        environment = child_environment(self._settings, self._device)
-        path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"
-        child = Child(environment, path, assignment)
-        lease = Lease(attempt, self._settings.lease_s, on_renewal=lambda: child.say({"kind": "renewed"}))
+        children: list[Child] = []
+
+        def renewed() -> None:
+            for child in children:
+                child.say({"kind": "renewed"})
+
+        lease = Lease(attempt, self._settings.lease_s, renewed)
         try:
-            ended = self._follow(attempt, child, lease, spec["checkpoints"]["keep"])
+            ended = self._without_storage(attempt, lease)
+            if ended is None:
+                children.append(self._started(attempt, spec))
+                ended = self._follow(attempt, children[0], lease, spec["checkpoints"]["keep"])
         finally:
             try:
                 # First of all: it may be what the lease's thread waits for.
-                child.kill()
+                for child in children:
+                    child.kill()
             finally:
                 lease.close()
-                child.close()
+                for child in children:
+                    child.close()
         # Only now: whoever reads "cancelled" may rely on the process being gone.
         if ended is not None:
             _persist(ended)
@@ -82,10 +82,48 @@ class Supervisor:
             # A job that was being cancelled when its final checkpoint came has not succeeded by it.
             with suppress(LeaseLost):
                 _persist(attempt.release)
-        if ended in (None, attempt.cancelled):
-            # No other attempt can follow, so whatever is left over is nobody's.
-            self._collect(prefix, attempt, is_over=True)
         log.info("job %s: attempt %d has ended", attempt.job_id, attempt.number)
+
+    def _without_storage(self, attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
+        """Waits until the storage answers: a process that needs it at once would crash. Returns how the attempt is to be
+        ended, if that comes first. What does not come back for as long as a hang may last is the process's to report.
+        """
+        began, told = time.monotonic(), False
+        while time.monotonic() - began < self._settings.hang_s:
+            try:
+                self._storage.folders(_prefix(attempt))
+                return None
+            except StorageFailure as error:
+                text = f"{error} The job waits for the storage."
+            log.warning("job %s: %s", attempt.job_id, text)
+            if not told:
+                with suppress(LeaseLost):
+                    _persist(lambda text=text: attempt.event("warning", text), lease)
+                told = True
+            over = _over(attempt, lease)
+            if over is not None or self._is_to_stop(lease):
+                return over or attempt.release
+            time.sleep(PAUSE_S)
+        return None
+
+    def _is_to_stop(self, lease: Lease) -> bool:
+        return self.stopping.is_set() or lease.status == "pausing"
+
+    def _started(self, attempt: Attempt, spec: dict[str, Any]) -> Child:
+        """The process that trains."""
+        # Whoever wrote the others is gone: its lease is over, or this attempt could not have begun.
+        committed = self._collect(attempt, is_over=False)
+        assignment = {
+            "spec": spec,
+            "storage_url": self._settings.resolved_storage_url(),
+            "prefix": _prefix(attempt),
+            "resume_from": committed,
+            "begin_with": _persist(attempt.origin_key),
+            "lease_s": self._settings.lease_s,
+        }
+        environment = child_environment(self._settings, self._device)
+        path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"
+        return Child(environment, path, assignment)
 
     def _follow(self, attempt: Attempt, child: Child, lease: Lease, keep: int) -> Callable[[], None] | None:
         """Records what the process reports. Returns how the attempt is to be ended once the process is gone."""
@@ -97,13 +135,9 @@ class Supervisor:
                 # The last word: a job that has succeeded has no lease any more, and that is no loss.
                 result = message
                 break
-            if lease.is_lost:
-                raise LeaseLost
-            if lease.status == "cancelling":
-                return attempt.cancelled
-            if lease.is_expired:
-                return attempt.release
-            if (self.stopping.is_set() or lease.status == "pausing") and stop_before is None:
+            if (over := _over(attempt, lease)) is not None:
+                return over
+            if self._is_to_stop(lease) and stop_before is None:
                 stop_before = time.monotonic() + STOP_WAIT_S
                 child.say({"kind": "stop"})
             if stop_before is not None and time.monotonic() > stop_before:
@@ -134,13 +168,13 @@ class Supervisor:
                 for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
                     self._delete(key)
 
-    def _collect(self, prefix: str, attempt: Attempt, is_over: bool) -> list[str]:
-        """Deletes what was written below `prefix` but never became part of the job. Returns what did."""
+    def _collect(self, attempt: Attempt, is_over: bool) -> list[str]:
+        """Deletes what was written for the job but never became part of it. Returns what did."""
         written: set[str] = set()
         try:
-            written = self._storage.folders(prefix)
+            written = self._storage.folders(_prefix(attempt))
         except StorageFailure as error:
-            log.warning("cannot list %s: %s", prefix, error)
+            log.warning("job %s: %s", attempt.job_id, error)
         if not is_over:
             # After the listing: it has nothing of a later attempt's, however long this one has been held up.
             _persist(attempt.renew)
@@ -154,6 +188,20 @@ class Supervisor:
             self._storage.delete(key)
         except (StorageFailure, NotFound) as error:
             log.warning("cannot delete %s: %s", key, error)
+
+
+def _prefix(attempt: Attempt) -> str:
+    """The key below which the files of the job are."""
+    return f"jobs/{attempt.job_id}"
+
+
+def _over(attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
+    """How the attempt is to be ended at once, if it is. Raises LeaseLost."""
+    if lease.is_lost:
+        raise LeaseLost
+    if lease.status == "cancelling":
+        return attempt.cancelled
+    return attempt.release if lease.is_expired else None
 
 
 def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[[], None] | None:

@@ -66,6 +66,12 @@ class Attempt:
         with self._database.transaction() as connection:
             return list(connection.execute(query).scalars())
 
+    def is_last(self) -> bool:
+        """Whether the job has ended, or is gone, so that no attempt follows. Never raises LeaseLost."""
+        with self._database.transaction() as connection:
+            status = connection.execute(sa.select(db.jobs.c.status).where(db.jobs.c.id == self.job_id)).scalar_one_or_none()
+        return status is None or status in TERMINAL
+
     def event(self, level: str, message: str) -> None:
         """Records something that a user may want to read."""
         with self._owned() as (connection, _):

@@ -99,7 +99,8 @@ def test_a_job_outlives_a_store_that_is_killed_and_started_again(
         following = Following(service, job, quick)
         store.kill()
         history.add("kill", module="store")
-        time.sleep(history.random.uniform(3, 8))
+        # Long enough for more attempts to begin than a job may crash in.
+        time.sleep(history.random.uniform(40, 60))
         store.start()
         ended = service.ended(job)
         following.look()

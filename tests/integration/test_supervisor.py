@@ -1,6 +1,7 @@
 """The worker's side of an attempt, with small programs in place of the training process."""
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from sae_service.errors import StorageFailure
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
@@ -112,6 +114,56 @@ def test_a_job_that_is_cancelled_as_its_final_checkpoint_comes_is_cancelled_at_o
     child_runs(says({"kind": "checkpoint", "checkpoint": final}, {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 1)
     assert worker.status == "cancelled"
+
+
+def away(worker: Worker, monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+    """Lets the storage fail for so many questions."""
+    listed, asked = worker.supervisor._storage.folders, []
+
+    def folders(prefix: str) -> set[str]:
+        asked.append(prefix)
+        if len(asked) <= times:
+            raise StorageFailure("cannot list jobs: connection refused.")
+        return listed(prefix)
+
+    monkeypatch.setattr(worker.supervisor._storage, "folders", folders)
+
+
+def test_a_job_waits_for_a_storage_that_is_away_and_says_so(
+    worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away(worker, monkeypatch, times=12)
+    child_runs(says({"kind": "failed", "error": {"code": "invalid_spec", "message": "it began"}, "retryable": False}))
+    worker.supervisor.work(worker.job_id, 1)
+    messages = [event.message for event in worker.store.events(worker.job_id)]
+    assert [message for message in messages if "waits for the storage" in message] == [
+        "cannot list jobs: connection refused. The job waits for the storage."
+    ]
+    assert worker.status == "failed"
+    assert messages[-1].endswith("it began")
+
+
+@pytest.mark.parametrize(("asked", "status"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_job_that_waits_for_the_storage_can_be_cancelled_and_paused(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, asked: str, status: str
+) -> None:
+    away(worker, monkeypatch, times=math.inf)
+    threading.Timer(1, getattr(worker.store, asked), [worker.job_id]).start()
+    worker.supervisor.work(worker.job_id, 1)
+    assert worker.status == status
+
+
+def test_nothing_is_left_of_the_cut_off_write_of_a_job_that_has_failed(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    half = f"jobs/{worker.job_id}/step-3/state/arrays.safetensors"
+    write = f"import pathlib; path = pathlib.Path({str(worker.storage.root)!r}) / {half!r}\n"
+    write += "path.parent.mkdir(parents=True); path.write_bytes(b'half')\n"
+    failed = {"kind": "failed", "error": {"code": "nan_loss", "message": "NaN"}, "retryable": False}
+    child_runs(READ_ASSIGNMENT + write + f"print({json.dumps(failed)!r}, flush=True)")
+    worker.supervisor.work(worker.job_id, 1)
+    assert worker.status == "failed"
+    assert worker.storage.folders(f"jobs/{worker.job_id}") == set()
 
 
 def test_a_process_that_does_not_listen_does_not_hold_up_its_worker(
