@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from sae_service.errors import DamagedCheckpoint
+from sae_service.errors import DamagedCheckpoint, WrongVersion
 
 ARRAYS, VALUES = "state/arrays.safetensors", "state/values.json"
 FORMAT = 2
@@ -22,15 +22,24 @@ def to_files(state: Any, values: dict[str, Any]) -> dict[str, bytes]:
 
 
 def from_files(files: dict[str, bytes], like: Any) -> tuple[Any, dict[str, Any]]:
-    """The state and the values; `like` gives the shapes. Raises DamagedCheckpoint if anything does not fit."""
+    """The state and the values; `like` gives the shapes.
+
+    Raises:
+        DamagedCheckpoint: something does not fit.
+        WrongVersion: another release wrote it. It is as good as ever there, so nothing is to take its place.
+    """
     try:
         arrays, values = load(files[ARRAYS]), json.loads(files[VALUES])
     except (KeyError, ValueError, SafetensorError) as error:
         raise DamagedCheckpoint(f"the checkpoint cannot be read: {error}") from error
+    written = values.pop("format", None)
+    if isinstance(written, int) and written != FORMAT:
+        hint = "Go on with the release that wrote it, or start a new job."
+        raise WrongVersion(f"the checkpoint has format {written}, and this release reads format {FORMAT}.", hint=hint)
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path) for path, _ in paths]
-    if values.pop("format", None) != FORMAT or sorted(names) != sorted(arrays):
-        raise DamagedCheckpoint("the checkpoint was written by another version or for other SAEs")
+    if written is None or sorted(names) != sorted(arrays):
+        raise DamagedCheckpoint("the checkpoint was written for other SAEs")
     for name, (_, leaf) in zip(names, paths, strict=True):
         if arrays[name].shape != np.shape(leaf) or arrays[name].dtype != np.asarray(leaf).dtype:
             raise DamagedCheckpoint(f"{name} has shape {arrays[name].shape}, expected {np.shape(leaf)}")

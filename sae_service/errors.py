@@ -12,7 +12,7 @@
       Conflict             the job's state does not allow it
       LeaseLost            another worker owns the job now
       WorkerCrashed        the training process ended without a result
-      WrongVersion         the database belongs to a newer release
+      WrongVersion         the database or a checkpoint belongs to another release
       ServiceUnavailable   the service, or its database, does not answer
 
 `code` is stable and is what programs look at; `retryable` is all that a worker looks at.
@@ -120,7 +120,7 @@ class WorkerCrashed(SAEServiceError):
 
 
 class WrongVersion(SAEServiceError):
-    """The database belongs to a newer release."""
+    """The database or a checkpoint belongs to another release."""
 
     code = "wrong_version"
 

@@ -32,7 +32,7 @@ def main() -> None:
         report.say(train(assignment, report, orders))
     except Exception as error:  # noqa: BLE001  the outermost handler: the worker records what it was
         traceback.print_exc()
-        report.say(failure(error))
+        report.say(failure(error, has_trained=bool(assignment["resume_from"]) or report.has_saved))
 
 
 def die_with_parent() -> None:
@@ -74,6 +74,7 @@ class Report:
     def __init__(self, channel: TextIO) -> None:
         self._channel, self._writing = channel, threading.Lock()
         self.total_steps = self.total_tokens = 0
+        self.has_saved = False
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends a line; NaN becomes null."""
@@ -103,6 +104,7 @@ class Report:
 
     def checkpoint(self, written: Any) -> None:
         """A checkpoint that is ready to be committed."""
+        self.has_saved = True
         self.say({"kind": "checkpoint", "checkpoint": asdict(written)})
 
 
@@ -130,16 +132,21 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     return {"kind": "stopped" if final is None else "finished"}
 
 
-def failure(error: Exception) -> dict[str, Any]:
-    """The message that ends the attempt in failure."""
-    from sae_service.errors import OutOfMemory, SAEServiceError
+def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
+    """The message that ends the attempt in failure.
+
+    Args:
+        has_trained: there is a checkpoint, so model, text and memory were there: it counts as a crash if they are not now.
+    """
+    from sae_service.errors import DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
 
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory")):
         hint = "Reduce stream.buffer_rows, stream.prompts, stream.batch, d_sae or the number of saes."
         said = (str(error) or type(error).__name__).splitlines()[0]
         error = OutOfMemory(f"The device's memory does not suffice: {said}", hint=hint)
     if isinstance(error, SAEServiceError):
-        return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable}
+        of_the_moment = has_trained and isinstance(error, DataNotFound | ModelNotFound | OutOfMemory)
+        return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable or of_the_moment}
     # Nobody has foreseen it, so nobody knows that it would come again: it counts as a crash, three of which are the end.
     described = {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
     return {"kind": "failed", "error": described, "retryable": True}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from sae_service.errors import StorageFailure
+from sae_service.errors import DataNotFound, ModelNotFound, NonFiniteLoss, StorageFailure
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
@@ -241,13 +241,23 @@ def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(
 
 
 def test_memory_that_does_not_suffice_is_said_even_if_the_error_is_silent() -> None:
-    assert failure(MemoryError())["error"]["code"] == "out_of_memory"
+    assert failure(MemoryError(), has_trained=False)["error"]["code"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("error", [DataNotFound("the hub is away"), ModelNotFound("the disk is away"), MemoryError()])
+def test_what_was_there_when_a_job_began_and_is_not_now_is_tried_again(error: Exception) -> None:
+    assert failure(error, has_trained=True)["retryable"]
+    assert not failure(error, has_trained=False)["retryable"]
+
+
+def test_a_loss_that_is_not_finite_would_come_again() -> None:
+    assert not failure(NonFiniteLoss(), has_trained=True)["retryable"]
 
 
 def test_an_error_that_nobody_has_foreseen_is_tried_again_and_ends_the_job_the_third_time(
     worker: Worker, child_runs: Callable[[str], None]
 ) -> None:
-    child_runs(says(failure(RuntimeError("once in a blue moon"))))
+    child_runs(says(failure(RuntimeError("once in a blue moon"), has_trained=False)))
     for attempt in (1, 2, 3):
         assert worker.status == "queued"
         worker.supervisor.work(worker.job_id, attempt)

@@ -20,7 +20,7 @@ from sae_service.activations.buffer import FillStart, TextHarvest, permutation
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.errors import DamagedCheckpoint, Stopped
+from sae_service.errors import DamagedCheckpoint, Stopped, WrongVersion
 from sae_service.spec import DatasetSpec, StreamSpec
 
 BOS, CONTEXT = 0, 5
@@ -178,6 +178,15 @@ def arrays(kind: Any) -> st.SearchStrategy[np.ndarray]:
 
 
 ARRAYS = st.sampled_from([np.float32, np.int32, np.uint32]).flatmap(arrays)
+
+
+def test_a_checkpoint_of_another_release_is_no_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"a": np.zeros(3, np.float32)}
+    with monkeypatch.context() as other:
+        other.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        files = checkpoint.to_files(state, {})
+    with pytest.raises(WrongVersion, match="release"):
+        checkpoint.from_files(files, like=state)
 
 
 @given(state=st.dictionaries(st.text(alphabet="abc'[]", min_size=1, max_size=4), ARRAYS, max_size=4), step=st.integers(0, 2**53))
