@@ -1,6 +1,5 @@
 """The application: one factory that puts the routes, the errors and the database together."""
 
-import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,15 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import catalog, continuation, conversion, events, files, jobs, problems
 from api.dependencies import Jobs, caller
 from sae_service import __version__
-from sae_service.errors import ServiceUnavailable
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.store import JobStore
-from sae_service.jobs.sweep import Sweep
+from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
 from sae_service.storage import Storage
 
-log = logging.getLogger("api")
 MAX_BODY = 1 << 20
 
 
@@ -40,7 +37,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.conversions = CapacityLimiter(1)
         over = threading.Event()
         # Workers may all be busy or gone, so lost jobs are looked for from here too.
-        thread = threading.Thread(target=_sweep, args=(database, settings.lease_s, over), name="sweep", daemon=True)
+        sweep = Sweep(database, settings.lease_s)
+        thread = threading.Thread(target=keep_looking, args=(sweep.look, settings.lease_s, over), name="sweep", daemon=True)
         thread.start()
         yield
         over.set()
@@ -66,17 +64,6 @@ def readyz(store: Jobs) -> dict[str, str]:
     """The database answers."""
     store.find(limit=1)
     return {"status": "ok"}
-
-
-def _sweep(database: Database, lease_s: float, over: threading.Event) -> None:
-    sweep = Sweep(database, lease_s)
-    while not over.wait(lease_s / 6):
-        try:
-            sweep.look()
-        except ServiceUnavailable as error:
-            log.warning("%s", error)
-        except Exception:
-            log.exception("cannot look for lost jobs")
 
 
 class Requests:

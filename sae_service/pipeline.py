@@ -64,6 +64,7 @@ def run(
     resume_from: Sequence[str] = (),
     begin_with: str | None = None,
     device: str = "cpu",
+    alive: Callable[[], None] = lambda: None,
 ) -> Checkpoint | None:
     """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
 
@@ -75,6 +76,7 @@ def run(
             same result as without the interruption.
         begin_with: key of the checkpoint of another job, to go on from where none of its own can be read.
         device: the language model's device, "cpu" or "cuda".
+        alive: called with every step and every forward pass, from more than one thread.
     """
     source = Source(job, device)
     for index, sae in enumerate(job.saes):
@@ -84,7 +86,7 @@ def run(
         reporter.event("warning", f"gpus: {job.gpus} were asked for, and the SAEs share the {len(jax.devices())} that there are.")
     blank = {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes}
     restored = _restored(blank, storage, reporter, resume_from, begin_with)
-    training = _Training(job, storage, prefix, reporter, source, *restored)
+    training = _Training(job, storage, prefix, reporter, source, alive, *restored)
     try:
         return training.finish(should_stop) if training.train(should_stop) else None
     except errors.Stopped:
@@ -114,18 +116,19 @@ class _Training:
 
     def __init__(
         self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, source: Source,
-        states: dict[str, TrainState], values: dict[str, Any],
+        alive: Callable[[], None], states: dict[str, TrainState], values: dict[str, Any],
     ) -> None:  # fmt: skip
         self.job, self.storage, self.prefix, self.reporter, self.source = job, storage, prefix, reporter, source
         self.position = StreamPosition.model_validate(values["position"])
-        self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
+        self.states, self.scales, self.saved_step = states, values["scales"], values["n_steps"]
+        self.alive = alive
         self.trainer: Trainer | None = None
         self.writer = CheckpointWriter()
-        self.initial = {} if self.n_steps else self.read_initial()
+        self.initial = {} if self.saved_step else self.read_initial()
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         self.provenance = provenance(job, jax.devices()[0].device_kind) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
-        self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position)
+        self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position, alive)
 
     def read_initial(self) -> dict[str, Initial]:
         """What SAEs of the job start from, by name, for a job that is at its beginning."""
@@ -146,11 +149,12 @@ class _Training:
                     return False
                 self.writer.check()
                 self.trainer.step(batch)
+                self.alive()
                 self.position = position
                 is_last = self.trainer.n_steps == self.job.stream.n_steps
                 if not is_last and self.trainer.n_steps % self.job.checkpoint_every_steps == 0:
                     self.save()
-        if (self.trainer.n_steps if self.trainer else self.n_steps) < self.job.stream.n_steps:
+        if (self.trainer.n_steps if self.trainer else self.saved_step) < self.job.stream.n_steps:
             self.save_and_wait()
             return False
         # A checkpoint of the last step has only the evaluation before it.
@@ -159,12 +163,12 @@ class _Training:
 
     def begin(self, rows: dict[str, Any]) -> Trainer:
         """The trainer, fitted to the first fill, which is complete before its first row is served: that uses up none."""
-        if self.n_steps == 0:
+        if self.saved_step == 0:
             self.scales = {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
             for sae in self.job.saes:
                 self.states[sae.name] = self.started(sae, self.scales[sae.name], rows[sae.hook_name])
         observe = observer(self.job) if self.job.stream.synthetic else lambda sae: {}
-        return Trainer(self.job, self.states, self.scales, self.reporter.metrics, self.n_steps, observe)
+        return Trainer(self.job, self.states, self.scales, self.reporter.metrics, self.saved_step, observe)
 
     def started(self, sae: SAESpec, scale: float, rows: Array) -> TrainState:
         """The state of one SAE before its first step: what it is to start from, or else fitted to the rows."""
@@ -198,7 +202,12 @@ class _Training:
         """The held-out metrics of each SAE, by its name."""
         if self.source.model is None:
             return evaluate_synthetic(self.job, saes)
-        return evaluate(self.job.stream, self.job.evaluation.tokens, self.source.model, saes, should_stop)
+
+        def ends_here() -> bool:
+            self.alive()
+            return should_stop()
+
+        return evaluate(self.job.stream, self.job.evaluation.tokens, self.source.model, saes, ends_here)
 
     def exported(self, sae: SAESpec, states: dict[str, TrainState]) -> InferenceSAE:
         """The public form of one SAE, for raw activations."""
@@ -217,8 +226,8 @@ class _Training:
 
     def save(self) -> None:
         """Publishes a checkpoint if there has been a step since the last one, while training goes on."""
-        if self.trainer is not None and self.trainer.n_steps > self.n_steps:
-            self.n_steps = self.trainer.n_steps
+        if self.trainer is not None and self.trainer.n_steps > self.saved_step:
+            self.saved_step = self.trainer.n_steps
             # The steps that are still being computed are no cost of the checkpoint.
             jax.block_until_ready(self.trainer.states)
             self.writer.write(self.prepare)

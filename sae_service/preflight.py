@@ -6,6 +6,8 @@ The training process checks again with the real model and text; this is for an a
 import difflib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +151,8 @@ def check_dataset(
     """
     import datasets
 
-    try:
+    with _reading(spec.path):
         files: Any = datasets.load_dataset_builder(**load_arguments(spec, split)).config.data_files or {}
-    except SAEServiceError:
-        raise
-    except Exception as error:
-        raise DataNotFound(f"cannot read {spec.path}: {error}", param="/stream/dataset/path") from error
     if split not in files:
         listed = ", ".join(map(str, files))
         raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param=param)
@@ -163,6 +161,17 @@ def check_dataset(
     columns = columns_of(str(files[split][0]))
     if columns is not None:
         check_column(spec, columns)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Makes DataNotFound of whatever a reader of foreign files raises."""
+    try:
+        yield
+    except SAEServiceError:
+        raise
+    except Exception as error:
+        raise DataNotFound(f"{name} cannot be read: {error}", param="/stream/dataset/path") from error
 
 
 def _local(file: str) -> str:
@@ -177,7 +186,7 @@ def columns_of(file: str) -> list[str] | None:
 
     name = _local(file)
     endings = Path(name).suffixes
-    try:
+    with _reading(name):
         if ".parquet" in endings:
             return parquet.read_schema(name).names
         if ".txt" in endings:
@@ -186,8 +195,6 @@ def columns_of(file: str) -> list[str] | None:
             return None
         with fsspec.open(name, "rt", compression="infer") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "null"))  # pyright: ignore[reportGeneralTypeIssues]
-    except Exception as error:
-        raise DataNotFound(f"{name} cannot be read: {error}", param="/stream/dataset/path") from error
     if not isinstance(first, dict):
         raise DataNotFound(f"the first line of {name} is not a JSON object", param="/stream/dataset/path")
     return list(first)

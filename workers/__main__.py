@@ -17,9 +17,10 @@ from sae_service.errors import SAEServiceError, ServiceUnavailable, WrongVersion
 from sae_service.jobs import migration, queue
 from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
-from sae_service.jobs.sweep import Sweep
+from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
-from workers.supervisor import STOP_WAIT_S, Supervisor
+from workers.ending import WORKER_STOP_S
+from workers.supervisor import Supervisor
 
 log = logging.getLogger("workers")
 
@@ -52,21 +53,19 @@ def _work(queue_name: str, device: str | None) -> None:
     queue.take_from(database, queue_name, gpus, worker, supervisor.work)
     log.info("worker %s takes jobs from queue %s", worker, queue_name)
     sweep = Sweep(database, settings.lease_s)
-    while not stop.wait(settings.lease_s / 6):
+
+    def is_current() -> bool:
+        presence.renew()
         try:
-            presence.renew()
             migration.check(database)
-            sweep.look()
-        except ServiceUnavailable as error:
-            log.warning("%s", error)
         except WrongVersion as error:
             log.error("%s This worker stops.", error)
             stop.set()
-        except Exception:  # a job in hand must not lose its worker by that
-            log.exception("cannot look for lost jobs")
+        return not stop.is_set()
+
+    keep_looking(lambda: sweep.look(is_current), settings.lease_s, stop)
     supervisor.stopping.set()
-    # Longer than a job in hand may take to be saved and given back.
-    queue.stop_taking(wait_s=STOP_WAIT_S + 20)
+    queue.stop_taking(wait_s=WORKER_STOP_S)
     with suppress(ServiceUnavailable):
         presence.leave()
     log.info("worker %s has stopped", worker)

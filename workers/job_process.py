@@ -3,7 +3,6 @@
 Its own output is a private channel to the worker; whatever a library prints goes to the log.
 """
 
-import ctypes
 import json
 import os
 import select
@@ -16,13 +15,15 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from workers.child import ORPHANED
+from workers.ending import die_with_parent
 
-PR_SET_PDEATHSIG = 1
+ALIVE_S = 5
 
 
 def main() -> None:
     """Carries out the assignment. The exit status is 0 whenever the worker has been told how it ended."""
-    die_with_parent()
+    if not die_with_parent(os.getppid(), signal.SIGKILL):
+        os._exit(ORPHANED)
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     assignment = json.loads(sys.stdin.buffer.raw.readline())  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,15 +34,6 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  the outermost handler: the worker records what it was
         traceback.print_exc()
         report.say(failure(error, has_trained=bool(assignment["resume_from"]) or report.has_saved))
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to end this process when the worker's thread that started it ends."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(ORPHANED)
 
 
 class Orders:
@@ -75,6 +67,7 @@ class Report:
         self._channel, self._writing = channel, threading.Lock()
         self.total_steps = self.total_tokens = 0
         self.has_saved = False
+        self._said = time.monotonic()
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends a line; NaN becomes null."""
@@ -84,6 +77,7 @@ class Report:
         with self._writing:
             self._channel.write(line)
             self._channel.flush()
+            self._said = time.monotonic()
 
     def event(self, level: str, message: str) -> None:
         """A sentence for the user."""
@@ -107,6 +101,11 @@ class Report:
         self.has_saved = True
         self.say({"kind": "checkpoint", "checkpoint": asdict(written)})
 
+    def alive(self) -> None:
+        """The job goes on; passed on if nothing else has been said for a while."""
+        if time.monotonic() - self._said > ALIVE_S:
+            self.say({"kind": "alive"})
+
 
 def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[str, Any]:
     """Runs the pipeline. Returns the message that ends the attempt."""
@@ -128,6 +127,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         resume_from=assignment["resume_from"],
         begin_with=assignment["begin_with"],
         device="cuda" if jax.default_backend() == "gpu" else "cpu",
+        alive=report.alive,
     )
     return {"kind": "stopped" if final is None else "finished"}
 

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import ctypes
 import logging
 import os
 import signal
@@ -14,10 +13,10 @@ import threading
 import time
 from typing import Any
 
+from workers.ending import SERVICE_STOP_S, die_with_parent
+
 log = logging.getLogger("serve")
-STOP_WAIT_S = 150
 RESTART_PAUSE_S = 2.0
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -44,13 +43,11 @@ def _start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def _started(command: Any) -> subprocess.Popen[bytes]:
-    server, libc = os.getpid(), ctypes.CDLL(None) if sys.platform == "linux" else None
+    server = os.getpid()
 
     def stop_with_server() -> None:
         # If this process is killed, the others save their jobs and stop: nobody else would ever stop them.
-        if libc is not None:
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != server:
+        if not die_with_parent(server, signal.SIGTERM):
             os._exit(1)
 
     return subprocess.Popen(command, start_new_session=True, preexec_fn=stop_with_server)
@@ -72,7 +69,7 @@ def _watch(stop: threading.Event, api: subprocess.Popen[bytes], workers: list[su
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    before = time.monotonic() + STOP_WAIT_S
+    before = time.monotonic() + SERVICE_STOP_S
     for process in processes:
         process.terminate()
     for process in processes:

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sae_service.errors import LeaseLost, NotFound, ServiceUnavailable, StorageFailure, WorkerCrashed
+from sae_service.errors import LeaseLost, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings, child_environment
 from sae_service.storage import Storage
 from workers.child import ORPHANED, Child
+from workers.deletions import Deletions
+from workers.ending import DELETIONS_S, JOB_STOP_S
 from workers.lease import Lease
 
 log = logging.getLogger("workers")
 T = TypeVar("T")
 PAUSE_S = 0.25
-STOP_WAIT_S = 120
 
 
 class Supervisor:
@@ -33,6 +34,7 @@ class Supervisor:
         """
         self._database, self._settings, self._worker, self._device = database, settings, worker, device
         self._storage = Storage(settings.resolved_storage_url())
+        self.deletions = Deletions(self._storage)
         self.stopping = threading.Event()
 
     def work(self, job_id: str, number: int) -> None:
@@ -52,6 +54,7 @@ class Supervisor:
         if _persist(attempt.is_last):
             # No other attempt can follow, so whatever is left over is nobody's.
             self._collect(attempt, is_over=True)
+        self.deletions.wait(DELETIONS_S)
 
     def _train(self, attempt: Attempt, spec: dict[str, Any]) -> None:
         children: list[Child] = []
@@ -138,7 +141,7 @@ class Supervisor:
             if (over := _over(attempt, lease)) is not None:
                 return over
             if self._is_to_stop(lease) and stop_before is None:
-                stop_before = time.monotonic() + STOP_WAIT_S
+                stop_before = time.monotonic() + JOB_STOP_S
                 child.say({"kind": "stop"})
             if stop_before is not None and time.monotonic() > stop_before:
                 return attempt.release
@@ -166,7 +169,7 @@ class Supervisor:
                 _persist(lambda: attempt.metrics(message["rows"], message["progress"]), lease)
             case "checkpoint":
                 for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
-                    self._delete(key)
+                    self.deletions.add(key)
 
     def _collect(self, attempt: Attempt, is_over: bool) -> list[str]:
         """Deletes what was written for the job but never became part of it. Returns what did."""
@@ -180,14 +183,8 @@ class Supervisor:
             _persist(attempt.renew)
         committed = _persist(attempt.checkpoint_keys)
         for key in written - set(committed):
-            self._delete(key)
+            self.deletions.add(key)
         return committed
-
-    def _delete(self, key: str) -> None:
-        try:
-            self._storage.delete(key)
-        except (StorageFailure, NotFound) as error:
-            log.warning("cannot delete %s: %s", key, error)
 
 
 def _prefix(attempt: Attempt) -> str:
@@ -200,7 +197,7 @@ def _over(attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
     if lease.is_lost:
         raise LeaseLost
     if lease.status == "cancelling":
-        return attempt.cancelled
+        return attempt.cancel
     return attempt.release if lease.is_expired else None
 
 
@@ -215,7 +212,7 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
         case "failed" if not result["retryable"]:
             return lambda: attempt.fail(result["error"])
         case "failed":
-            return lambda: attempt.crashed(result["error"])
+            return lambda: attempt.record_crash(result["error"])
     if status == ORPHANED:
         # The lease could not be renewed for a while, which is no crash; it may have come back just now.
         return attempt.release
@@ -224,7 +221,7 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
 
 
 def _crash(attempt: Attempt, text: str) -> Callable[[], None]:
-    return lambda: attempt.crashed(WorkerCrashed(text).as_dict())
+    return lambda: attempt.record_crash(WorkerCrashed(text).as_dict())
 
 
 def _persist(action: Callable[[], T], lease: Lease | None = None) -> T:

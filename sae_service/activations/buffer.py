@@ -15,8 +15,11 @@ from jaxtyping import Int
 from sae_service.activations.handover import to_jax
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.errors import Stopped
+from sae_service.errors import DataNotFound, Stopped
 from sae_service.schema import Frozen
+
+EMPTY_PASSES = 1000
+"""After so many forward passes in a row without a kept position there will be none."""
 
 
 class FillStart(Frozen):
@@ -36,6 +39,7 @@ class TextHarvest:
         self._hook_names = hook_names
         self._start = start
         self._pending: dict[str, torch.Tensor] = {}
+        self._empty_passes = 0
         self._batches = self._read(model, tokens, excluded, start)
 
     def _read(
@@ -49,7 +53,9 @@ class TextHarvest:
     def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, jax.Array], FillStart]:
         """The next `n_rows` rows of every hook point, in reading order, and where the following fill starts.
 
-        Raises Stopped if it should stop before a forward pass.
+        Raises:
+            Stopped: it should stop before a forward pass.
+            DataNotFound: in many forward passes no position was kept.
         """
         filled: dict[str, torch.Tensor] = {}
         done = 0
@@ -74,6 +80,13 @@ class TextHarvest:
         skip = self._start.rows_taken if is_first else 0
         self._pending = {name: rows[skip:] for name, rows in self._pending.items()}
         self._start = FillStart(cursor=cursor, rows_taken=skip)
+        self._empty_passes = 0 if len(next(iter(self._pending.values()))) else self._empty_passes + 1
+        if self._empty_passes == EMPTY_PASSES:
+            raise DataNotFound(
+                f"{EMPTY_PASSES} passes over the text have found no token beside those left out.",
+                param="/stream/exclude",
+                hint="Leave out fewer tokens.",
+            )
 
 
 def permutation(seed: int, fill_index: int, n_rows: int) -> Int[np.ndarray, " n_rows"]:

@@ -44,9 +44,11 @@ _take = jax.jit(lambda rows, order: jnp.take(rows, order, axis=0))
 class ActivationStream:
     """Batches of rows for every hook point, in the same order for all of them."""
 
-    def __init__(self, spec: StreamSpec, harvest: Harvest, position: StreamPosition) -> None:
-        """Starts reading ahead; `harvest` must start where `position` says."""
-        self.spec, self.position, self._harvest = spec, position, harvest
+    def __init__(
+        self, spec: StreamSpec, harvest: Harvest, position: StreamPosition, alive: Callable[[], None] = lambda: None
+    ) -> None:
+        """Starts reading ahead; `harvest` must start where `position` says. Calls `alive` before each of its pieces."""
+        self.spec, self.position, self._harvest, self._alive = spec, position, harvest, alive
         self._filled: queue.Queue[Fill | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fill_ahead, name="harvest", daemon=True)
@@ -58,7 +60,7 @@ class ActivationStream:
             while position.steps_before < self.spec.n_steps and not self._closed.is_set():
                 # Both the rows and their order depend on how many there are.
                 n_batches = position.n_batches or min(self.spec.steps_per_fill, self.spec.n_steps - position.steps_before)
-                rows, fill_start = self._harvest.fill(n_batches * self.spec.batch, self._closed.is_set)
+                rows, fill_start = self._harvest.fill(n_batches * self.spec.batch, self._ends_here)
                 order = jnp.asarray(permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch))
                 following = StreamPosition(
                     fill_index=position.fill_index + 1,
@@ -69,6 +71,10 @@ class ActivationStream:
                 position = following
         except BaseException as error:  # noqa: BLE001  carried to the thread that waits for the fill
             self._put(error)
+
+    def _ends_here(self) -> bool:
+        self._alive()
+        return self._closed.is_set()
 
     def _put(self, item: Fill | BaseException) -> None:
         while not self._closed.is_set():

@@ -139,7 +139,7 @@ class Attempt:
         with self._owned() as (connection, _):
             self._end(connection, "failed", f"The job failed: {error['message']}", error=error)
 
-    def cancelled(self) -> None:
+    def cancel(self) -> None:
         """Ends the job as its user asked; its training process is gone."""
         with self._owned() as (connection, _):
             self._end(connection, "cancelled", "The job was cancelled.")
@@ -150,7 +150,7 @@ class Attempt:
             if not settle(connection, row):
                 requeue(connection, self._queue, row, "preempted", "The worker stops; the job waits for another one.")
 
-    def crashed(self, error: dict[str, Any]) -> None:
+    def record_crash(self, error: dict[str, Any]) -> None:
         """Counts a crash: the job is queued again, or fails at the third."""
         with self._owned() as (connection, row):
             if not settle(connection, row):

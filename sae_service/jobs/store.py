@@ -158,7 +158,8 @@ class JobStore:
         """Deletes a job that has ended, with all that is known of it and its files.
 
         Args:
-            delete_files: if it raises, the job stays, so that it can be deleted again.
+            delete_files: may take its time, nobody waits for it; if it raises, the job stays without its checkpoints, so
+                that it can be deleted again.
 
         Raises:
             NotFound: there is no such job.
@@ -172,8 +173,11 @@ class JobStore:
             heir = connection.execute(heirs.limit(1)).scalar_one_or_none()
             if heir is not None:
                 raise Conflict(f"job {heir} goes on from a checkpoint of job {job_id} and has not ended")
+            # First of all: no other job can begin with a checkpoint whose files are being deleted.
+            connection.execute(sa.delete(db.checkpoints).where(db.checkpoints.c.job_id == job_id))
+        delete_files()
+        with self._database.transaction() as connection:
             connection.execute(sa.delete(db.jobs).where(columns.id == job_id))
-            delete_files()
 
     @contextmanager
     def _held(self, job_id: str) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:

@@ -1,5 +1,7 @@
 """Finds attempts whose worker is gone and queues their jobs again."""
 
+import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -11,6 +13,7 @@ from sae_service.jobs.attempts import count_crash, requeue, settle
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE
 
+log = logging.getLogger("sweep")
 Sign = tuple[int, int]
 """An attempt's number and its count of signs of life."""
 UNCLAIMED = -1
@@ -28,17 +31,22 @@ class Sweep:
         self._queue = Queue(database)
         self._seen: dict[str, tuple[Sign, float]] = {}
 
-    def look(self) -> None:
-        """One look at all attempts; to be called several times a lease. Raises ServiceUnavailable."""
+    def look(self, may_look: Callable[[], bool] = lambda: True) -> None:
+        """One look at all attempts, if it may; to be called several times a lease. Raises ServiceUnavailable.
+
+        Args:
+            may_look: what has to be done before; an outage that it meets counts too.
+        """
+        began = self._clock()
         try:
-            self._look()
+            if may_look():
+                self._look(began)
         except ServiceUnavailable:
             # Wherever it came: a full disk answers whoever reads, and refuses the signs of life.
             self._seen.clear()
             raise
 
-    def _look(self) -> None:
-        began = self._clock()
+    def _look(self, began: float) -> None:
         signs = self._owned() | self._taken()
         before, self._seen = self._seen, {}
         if self._clock() - began >= self._lease_s / 2:
@@ -85,3 +93,14 @@ class Sweep:
             elif not settle(connection, row):
                 error = WorkerCrashed(f"Worker {row.worker} has shown no sign of life.")
                 count_crash(connection, self._queue, row, error.as_dict())
+
+
+def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event) -> None:
+    """Calls `look` several times a lease until it is over, whatever becomes of one look."""
+    while not over.wait(lease_s / 6):
+        try:
+            look()
+        except ServiceUnavailable as error:
+            log.warning("%s", error)
+        except Exception:  # jobs in hand must not lose their worker by that
+            log.exception("cannot look for lost jobs")

@@ -42,5 +42,5 @@ assert "torch" not in sys.modules
 @pytest.mark.parametrize("module", ["sae_service.client", "sae_service.cli"])
 def test_what_a_user_holds_is_imported_in_half_a_second(module: str) -> None:
     code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
-    seconds = [float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(3)]
+    seconds = [float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(5)]
     assert min(seconds) < 0.5

@@ -73,7 +73,7 @@ def test_a_running_job_is_cancelled_once_its_worker_says_so(database: Database, 
     attempt = claimed(database, store)
     assert store.cancel(attempt.job_id).status == "cancelling"
     assert attempt.renew() == "cancelling"
-    attempt.cancelled()
+    attempt.cancel()
     assert statuses(store, attempt.job_id) == ["queued", "running", "cancelling", "cancelled"]
 
 
@@ -147,7 +147,7 @@ def test_a_commit_whose_answer_was_lost_can_be_repeated(database: Database, stor
 
 def test_text_may_hold_any_character(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
-    attempt.crashed(CRASH | {"message": "the log says \0\x1b"})
+    attempt.record_crash(CRASH | {"message": "the log says \0\x1b"})
     assert "the log says" in store.events(attempt.job_id)[-1].message
 
 
@@ -186,11 +186,11 @@ def test_a_released_job_waits_for_the_next_attempt_and_is_no_crash(database: Dat
 def test_the_third_crash_is_the_last(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
     for number in (2, 3):
-        attempt.crashed(CRASH)
+        attempt.record_crash(CRASH)
         assert store.get(attempt.job_id).status_reason == "retry_after_crash"
         attempt = Attempt(database, attempt.job_id, number)
         attempt.claim("worker-1")
-    attempt.crashed(CRASH)
+    attempt.record_crash(CRASH)
     job = store.get(attempt.job_id)
     assert job.status == "failed"
     assert job.error is not None
@@ -203,15 +203,32 @@ def test_crashes_before_a_new_checkpoint_are_forgotten_but_not_before_one_that_i
     attempt = claimed(database, store)
     for number in range(2, 2 + 2 * MAX_CRASHES):
         attempt.commit(checkpoint(number) | {"key": f"k/{number}"}, keep=9)
-        attempt.crashed(CRASH)
+        attempt.record_crash(CRASH)
         attempt = Attempt(database, attempt.job_id, number)
         assert attempt.claim("worker-1") is not None
     for number in range(2 + 2 * MAX_CRASHES, 1 + 3 * MAX_CRASHES):
         attempt.commit(checkpoint(3) | {"key": f"k/{number}/again"}, keep=9)
-        attempt.crashed(CRASH)
+        attempt.record_crash(CRASH)
         attempt = Attempt(database, attempt.job_id, number)
         attempt.claim("worker-1")
     assert store.get(attempt.job_id).status == "failed"
+
+
+def test_nobody_waits_while_the_files_of_a_job_are_deleted_nor_begins_with_them(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    attempt.commit(checkpoint(3) | {"key": f"{attempt.job_id}/3", "is_final": True}, keep=2)
+    (made,) = store.checkpoints(attempt.job_id)
+    meanwhile: list[str] = []
+
+    def delete_files() -> None:
+        meanwhile.append(submitted(store).id)
+        with pytest.raises(NotFound):
+            store.submit(SPEC, origin=made)
+
+    store.delete(attempt.job_id, delete_files)
+    assert store.get(meanwhile[0]).status == "queued"
+    with pytest.raises(NotFound):
+        store.get(attempt.job_id)
 
 
 def test_workers_of_two_hosts_share_postgresql_but_no_sqlite_file(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def small_job(**stream: Any) -> dict[str, Any]:
 
 
 def train(
-    folder: Path, job: dict[str, Any], resume_from: tuple[str, ...] = (), stop_after: int | None = None
-) -> tuple[Recorder, dict[str, bytes]]:
+    folder: Path, job: dict[str, Any], resume_from: tuple[str, ...] = (), stop_after: int | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> tuple[Recorder, dict[str, bytes]]:  # fmt: skip
     """Runs a job; returns its news and the files of its final checkpoint (none if it was stopped)."""
     recorder, storage, done = Recorder(), Storage(folder.as_uri()), []
     step = Trainer.step
@@ -64,6 +66,7 @@ def train(
         final = pipeline.run(
             JobSpec.model_validate(job), storage, "jobs/test", recorder,
             should_stop=lambda: stop_after is not None and len(done) >= stop_after, resume_from=resume_from,
+            alive=alive,
         )  # fmt: skip
     return recorder, storage.read_published(final.key) if final else {}
 
@@ -172,6 +175,13 @@ def test_provenance_names_the_model_the_text_and_the_code(finished: tuple[Record
     assert found["dataset"]["revision"].startswith("sha256:")
     assert {"sae-service", "jax", "torch"} <= set(found["code"])
     assert found["spec"]["stream"]["seed"] == 3
+
+
+def test_a_job_shows_life_with_every_step_and_every_forward_pass(tmp_path: Path) -> None:
+    signs: list[None] = []
+    train(tmp_path, small_job(), alive=lambda: signs.append(None))
+    steps, rows_a_pass, evaluation_passes = 24, 4 * 128, 2
+    assert len(signs) >= steps + steps * 256 // rows_a_pass + evaluation_passes
 
 
 def test_logging_more_often_changes_nothing(finished: tuple[Recorder, dict[str, bytes]], tmp_path: Path) -> None:

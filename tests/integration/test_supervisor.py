@@ -1,5 +1,6 @@
 """The worker's side of an attempt, with small programs in place of the training process."""
 
+import io
 import json
 import math
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from sae_service.jobs.sweep import Sweep
 from sae_service.settings import Settings
 from sae_service.storage import Storage
 from workers import child as child_module
+from workers import job_process
 from workers.job_process import failure
 from workers.supervisor import Supervisor
 
@@ -70,6 +73,13 @@ def child_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return replace
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    before = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < before
+        time.sleep(0.05)
+
+
 def says(*messages: dict[str, Any]) -> str:
     return READ_ASSIGNMENT + "\n".join(f"print({json.dumps(message)!r}, flush=True)" for message in messages)
 
@@ -114,6 +124,46 @@ def test_a_job_that_is_cancelled_as_its_final_checkpoint_comes_is_cancelled_at_o
     child_runs(says({"kind": "checkpoint", "checkpoint": final}, {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 1)
     assert worker.status == "cancelled"
+
+
+def test_a_storage_that_hangs_in_deleting_holds_no_job_up(
+    worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr(worker.supervisor._storage, "delete", lambda key: hangs.wait(60))
+    steps = [{"kind": "checkpoint", "checkpoint": worker.publish(step)} for step in range(1, 5)]
+    monkeypatch.setattr(worker.supervisor._storage, "folders", lambda prefix: set())
+    child_runs(says(*steps) + "\ntime.sleep(60)")
+    thread = threading.Thread(target=worker.supervisor.work, args=(worker.job_id, 1))
+    thread.start()
+    eventually(lambda: [found.step for found in worker.store.checkpoints(worker.job_id)] == [4, 3])
+    worker.store.cancel(worker.job_id)
+    eventually(lambda: worker.status == "cancelled")
+    hangs.set()
+    thread.join()
+
+
+def test_a_process_is_said_to_hang_only_if_it_shows_no_life(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    worker.supervisor._settings = worker.settings.model_copy(update={"hang_s": 2.0})
+    alive = json.dumps({"kind": "alive"})
+    child_runs(READ_ASSIGNMENT + f"for _ in range(20): print({alive!r}, flush=True); time.sleep(0.2)\ntime.sleep(60)")
+    began = time.monotonic()
+    worker.supervisor.work(worker.job_id, 1)
+    assert time.monotonic() - began >= 19 * 0.2 + 2, "the last sign came after 19 pauses"
+    assert any("has said nothing for 2 s" in event.message for event in worker.store.events(worker.job_id))
+
+
+def test_signs_of_life_reach_the_worker_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(job_process, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    channel = io.StringIO()
+    report = job_process.Report(channel)
+    for _ in range(100):
+        now[0] += 0.3
+        report.alive()
+    assert 2 <= len(channel.getvalue().splitlines()) <= 30 / job_process.ALIVE_S
 
 
 def away(worker: Worker, monkeypatch: pytest.MonkeyPatch, times: float) -> None:

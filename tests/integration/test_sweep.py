@@ -1,5 +1,7 @@
 """How lost attempts are found, on SQLite and on PostgreSQL."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from sae_service.errors import LeaseLost, ServiceUnavailable
@@ -34,7 +36,7 @@ def test_an_attempt_without_a_sign_of_life_is_lost_and_can_no_longer_write(
     clock.now = 60
     sweep.look()
     assert (store.get(attempt.job_id).status, store.get(attempt.job_id).attempt) == ("queued", 2)
-    for write in (attempt.renew, attempt.release, attempt.cancelled, lambda: attempt.event("info", "I live")):
+    for write in (attempt.renew, attempt.release, attempt.cancel, lambda: attempt.event("info", "I live")):
         with pytest.raises(LeaseLost):
             write()
     with pytest.raises(LeaseLost):
@@ -65,6 +67,30 @@ def test_an_outage_in_the_middle_of_a_look_is_no_workers_fault(
     monkeypatch.setattr(sweep._queue, "taken", waits_for_the_database)
     sweep.look()
     assert store.get(attempt.job_id).status == "running"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_outage_before_a_look_is_no_workers_fault(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock], answers: bool
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    sweep.look()
+
+    def after_a_while() -> bool:
+        clock.now += 59
+        if not answers:
+            raise ServiceUnavailable("the database is away")
+        return True
+
+    with nullcontext() if answers else pytest.raises(ServiceUnavailable):
+        sweep.look(after_a_while)
+    for clock.now in (60, 118):
+        sweep.look()
+        assert store.get(attempt.job_id).status == "running"
+    clock.now = 120
+    sweep.look()
+    assert store.get(attempt.job_id).status == "queued"
 
 
 def test_a_database_that_answers_but_takes_nothing_is_no_workers_fault(

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from sae_service.settings import PREFIX, Settings
-from workers.supervisor import STOP_WAIT_S
+from workers.ending import WORKER_STOP_S
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -23,12 +23,12 @@ def test_the_compose_file_builds_from_files_that_exist_and_sets_settings_that_ex
 
 def test_the_cluster_files_can_be_read_and_leave_time_to_save() -> None:
     api, _, worker = yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text())
-    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > STOP_WAIT_S
+    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > WORKER_STOP_S
     assert api["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/readyz"
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["worker"]["stop_grace_period"]
-    assert int(compose.removesuffix("s")) > STOP_WAIT_S
+    assert int(compose.removesuffix("s")) > WORKER_STOP_S
     script = (DOCKER / "slurm.sh").read_text()
-    assert int(re.findall(r"--signal=TERM@(\d+)", script)[0]) > STOP_WAIT_S
+    assert int(re.findall(r"--signal=TERM@(\d+)", script)[0]) > WORKER_STOP_S
     subprocess.run(["bash", "-n", DOCKER / "slurm.sh"], check=True)
 
 

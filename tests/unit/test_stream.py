@@ -68,6 +68,20 @@ def test_a_stop_is_seen_while_a_fill_is_waited_for_and_the_reading_ends_with_it(
     assert not stream._thread.is_alive()
 
 
+def test_a_stream_shows_life_with_each_piece_of_a_fill() -> None:
+    class Pieces(Counting):
+        def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], FillStart]:
+            assert not any(should_stop() for _ in range(n_rows))
+            return super().fill(n_rows)
+
+    signs: list[None] = []
+    spec = StreamSpec.model_validate({"synthetic": {"n_features": 4, "d_in": 1}, "tokens": 8, "batch": 4})
+    stream = ActivationStream(spec, Pieces(FillStart()), StreamPosition(), lambda: signs.append(None))
+    assert len(list(stream.fills())) == 1
+    stream.close()
+    assert len(signs) == 8
+
+
 @given(n_steps=st.integers(1, 12), rows=st.sampled_from([0, 4, 8, 13, 20]), seed=st.integers(0, 2**32 - 1), data=st.data())
 @few
 def test_each_row_is_served_once_and_any_position_can_be_gone_back_to(

@@ -1,0 +1,24 @@
+"""How the service's processes end: each with the one above it, which waits a little longer than the one below."""
+
+import ctypes
+import os
+import sys
+
+JOB_STOP_S = 120
+"""A training process that was asked to stop saves its state."""
+DELETIONS_S = 10
+"""A worker deletes what its job has left behind."""
+WORKER_STOP_S = JOB_STOP_S + 20
+"""A worker gives its job back."""
+SERVICE_STOP_S = WORKER_STOP_S + 10
+"""`serve` ends what it has started."""
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent(parent: int, number: int) -> bool:
+    """Asks the kernel for a signal to this process when the thread that started it ends. Returns whether it is still there."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, number)
+    return os.getppid() == parent
