@@ -26,7 +26,8 @@ worker: $(READY)  ## Run one more worker (options: ARGS="--queue large")
 	$(BIN)/sae-service worker $(ARGS)
 
 test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration
+	$(BIN)/python -m pytest tests/e2e tests/faults
 
 test-gpu: $(READY)  ## Run the check that needs a GPU, and print its figures
 	$(BIN)/python -m pytest tests/gpu -s

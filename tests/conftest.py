@@ -18,9 +18,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Most of the suite's time would go into compiling the same steps in one process after another.
-COMPILED = tempfile.mkdtemp(prefix="compiled-")
-atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
