@@ -1,8 +1,8 @@
 """Trains SAEs with the trainers of dictionary_learning or SAELens, in their own environment; started by quality.py.
 
-    .venv-peers/bin/python tests/benchmarks/peers.py FOLDER LIBRARY
+    .venv-peers/bin/python tests/benchmarks/peers.py FOLDER LIBRARY ROWS
 
-FOLDER holds train.npy, held_out.npy and LIBRARY.json, a list of experiments. Prints one JSON object a line.
+FOLDER holds train.npy, ROWS.npy to measure on, and LIBRARY.json, a list of experiments. Prints one JSON object a line.
 """
 
 import json
@@ -28,7 +28,8 @@ def dictionary_learning(experiment: dict[str, Any], rows: torch.Tensor) -> Any:
     steps = len(rows) // batch
     arguments: dict[str, Any] = {
         "steps": steps, "activation_dim": rows.shape[1], "dict_size": experiment["d_sae"], "layer": 0, "lm_name": "demo",
-        "lr": experiment["lr"], "warmup_steps": steps // 20, "decay_start": int(steps * 0.8), "seed": 0, "device": "cpu",
+        "lr": experiment["lr"], "warmup_steps": steps // 20, "decay_start": int(steps * 0.8), "device": "cpu",
+        "seed": experiment.get("seed", 0),
     }  # fmt: skip
     match kind:
         case "topk" | "batchtopk":
@@ -101,18 +102,20 @@ def measured(sae: Any, held_out: torch.Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    """All experiments, one after the other, on the rows in their order."""
+    """All experiments, one after the other, on the rows in each one's order."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    folder, library = Path(sys.argv[1]), sys.argv[2]
+    folder, library, others = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     train, scale_of = LIBRARIES[library]
-    rows, held_out = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("train", "held_out"))
+    rows, held_out = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("train", others))
     scale = scale_of(rows)
     rows, held_out = rows / scale, held_out / scale
     for experiment in json.loads((folder / f"{library}.json").read_text()):
-        torch.manual_seed(0)
+        seed = experiment.get("seed", 0)
+        order = np.random.default_rng(seed).permutation(len(rows)) if seed else np.arange(len(rows))
+        torch.manual_seed(seed)
         began = time.monotonic()
-        sae = train(experiment, rows)
+        sae = train(experiment, rows[order])
         seconds = time.monotonic() - began
         print(json.dumps(experiment | {"library": library, "seconds": seconds} | measured(sae, held_out)), flush=True)  # noqa: T201
 

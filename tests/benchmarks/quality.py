@@ -1,18 +1,20 @@
 """Our SAEs beside those of dictionary_learning and SAELens on one and the same file of activations: FVU against L0.
 
-    python tests/benchmarks/quality.py FOLDER [--hooks H ...] [--tokens N] [--lrs LR ...] [--kinds K ...] [--libraries L ...]
+    python -m tests.benchmarks.quality FOLDER [--hooks H ...] [--tokens N] [--lrs LR ...] [--seeds S ...] [--kinds K ...] ...
 
-All get the same rows in the same order, the same batch, the same share of warm-up and decay. The learning rate is the best
-of three for each library, hook point, kind and sparsity, or for standard and gated the best at the first of SPARSITIES.
-What has been measured is kept in FOLDER and not measured again. Writes quality.md and quality.png into FOLDER. The peers
-need .venv-peers (make test-peers).
+All get the same rows in the same order, the same batch, the same share of warm-up and decay. First the learning rate is
+chosen: the best of three for each library, hook point, kind and sparsity, or for standard and gated the best at the first
+of SPARSITIES, on held_out.npy. What is reported is trained anew with that rate, from other initial values and on the rows
+in another order, once for each seed, and measured on reported.npy, which no choice has seen. What has been measured is
+kept in FOLDER and not measured again. Writes quality.md and quality.png into FOLDER. The peers need .venv-peers
+(make test-peers).
 """
 
 import argparse
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_service.activations.model import LanguageModel, keep_mask
-from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.activations.tokens import Cursor, PackedTokens, Part
 from sae_service.architectures import ARCHITECTURES
 from sae_service.demo import show
 from sae_service.numerics import squared_error, variance_of
@@ -42,7 +44,7 @@ SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
         "topk": GIVEN_L0, "batchtopk": GIVEN_L0,
     },
     "dictionary_learning": {
-        "standard": (0.13, 0.26, 0.07, 0.04), "gated": (0.2, 0.4, 0.1, 0.05), "jumprelu": GIVEN_L0, "topk": GIVEN_L0,
+        "standard": (0.13, 0.26, 0.07, 0.04, 0.03), "gated": (0.2, 0.4, 0.1, 0.05), "jumprelu": GIVEN_L0, "topk": GIVEN_L0,
         "batchtopk": GIVEN_L0,
     },
     "sae_lens": {
@@ -54,6 +56,8 @@ SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
 SCALED = {"jumprelu": {"normalization": "sqrt_d_in"}}
 """Rows longer than by default, so that a step of Adam moves thresholds and biases by a smaller part of what they are."""
 D_SAE, HELD_OUT_ROWS, BLOCK = 1024, 40_000, 1 << 17
+PASSES = 13
+"""Of so many forward passes over the text of training the rows of one are kept for the report."""
 
 
 def main() -> None:
@@ -64,6 +68,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--lrs", type=float, nargs="+", default=[4e-3, 8e-3, 1.6e-2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--libraries", nargs="+", default=list(SPARSITIES))
     arguments = parser.parse_args()
@@ -76,67 +81,88 @@ def main() -> None:
 
 
 def experiments(folder: Path, library: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What a library makes of each kind: every learning rate at each sparsity or at one, the best at the others."""
-    log = folder / f"{library}.jsonl"
-    known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    """What a library makes of each kind: with every learning rate, to choose one, and then with the chosen one alone."""
     shared = {"batch": arguments.batch, "d_sae": D_SAE, "tokens": arguments.tokens}
     kinds = {kind: SPARSITIES[library][kind] for kind in arguments.kinds}
-
-    def measured(wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        missing = [item for item in wanted if not any(item.items() <= found.items() for found in known)]
-        with log.open("a") as file:
-            for found in trained(folder, library, missing):
-                known.append(found)
-                file.write(json.dumps(found) + "\n")
-                file.flush()
-                yield found
-
-    searched = {kind: sparsities if kind in SEARCHED else sparsities[:1] for kind, sparsities in kinds.items()}
-    yield from measured([
-        {"kind": kind, "sparsity": sparsity, "lr": lr} | shared
-        for kind, sparsities in searched.items() for sparsity in sparsities for lr in arguments.lrs
-    ])  # fmt: skip
-    rest = []
-    for kind, (first, *others) in kinds.items():
-        if kind in SEARCHED:
-            continue
-        tried = [item for item in known if (item["kind"], item["sparsity"]) == (kind, first) and item["lr"] in arguments.lrs]
-        lr = min(tried, key=lambda item: item["fvu"] * item["l0"])["lr"]
-        rest += [{"kind": kind, "sparsity": sparsity, "lr": lr} | shared for sparsity in others]
-    yield from measured(rest)
+    chosen: dict[tuple[str, float], float] = {}
+    for kind, sparsities in kinds.items():
+        for index, sparsity in enumerate(sparsities):
+            searched = kind in SEARCHED or index == 0
+            rates = arguments.lrs if searched else [chosen[kind, sparsities[0]]]
+            wanted = [{"kind": kind, "sparsity": sparsity, "lr": lr} | shared for lr in rates]
+            tried = yield from measured(folder, library, "held_out", wanted)
+            chosen[kind, sparsity] = min(tried, key=lambda found: found["fvu"] * found["l0"])["lr"]
+    for seed in arguments.seeds:
+        again = shared | {"seed": seed}
+        wanted = [{"kind": kind, "sparsity": sparsity, "lr": lr} | again for (kind, sparsity), lr in chosen.items()]
+        yield from measured(folder, library, "reported", wanted)
 
 
-def trained(folder: Path, library: str, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def measured(
+    folder: Path, library: str, rows: str, wanted: list[dict[str, Any]]
+) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
+    """Yields the results of the experiments not made before, on one set of rows, and returns those of all."""
+    log = folder / rows / f"{library}.jsonl"
+    log.parent.mkdir(exist_ok=True)
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    missing = [item for item in wanted if not any(item.items() <= found.items() for found in known)]
+    with log.open("a") as file:
+        for found in trained(folder, library, rows, missing):
+            known.append(found)
+            file.write(json.dumps(found) + "\n")
+            file.flush()
+            yield found
+    return [next(found for found in known if item.items() <= found.items()) for item in wanted]
+
+
+def trained(folder: Path, library: str, rows: str, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The results of experiments, one after the other."""
     if library == "ours":
-        yield from (train(folder, experiment) for experiment in wanted)
+        yield from (train(folder, experiment, rows) for experiment in wanted)
     elif wanted:
         (folder / f"{library}.json").write_text(json.dumps(wanted))
-        command = [PEERS, Path(__file__).parent / "peers.py", folder, library]
+        command = [PEERS, Path(__file__).parent / "peers.py", folder, library, rows]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peers:
             assert peers.stdout is not None
             yield from (json.loads(line) for line in peers.stdout)
 
 
 def harvest(folder: Path, hook: str, n_rows: int) -> None:
-    """Writes shuffled rows of the demo's model to train.npy, and held-out rows to held_out.npy, if they are not there."""
-    if (folder / "train.npy").exists():
+    """Writes rows of the demo's model, shuffled: train.npy, and held_out.npy and reported.npy of other texts."""
+    if (folder / "reported.npy").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
+    passes = list(rows_of("train", hook, n_rows * PASSES // (PASSES - 1)))
+    found = {
+        "held_out": list(rows_of("held_out", hook, HELD_OUT_ROWS)),
+        "train": [rows for index, rows in enumerate(passes) if (index + 1) % PASSES],
+        "reported": passes[PASSES - 1 :: PASSES],
+    }
+    for name, parts in found.items():
+        rows = np.concatenate(parts)[: {"held_out": HELD_OUT_ROWS, "train": n_rows}.get(name)]
+        np.random.default_rng(0).shuffle(rows)
+        np.save(folder / f"{name}.npy", rows)
+
+
+def rows_of(part: Part, hook: str, wanted: int) -> Iterator[np.ndarray]:
+    """At least so many rows of a part of the demo's text, from one forward pass after the other."""
     stream = JobSpec.model_validate(show.spec()).stream
     model = LanguageModel(stream.text_source[0], "cpu")
     excluded = model.excluded_tokens(stream.exclude)
-    for part, name, wanted in (("held_out", "held_out", HELD_OUT_ROWS), ("train", "train", n_rows)):
-        packed = PackedTokens(stream.text_source[1], part, model.encode, model.bos, 128, 32, repeat=True)  # pyright: ignore[reportArgumentType]
-        rows, count = [], 0
-        for tokens, _ in packed.read(Cursor()):
-            rows.append(model.activations(tokens, (hook,))[hook].numpy()[keep_mask(tokens, excluded)])
-            count += len(rows[-1])
-            if count >= wanted:
-                break
-        whole = np.concatenate(rows)[:wanted]
-        np.random.default_rng(0).shuffle(whole)
-        np.save(folder / f"{name}.npy", whole)
+    packed = PackedTokens(stream.text_source[1], part, model.encode, model.bos, 128, 32, repeat=True)
+    count = 0
+    for tokens, _ in packed.read(Cursor()):
+        rows = model.activations(tokens, (hook,))[hook].numpy()[keep_mask(tokens, excluded)]
+        yield rows
+        count += len(rows)
+        if count >= wanted + len(rows):
+            return
+
+
+def ordered(path: Path, seed: int) -> np.ndarray:
+    """The rows of a file, in an order that belongs to the seed; as they are with 0."""
+    rows = np.load(path, mmap_mode="r")
+    return rows[np.random.default_rng(seed).permutation(len(rows))] if seed else rows
 
 
 def architecture(experiment: dict[str, Any]) -> dict[str, Any]:
@@ -152,15 +178,17 @@ def architecture(experiment: dict[str, Any]) -> dict[str, Any]:
             return config | {"l1_coefficient": sparsity}
 
 
-def train(folder: Path, experiment: dict[str, Any]) -> dict[str, Any]:
-    """One of our SAEs on the rows in their order, measured on the held-out ones."""
-    rows, held_out = np.load(folder / "train.npy", mmap_mode="r"), jnp.asarray(np.load(folder / "held_out.npy"))
+def train(folder: Path, experiment: dict[str, Any], others: str) -> dict[str, Any]:
+    """One of our SAEs on the rows in the seed's order, measured on other ones."""
+    seed = experiment.get("seed", 0)
+    rows, held_out = ordered(folder / "train.npy", seed), jnp.asarray(np.load(folder / f"{others}.npy"))
     job = JobSpec.model_validate({
         "stream": {
             "synthetic": {"n_features": 1, "d_in": rows.shape[1]}, "tokens": len(rows), "batch": experiment["batch"],
         },
         "saes": [{
-            "hook_name": "hook_synthetic", "architecture": architecture(experiment), **SCALED.get(experiment["kind"], {}),
+            "hook_name": "hook_synthetic", "architecture": architecture(experiment), "seed": seed,
+            **SCALED.get(experiment["kind"], {}),
             "optimizer": {
                 "lr": experiment["lr"], "lr_warm_up": 0.05, "lr_warm_up_shape": "linear", "lr_decay": 0.2,
                 "sparsity_warm_up": 0.1,

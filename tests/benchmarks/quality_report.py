@@ -8,28 +8,20 @@ from typing import Any
 import numpy as np
 
 L0 = (16, 32, 64)
+COLUMNS = ("library", "hook", "kind", "seed")
 COLOURS = {"ours": "#4477aa", "dictionary_learning": "#ee6677", "sae_lens": "#228833"}
 
 
 def write(folder: Path) -> None:
-    """Writes quality.md and quality.png from all the results below `folder`."""
+    """Writes quality.md and quality.png from all that was measured on reported.npy below `folder`."""
     found = [
-        json.loads(line) | {"hook": path.parent.name}
-        for path in sorted(folder.glob("*/*.jsonl"))
+        json.loads(line) | {"hook": path.parents[1].name}
+        for path in sorted(folder.glob("*/reported/*.jsonl"))
         for line in path.read_text().splitlines()
     ]
+    found.sort(key=lambda item: (item["hook"], item["kind"], list(COLOURS).index(item["library"]), item["l0"]))
     (folder / "quality.md").write_text(f"{comparison(found)}\n{table(found)}")
     draw(found, folder / "quality.png")
-
-
-def best(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each hook point, kind, library and sparsity the learning rate that did best, by FVU times L0."""
-    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for item in found:
-        name = (item["hook"], item["kind"], item["library"], item["sparsity"])
-        if name not in chosen or item["fvu"] * item["l0"] < chosen[name]["fvu"] * chosen[name]["l0"]:
-            chosen[name] = item
-    return sorted(chosen.values(), key=lambda item: (item["hook"], item["kind"], item["library"], item["l0"]))
 
 
 def at(l0: float, points: list[dict[str, Any]]) -> float:
@@ -44,46 +36,57 @@ def at(l0: float, points: list[dict[str, Any]]) -> float:
 
 
 def comparison(found: list[dict[str, Any]]) -> str:
-    """FVU of each library at the same L0, and ours relative to the best other one."""
-    libraries = [name for name in COLOURS if any(item["library"] == name for item in found)]
-    lines = [f"| hook point | kind | L0 | {' | '.join(libraries)} | ours / better peer |", "|---" * (4 + len(libraries)) + "|"]
-    chosen = best(found)
-    for hook, kind, l0 in product(*(dict.fromkeys(item[name] for item in chosen) for name in ("hook", "kind")), L0):
+    """FVU of each library at the same L0, and ours relative to the best other one: the seeds' geometric mean, and each's."""
+    libraries, hooks, kinds, seeds = (list(dict.fromkeys(item[name] for item in found)) for name in COLUMNS)
+    if "ours" not in libraries or len(libraries) == 1:
+        return ""
+    columns = ("hook point", "kind", "L0", *libraries, "ours / better peer", "by seed")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for hook, kind, l0 in product(hooks, kinds, L0):
         here = {
-            name: at(l0, [item for item in chosen if (item["hook"], item["kind"], item["library"]) == (hook, kind, name)])
-            for name in libraries
+            library: [at(l0, select(found, hook=hook, kind=kind, library=library, seed=seed)) for seed in sorted(seeds)]
+            for library in libraries
         }
-        others = [value for name, value in here.items() if name != "ours" and not np.isnan(value)]
-        ratio = f"{here['ours'] / min(others):.3f}" if others and "ours" in here else "-"
-        lines.append(f"| {hook} | {kind} | {l0} | {' | '.join(f'{value:.4f}' for value in here.values())} | {ratio} |")
+        fvu = {library: float(np.exp(np.mean(np.log(values)))) for library, values in here.items()}
+        peer = min(set(fvu) - {"ours"}, key=lambda library: np.nan_to_num(fvu[library], nan=np.inf))
+        by_seed = " ".join(f"{ours / other:.3f}" for ours, other in zip(here["ours"], here[peer], strict=True))
+        values = " | ".join(f"{value:.4f}" for value in fvu.values())
+        lines.append(f"| {hook} | {kind} | {l0} | {values} | {fvu['ours'] / fvu[peer]:.3f} | {by_seed} |")
     return "\n".join(lines) + "\n"
 
 
+def select(found: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    """Those results that have the wanted values."""
+    return [item for item in found if wanted.items() <= item.items()]
+
+
 def table(found: list[dict[str, Any]]) -> str:
-    """What was measured."""
-    columns = ("hook point", "kind", "library", "sparsity", "lr", "l0", "fvu", "never fired", "s")
+    """What was measured, a row for each seed."""
+    columns = ("hook point", "kind", "library", "sparsity", "lr", "seed", "l0", "fvu", "never fired", "s")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [
-        f"| {item['hook']} | {item['kind']} | {item['library']} | {item['sparsity']:g} | {item['lr']:g} | {item['l0']:.1f} "
-        f"| {item['fvu']:.4f} | {item['never_fired_share']:.3f} | {item['seconds']:.0f} |"
-        for item in best(found)
+        f"| {item['hook']} | {item['kind']} | {item['library']} | {item['sparsity']:g} | {item['lr']:g} | {item['seed']} "
+        f"| {item['l0']:.1f} | {item['fvu']:.4f} | {item['never_fired_share']:.3f} | {item['seconds']:.0f} |"
+        for item in found
     ]
     return "\n".join(lines) + "\n"
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """FVU against L0, one panel for each kind and hook point."""
+    """FVU against L0, one panel for each kind and hook point, a line for each seed."""
     from matplotlib.figure import Figure
 
-    chosen = best(found)
-    hooks, kinds = (list(dict.fromkeys(item[name] for item in chosen)) for name in ("hook", "kind"))
+    libraries, hooks, kinds, seeds = (list(dict.fromkeys(item[name] for item in found)) for name in COLUMNS)
     figure = Figure(figsize=(3.6 * len(kinds), 3.6 * len(hooks)), layout="constrained")
     panels = figure.subplots(len(hooks), len(kinds), squeeze=False, sharex=True, sharey=True)
     for (row, hook), (column, kind) in product(enumerate(hooks), enumerate(kinds)):
         panel = panels[row, column]
-        for library, colour in COLOURS.items():
-            mine = [item for item in chosen if (item["hook"], item["kind"], item["library"]) == (hook, kind, library)]
-            panel.plot([item["l0"] for item in mine], [item["fvu"] for item in mine], marker="o", color=colour, label=library)
+        for library, seed in product(libraries, seeds):
+            mine = select(found, hook=hook, kind=kind, library=library, seed=seed)
+            panel.plot(
+                [item["l0"] for item in mine], [item["fvu"] for item in mine], marker="o", markersize=4, linewidth=1,
+                color=COLOURS[library], label=library if seed == seeds[0] else None,
+            )  # fmt: skip
         panel.set(title=f"{kind}, {hook}", xscale="log", yscale="log", xlabel="L0", ylabel="FVU")
         panel.title.set_fontsize(9)
         panel.grid(alpha=0.3, which="both")
