@@ -39,6 +39,8 @@ def test_a_worker_that_wakes_up_after_its_job_was_taken_over_is_refused(
 ) -> None:
     service = Service(tmp_path, 2, **compiled)
     try:
+        # Long enough to be stopped in its middle on a busy machine too.
+        quick["stream"]["tokens"] *= 4
         undisturbed = service.ended(service.client.submit(quick))
         quick["metadata"] = {"turn": "2"}
         job = service.started(quick)
@@ -47,6 +49,7 @@ def test_a_worker_that_wakes_up_after_its_job_was_taken_over_is_refused(
         (child,) = children_of(zombie)
         stop_between_writes(zombie, tmp_path / "service.db")
         history.add("stop", pid=zombie, child=child)
+        assert service.client.job(job.id).status == "running"
         service.until(lambda: not is_alive(child))
         service.until(lambda: invariants.worker_pid(service.client.job(job.id)) not in (zombie, None))
         time.sleep(history.random.uniform(0, 5))
