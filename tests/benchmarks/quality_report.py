@@ -13,15 +13,33 @@ COLOURS = {"ours": "#4477aa", "dictionary_learning": "#ee6677", "sae_lens": "#22
 
 
 def write(folder: Path) -> None:
-    """Writes quality.md and quality.png from all that was measured on reported.npy below `folder`."""
+    """Writes quality.md and quality.png from all the results below `folder`."""
+    reported, chosen = load(folder, "reported"), best(load(folder, "held_out"))
+    (folder / "quality.md").write_text(
+        f"## Trained anew with the chosen rate, on reported.npy\n\n{comparison(reported)}\n"
+        f"## As chosen, on held_out.npy\n\n{comparison(chosen)}\n"
+        f"## What was measured on reported.npy\n\n{table(reported)}\n"
+        f"## What was chosen on held_out.npy\n\n{table(chosen)}"
+    )
+    draw(reported, folder / "quality.png")
+
+
+def load(folder: Path, rows: str) -> list[dict[str, Any]]:
+    """What was measured on one set of rows, in the order of the tables."""
     found = [
-        json.loads(line) | {"hook": path.parents[1].name}
-        for path in sorted(folder.glob("*/reported/*.jsonl"))
+        {"seed": 0} | json.loads(line) | {"hook": path.parents[1].name}
+        for path in folder.glob(f"*/{rows}/*.jsonl")
         for line in path.read_text().splitlines()
     ]
-    found.sort(key=lambda item: (item["hook"], item["kind"], list(COLOURS).index(item["library"]), item["l0"]))
-    (folder / "quality.md").write_text(f"{comparison(found)}\n{table(found)}")
-    draw(found, folder / "quality.png")
+    return sorted(found, key=lambda item: (item["hook"], item["kind"], list(COLOURS).index(item["library"]), item["l0"]))
+
+
+def best(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each hook point, kind, library and sparsity the learning rate that did best, by FVU times L0."""
+    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for item in sorted(found, key=lambda item: item["fvu"] * item["l0"]):
+        chosen.setdefault(tuple(item[name] for name in ("hook", "kind", "library", "sparsity")), item)
+    return [item for item in found if item in chosen.values()]
 
 
 def at(l0: float, points: list[dict[str, Any]]) -> float:
