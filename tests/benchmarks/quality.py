@@ -39,7 +39,7 @@ SEARCHED = ("topk", "batchtopk", "jumprelu")
 GIVEN_L0 = (32, 16, 64)
 SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
     "ours": {
-        "standard": (1.0, 1.8, 0.6, 0.35, 0.2), "gated": (0.11, 0.2, 0.07, 0.045),
+        "standard": (1.0, 1.8, 0.6, 0.4, 0.35, 0.28, 0.2), "gated": (0.11, 0.2, 0.07, 0.045),
         "jumprelu": (0.18, 0.36, 0.09, 0.055, 0.038, 0.03),
         "topk": GIVEN_L0, "batchtopk": GIVEN_L0,
     },
@@ -48,7 +48,7 @@ SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
         "batchtopk": GIVEN_L0,
     },
     "sae_lens": {
-        "standard": (1.0, 2.0, 0.6, 0.3, 0.2), "gated": (1.0, 1.8, 0.5, 0.25), "jumprelu": (0.2, 0.4, 0.12, 0.07, 0.04),
+        "standard": (1.0, 2.0, 0.6, 0.42, 0.3, 0.2), "gated": (1.0, 1.8, 0.5, 0.25), "jumprelu": (0.2, 0.4, 0.12, 0.07, 0.04),
         "topk": GIVEN_L0, "batchtopk": GIVEN_L0,
     },
 }  # fmt: skip
