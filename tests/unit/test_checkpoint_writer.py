@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,20 +23,28 @@ def test_a_snapshot_does_not_change_when_its_original_is_consumed() -> None:
     np.testing.assert_array_equal(state["a"], [1, 2, 3, 4])
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_waits_only_for_the_one_before() -> None:
-    writer, may_end, order = CheckpointWriter(), threading.Event(), list[str]()
+def test_training_goes_on_while_a_checkpoint_is_written_and_waits_only_for_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writer, waits, order, now = CheckpointWriter(), threading.Event(), list[str](), [0.0]
+
+    def clock() -> float:
+        if "training" in order:
+            waits.set()
+        return now[0]
 
     def first() -> None:
-        may_end.wait(10)
+        assert waits.wait(10), "training never came to wait"
         order.append("first written")
+        now[0] += 5
 
+    monkeypatch.setattr("sae_service.checkpoint_writer.time", SimpleNamespace(monotonic=clock))
     writer.write(lambda: first)
     order.append("training")
-    threading.Timer(0.2, may_end.set).start()
     writer.write(lambda: lambda: order.append("second written"))
     writer.finish()
     assert order == ["training", "first written", "second written"]
-    assert writer.waited_s >= 0.2
+    assert writer.waited_s == 5
 
 
 def test_an_error_of_a_write_is_raised_at_the_next_one_or_at_the_end() -> None:
