@@ -1,8 +1,8 @@
 """The whole way from text to training batches, one fill ahead on a thread of its own."""
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import jax
@@ -49,55 +49,41 @@ class ActivationStream:
     ) -> None:
         """Starts reading ahead; `harvest` must start where `position` says. Calls `alive` before each of its pieces."""
         self.spec, self.position, self._harvest, self._alive = spec, position, harvest, alive
-        self._filled: queue.Queue[Fill | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._fill_ahead, name="harvest", daemon=True)
-        self._thread.start()
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="harvest")
+        self._next = self._read_ahead(position)
 
-    def _fill_ahead(self) -> None:
-        position = self.position
-        try:
-            while position.steps_before < self.spec.n_steps and not self._closed.is_set():
-                # Both the rows and their order depend on how many there are.
-                n_batches = position.n_batches or min(self.spec.steps_per_fill, self.spec.n_steps - position.steps_before)
-                rows, fill_start = self._harvest.fill(n_batches * self.spec.batch, self._ends_here)
-                order = jnp.asarray(permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch))
-                following = StreamPosition(
-                    fill_index=position.fill_index + 1,
-                    fill_start=fill_start,
-                    steps_before=position.steps_before + n_batches,
-                )
-                self._put(Fill(rows, order, position.model_copy(update={"n_batches": n_batches}), following))
-                position = following
-        except BaseException as error:  # noqa: BLE001  carried to the thread that waits for the fill
-            self._put(error)
+    def _read_ahead(self, position: StreamPosition) -> Future[Fill] | None:
+        """The fill that begins at a position, as soon as it has been read, or None after the last one."""
+        if position.steps_before >= self.spec.n_steps:
+            return None
+        return self._reader.submit(self._fill, position)
+
+    def _fill(self, position: StreamPosition) -> Fill:
+        # Both the rows and their order depend on how many there are.
+        n_batches = position.n_batches or min(self.spec.steps_per_fill, self.spec.n_steps - position.steps_before)
+        rows, fill_start = self._harvest.fill(n_batches * self.spec.batch, self._ends_here)
+        order = jnp.asarray(permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch))
+        following = StreamPosition(
+            fill_index=position.fill_index + 1,
+            fill_start=fill_start,
+            steps_before=position.steps_before + n_batches,
+        )
+        return Fill(rows, order, position.model_copy(update={"n_batches": n_batches}), following)
 
     def _ends_here(self) -> bool:
         self._alive()
         return self._closed.is_set()
 
-    def _put(self, item: Fill | BaseException) -> None:
-        while not self._closed.is_set():
-            try:
-                self._filled.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return
-
     def fills(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Fill]:
         """The fills from the position on, to the last one, or until it should stop while one is waited for."""
-        steps = self.position.steps_before
-        while steps < self.spec.n_steps:
-            try:
-                item = self._filled.get(timeout=0.5)
-            except queue.Empty:
-                if should_stop():
-                    return
-                continue
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            steps = item.following.steps_before
+        while self._next is not None:
+            if wait([self._next], timeout=0.5).done:
+                fill = self._next.result()
+                self._next = self._read_ahead(fill.following)
+                yield fill
+            elif should_stop():
+                return
 
     def batches(self, fill: Fill) -> Iterator[tuple[dict[str, Float[Array, "batch d_in"]], StreamPosition]]:
         """The batches of a fill that are still to be served, each with the position after it."""
@@ -110,6 +96,4 @@ class ActivationStream:
     def close(self) -> None:
         """Stops reading ahead and waits for the forward pass in flight."""
         self._closed.set()
-        while not self._filled.empty():
-            self._filled.get_nowait()
-        self._thread.join()
+        self._reader.shutdown()

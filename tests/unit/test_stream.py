@@ -20,7 +20,7 @@ from sae_service.activations.buffer import FillStart, TextHarvest, permutation
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.errors import DamagedCheckpoint, Stopped, WrongVersion
+from sae_service.errors import DamagedCheckpoint, DataNotFound, Stopped, WrongVersion
 from sae_service.spec import DatasetSpec, StreamSpec
 
 BOS, CONTEXT = 0, 5
@@ -52,10 +52,11 @@ def served(spec: StreamSpec, position: StreamPosition) -> list[tuple[np.ndarray,
 
 
 def test_a_stop_is_seen_while_a_fill_is_waited_for_and_the_reading_ends_with_it() -> None:
-    reading = threading.Event()
+    reading, threads = threading.Event(), list[threading.Thread]()
 
     class Slow(Counting):
         def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], FillStart]:
+            threads.append(threading.current_thread())
             reading.set()
             while not should_stop():
                 time.sleep(0.01)
@@ -65,7 +66,39 @@ def test_a_stop_is_seen_while_a_fill_is_waited_for_and_the_reading_ends_with_it(
     stream = ActivationStream(spec, Slow(FillStart()), StreamPosition())
     assert list(stream.fills(reading.is_set)) == []
     stream.close()
-    assert not stream._thread.is_alive()
+    assert [thread.is_alive() for thread in threads] == [False]
+
+
+def test_one_fill_is_read_ahead_and_no_more() -> None:
+    begun: list[threading.Event] = [threading.Event() for _ in range(3)]
+
+    class Watched(Counting):
+        def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], FillStart]:
+            next(event for event in begun if not event.is_set()).set()
+            return super().fill(n_rows)
+
+    synthetic = {"n_features": 4, "d_in": 1}
+    spec = StreamSpec.model_validate({"synthetic": synthetic, "tokens": 12, "batch": 4, "buffer_rows": 4})
+    stream = ActivationStream(spec, Watched(FillStart()), StreamPosition())
+    fills = stream.fills()
+    next(fills)
+    assert begun[1].wait(10)
+    assert not begun[2].wait(0.5), "the one after the next has its turn when the next one is in use"
+    next(fills)
+    assert begun[2].wait(10)
+    stream.close()
+
+
+def test_the_error_of_a_fill_comes_to_whoever_waits_for_it() -> None:
+    class Broken(Counting):
+        def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], FillStart]:
+            raise DataNotFound("the text is gone")
+
+    spec = StreamSpec.model_validate({"synthetic": {"n_features": 4, "d_in": 1}, "tokens": 8, "batch": 4})
+    stream = ActivationStream(spec, Broken(FillStart()), StreamPosition())
+    with pytest.raises(DataNotFound, match="gone"):
+        list(stream.fills())
+    stream.close()
 
 
 def test_a_stream_shows_life_with_each_piece_of_a_fill() -> None:
