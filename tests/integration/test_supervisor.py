@@ -235,10 +235,9 @@ def test_a_process_that_does_not_listen_does_not_hold_up_its_worker(
     working = threading.Thread(target=worker.supervisor.work, args=(worker.job_id, 1), daemon=True)
     working.start()
     try:
-        working.join(5)
-        assert worker.status == "running"
+        eventually(lambda: bool(started) and worker.status == "running")
         worker.store.cancel(worker.job_id)
-        working.join(5)
+        working.join(20)
         assert not working.is_alive()
         assert worker.status == "cancelled"
     finally:
