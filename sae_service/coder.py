@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sae_service.numerics import geometric_median, keep_largest, random_rows, remove_parallel, row_norms, unit_rows
+from sae_service.numerics import geometric_median, keep_largest, random_rows, remove_parallel, row_norms, spread, unit_rows
 from sae_service.pytree import PyTree
 from sae_service.sae import InferenceSAE
 
@@ -52,7 +52,7 @@ def fitted_to_largest(coder: Coder, rows: Float[Array, "rows d_in"], k: float) -
     Source: Gao et al. 2024, arXiv:2406.04093, appendix A.1.
     """
     coder = centred(coder, rows)
-    sample = rows[:SCALING_ROWS]
+    sample = spread(rows, SCALING_ROWS)
     reconstructed = keep_largest(jax.nn.relu(coder.encode(sample)), k) @ coder.W_dec
     wanted, found = jnp.mean(row_norms(sample - coder.b_dec)), jnp.mean(row_norms(reconstructed))
     ratio = jnp.where((wanted > 0) & (found > 0), wanted / jnp.maximum(found, 1e-30), 1)

@@ -24,7 +24,8 @@ DENSITY_EDGES = tuple(x / 2 for x in range(-14, 1))
 @jax.jit
 def _reconstruct(sae: InferenceSAE, x: Float[Array, "rows d_in"]) -> tuple[Array, dict[str, Array]]:
     """The reconstruction, and sums over the rows."""
-    acts = sae.encode(x.astype(jnp.float32))
+    x = x.astype(jnp.float32)
+    acts = sae.encode(x)
     x_hat = sae.decode(acts)
     return x_hat, reconstruction_sums(x, x_hat, acts)
 

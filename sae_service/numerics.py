@@ -23,6 +23,11 @@ def unit_rows(matrix: Float[Array, "rows columns"]) -> Float[Array, "rows column
     return matrix / jnp.where(norms == 0, 1, norms)[:, None]
 
 
+def spread(rows: Float[Array, "rows columns"], n: int) -> Float[Array, "sample columns"]:
+    """At most `n` of the rows, at equal distances: neighbours are tokens of one text."""
+    return rows[:: max(1, -(-len(rows) // n))]
+
+
 def remove_parallel(
     gradient: Float[Array, "rows columns"], matrix: Float[Array, "rows columns"]
 ) -> Float[Array, "rows columns"]:

@@ -22,8 +22,7 @@ from sae_service.sae import InferenceSAE, unscaled
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import Storage
 from sae_service.synthetic_evaluation import evaluate_synthetic, observer
-from sae_service.training.loop import Trainer, activation_scale, continued, fitted, initial_state
-from sae_service.training.optimizer import warm_up_warnings
+from sae_service.training.loop import Trainer, activation_scale, continued, fitted, initial_state, schedule_warnings
 from sae_service.training.step import TrainState
 
 
@@ -80,12 +79,15 @@ def run(
     """
     source = Source(job, device)
     for index, sae in enumerate(job.saes):
-        for warning in warm_up_warnings(sae.optimizer, job.stream.n_steps):
+        for warning in schedule_warnings(job, sae):
             reporter.event("warning", f"saes[{index}].{warning}")
     if job.gpus > len(jax.devices()):
         reporter.event("warning", f"gpus: {job.gpus} were asked for, and the SAEs share the {len(jax.devices())} that there are.")
-    blank = {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes}
-    restored = _restored(blank, storage, reporter, resume_from, begin_with)
+    # The initial states have no name here, which would keep them on the device beside those of a checkpoint.
+    restored = _restored(
+        {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes},
+        storage, reporter, resume_from, begin_with,
+    )  # fmt: skip
     training = _Training(job, storage, prefix, reporter, source, alive, *restored)
     try:
         return training.finish(should_stop) if training.train(should_stop) else None

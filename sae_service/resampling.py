@@ -3,7 +3,8 @@
 Source: Bricken et al. 2023, "Towards Monosemanticity", Neuron resampling: a row is chosen with a probability
 proportional to its squared loss; the decoder row takes its direction, the encoder column the same direction at a fifth
 of the living ones' mean norm, the bias becomes 0. Rows are centred by `b_dec` first, and chosen from the batch in hand,
-which is a random sample because the stream is shuffled. Unlike in dictionary_learning, the encoder takes the row's
+which is a random sample because the stream is shuffled; no row is chosen twice, since latents that start as one would
+stay one. Unlike in dictionary_learning, the encoder takes the row's
 direction and not the row itself, and the probability grows with the square of the squared error. Whether the learning
 rate warms up again is `lr_warm_up_again`: as in the paper of the gated SAE, and not in this source.
 """
@@ -21,12 +22,15 @@ ENCODER_SHARE = 0.2
 
 
 def directions_of_bad_rows(
-    x: Float[Array, "batch d_in"], x_hat: Float[Array, "batch d_in"], b_dec: Float[Array, " d_in"], key: Any, n: int
-) -> Float[Array, "n d_in"]:
-    """Directions of `n` rows, each chosen with a probability proportional to the square of its squared error."""
+    x: Float[Array, "batch d_in"], x_hat: Float[Array, "batch d_in"], b_dec: Float[Array, " d_in"], key: Any
+) -> Float[Array, "batch d_in"]:
+    """Directions of all rows in the order in which they are drawn, without replacement, each with a probability
+    proportional to the square of its squared error.
+    """
     errors = jnp.sum(jnp.square(x - x_hat), axis=1)
-    chosen = jax.random.categorical(key, 2 * jnp.log(jnp.maximum(errors, 1e-30)), shape=(n,))
-    return unit_rows(x[chosen] - b_dec)
+    # The order of log weights plus Gumbel noise is that of draws without replacement.
+    drawn = 2 * jnp.log(jnp.maximum(errors, 1e-30)) + jax.random.gumbel(key, errors.shape)
+    return unit_rows(x[jnp.argsort(-drawn)] - b_dec)
 
 
 def mean_norm_of_living(matrix: Float[Array, "d_sae d_in"], is_dead: Bool[Array, " d_sae"]) -> Float[Array, ""]:
@@ -43,8 +47,9 @@ def resample_coder(
     is_dead: Bool[Array, " d_sae"],
     key: Any,
 ) -> tuple[Coder, Coder]:
-    """The coder with its dead latents started anew, and the masks of what was changed."""
-    directions = directions_of_bad_rows(x, x_hat, coder.b_dec, key, len(is_dead))
+    """The coder with its dead latents, at most as many as rows, started anew, and the masks of what was changed."""
+    drawn = directions_of_bad_rows(x, x_hat, coder.b_dec, key)
+    directions = drawn[jnp.clip(jnp.cumsum(is_dead) - 1, 0, len(x) - 1)]
     encoder = ENCODER_SHARE * mean_norm_of_living(coder.W_enc.T, is_dead) * directions
     decoder = mean_norm_of_living(coder.W_dec, is_dead) * directions
     fresh = Coder(

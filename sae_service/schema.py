@@ -16,8 +16,8 @@ class Frozen(BaseModel):
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 Duration = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)],
-    Field(description="A whole number counts steps; a number below 1 is a share of the job's steps."),
+    Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)],
+    Field(description="A whole number, such as 1, counts steps; one with a point, up to 1.0, is a share of the job's steps."),
 ]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -28,6 +28,8 @@ Normalization = Literal["unit_mean_square", "sqrt_d_in", "none"]
 
 class ArchitectureConfig(Frozen):
     """What every architecture's config has. Fields that are floats are traced: changing one never recompiles."""
+
+    model_config = ConfigDict(validate_default=True)  # a default of 32 for a float becomes one
 
     kind: str
     d_sae: int = Field(gt=0, le=1 << 24, description="Number of latents.")

@@ -20,6 +20,8 @@ from sae_service.spec import StreamSpec, SyntheticSpec
 
 CHUNK = 8192
 HELD_OUT = 1 << 30
+KEYS = 0x73796E74
+"""Apart from the seeds of SAEs, which draw their initial directions from the same key of the stream."""
 TOY_STEPS = 2000
 TOY_BATCH = 1024
 
@@ -32,11 +34,15 @@ class Truth:
     probabilities: Float[Array, " n_features"]
 
 
+def _key(seed: int, use: int) -> Any:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), KEYS), use)
+
+
 def truth(spec: SyntheticSpec, seed: int) -> Truth:
     """The features of a stream, a function of its seed."""
     ranks = jnp.arange(spec.n_features)
     probabilities = jnp.clip(spec.firing_probability * spec.firing_decay**ranks, 0, 1)
-    key: Any = jax.random.fold_in(jax.random.key(seed), 1)
+    key = _key(seed, 1)
     if spec.directions == "random":
         return Truth(random_rows(key, spec.n_features, spec.d_in), probabilities)
     return Truth(toy_model_directions(spec, probabilities, key), probabilities)
@@ -112,7 +118,7 @@ class SyntheticHarvest:
         assert stream.synthetic is not None
         self._spec, self._hook_names, self._start = stream.synthetic, hook_names, start
         self._truth = truth(stream.synthetic, stream.seed)
-        self._key: Any = jax.random.fold_in(jax.random.key(stream.seed), 2)
+        self._key = _key(stream.seed, 2)
 
     def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Array], FillStart]:
         """The next `n_rows` rows, the same for every hook point, and where the following fill starts."""
@@ -131,5 +137,5 @@ def held_out(stream: StreamSpec, n_rows: int) -> tuple[Float[Array, "rows n_feat
     """Strengths and activations that no fill contains."""
     assert stream.synthetic is not None
     known = truth(stream.synthetic, stream.seed)
-    key: Any = jax.random.fold_in(jax.random.fold_in(jax.random.key(stream.seed), 2), HELD_OUT)
+    key: Any = jax.random.fold_in(_key(stream.seed, 2), HELD_OUT)
     return rows(stream.synthetic, known.directions, known.probabilities, key, n_rows)

@@ -23,12 +23,16 @@ from sae_service.pytree import PyTree
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
 
+TARGET_COEFFICIENT = 1.0
+
 
 class JumpReLUConfig(ArchitectureConfig):
     """Thresholds and an L0 penalty, linear or with a target."""
 
     kind: Literal["jumprelu"] = "jumprelu"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
-    l0_coefficient: float = Field(default=6e-4, ge=0, description="Weight of L0, or of (L0 / target_l0 - 1)².")
+    l0_coefficient: float = Field(
+        default=6e-4, ge=0, description="Weight of L0, or of (L0 / target_l0 - 1)², where the default is 1."
+    )
     target_l0: float | None = Field(default=None, gt=0, description="The L0 to aim at; null penalises L0 linearly.")
     target_each_row: bool = Field(
         default=False,
@@ -42,6 +46,14 @@ class JumpReLUConfig(ArchitectureConfig):
     )
     bandwidth: float = Field(default=0.001, gt=0, description="Width of the window that gives thresholds a gradient.")
     initial_threshold: float = Field(default=0.001, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_default(cls, data: Any) -> Any:
+        """The weight of a target: at that of the linear penalty it would not be felt."""
+        if isinstance(data, dict) and data.get("target_l0") is not None:
+            return {"l0_coefficient": TARGET_COEFFICIENT, **data}
+        return data
 
     @model_validator(mode="after")
     def _check_target(self) -> "JumpReLUConfig":

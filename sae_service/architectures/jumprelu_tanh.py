@@ -14,13 +14,14 @@ from pydantic import Field
 
 from sae_service import inverse
 from sae_service.coder import Coder, exported, with_unit_rows
-from sae_service.numerics import jumprelu, row_norms, squared_error
+from sae_service.numerics import jumprelu, row_norms, spread, squared_error
 from sae_service.pytree import PyTree
 from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
 from sae_service.schema import ArchitectureConfig, OptimizerConfig
 
 FIRING_TOKENS = 10_000
 MOST_FIRING = 0.5
+FITTING_ROWS = 4096
 
 
 class JumpReLUTanhConfig(ArchitectureConfig):
@@ -54,7 +55,7 @@ def fit_to_rows(
 ) -> JumpReLUTanhParameters:
     """`b_enc` such that each latent fires on 10,000 / d_sae of the rows, at most on half of them."""
     share = min(FIRING_TOKENS / config.d_sae, MOST_FIRING)
-    z = rows @ parameters.coder.W_enc
+    z = spread(rows, FITTING_ROWS) @ parameters.coder.W_enc
     b_enc = jnp.exp(parameters.log_threshold) - jnp.quantile(z, 1 - share, axis=0)
     coder = parameters.coder.replace(b_enc=b_enc)
     return parameters.replace(coder=coder)

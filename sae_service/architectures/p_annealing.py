@@ -1,8 +1,10 @@
 """p-annealing: an Lp penalty whose p falls from 1, so that training begins convex and ends close to L0.
 
 Source: Karvonen et al. 2024, "Measuring Progress in Dictionary Learning for Language Model Interpretability with Board
-Game Models", arXiv:2408.00113, section 4. p falls in equal steps; at each of them the coefficient is multiplied so that
-the penalty of recent batches stays what it was. "Recent" is a running average here, not a list of ten batches.
+Game Models", arXiv:2408.00113, section 4. p falls in equal steps at equal distances, the last of them one distance before
+the end, so that the job ends with `p_end`, which dictionary_learning does not reach; at each of them the coefficient is
+multiplied so that the penalty of recent batches stays what it was. "Recent" is a running average here, not a list of ten
+batches. In a job that goes on with more steps p does not rise again.
 """
 
 from typing import Any, Literal
@@ -69,7 +71,8 @@ def loss(
     config: PAnnealingConfig, parameters: PAnnealingParameters, x: Float[Array, "batch d_in"], context: LossContext
 ) -> tuple[LossOutput, PAnnealingParameters]:
     """Mean ‖x - x_hat‖² + λ mean Σ f_i^p; the second value carries p's memory on."""
-    falls = jnp.clip(jnp.floor((context.progress - config.anneal_start) / (1 - config.anneal_start) * FALLS), 0, FALLS)
+    annealed = (context.progress - config.anneal_start) / (1 - config.anneal_start)
+    falls = jnp.clip(jnp.floor(annealed * (FALLS + 1)), parameters.falls, FALLS)
     has_fallen = falls > parameters.falls
     ratio = parameters.penalty / jnp.maximum(parameters.next_penalty, 1e-12)
     factor = jax.lax.stop_gradient(jnp.where(has_fallen & (parameters.penalty > 0), parameters.factor * ratio, parameters.factor))

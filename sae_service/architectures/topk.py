@@ -3,7 +3,8 @@
 Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093, sections 2.3 and appendices
 A.1 to A.3. The decoder bias is subtracted from the input and starts at the geometric median of a sample; the decoder
 has unit rows; the encoder starts as its transpose. The per-row standardisation of the published code is left out: one
-scalar per hook point takes its place, as for every architecture here.
+scalar per hook point takes its place, as for every architecture here. The default learning rate is the published one at
+16,384 latents, where the source has it fall with the root of their number; the average of the weights is left out.
 """
 
 from typing import Any, Literal

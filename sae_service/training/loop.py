@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import NonFiniteLoss
+from sae_service.numerics import spread
 from sae_service.sae import InferenceSAE
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
@@ -29,7 +30,7 @@ def initial_state(job: JobSpec, sae: SAESpec, d_in: int) -> TrainState:
 
 def fitted(state: TrainState, sae: SAESpec, scale: float, rows: Float[Array, "rows d_in"]) -> TrainState:
     """The initial state fitted to a sample of the rows that it will see, as its architecture wants it."""
-    sample = rows[:SAMPLE_ROWS].astype(jnp.float32) * scale
+    sample = spread(rows, SAMPLE_ROWS).astype(jnp.float32) * scale
     parameters = ARCHITECTURES[sae.architecture.kind].fit_to_rows(sae.architecture, state.parameters, sample)
     return state.replace(parameters=parameters)
 
@@ -41,10 +42,22 @@ def continued(state: TrainState, parameters: Any) -> TrainState:
 
 
 def resampling_steps(job: JobSpec, sae: SAESpec) -> frozenset[int]:
-    """The steps after which dead latents of `sae` are started anew."""
+    """The steps after which dead latents of `sae` are started anew; never the last, which would leave them untrained."""
     if not isinstance(sae.architecture, ResamplingConfig):
         return frozenset()
-    return frozenset(optimizer.steps_of(duration, job.stream.n_steps) for duration in sae.architecture.resample_at)
+    steps = (optimizer.steps_of(duration, job.stream.n_steps) for duration in sae.architecture.resample_at)
+    return frozenset(step for step in steps if step < job.stream.n_steps)
+
+
+def schedule_warnings(job: JobSpec, sae: SAESpec) -> list[str]:
+    """What a user should know of durations that do not fit the job's length."""
+    found = optimizer.warm_up_warnings(sae.optimizer, job.stream.n_steps)
+    if isinstance(sae.architecture, ResamplingConfig) and sae.architecture.resample_at and not resampling_steps(job, sae):
+        found.append(
+            f"architecture.resample_at has no step before the last of the job's {job.stream.n_steps}, so dead latents stay "
+            "dead; give shares, such as [0.25, 0.5], or [] to leave it out"
+        )
+    return found
 
 
 def activation_scale(sae: SAESpec, rows: Float[Array, "rows d_in"]) -> float:

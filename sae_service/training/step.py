@@ -96,10 +96,14 @@ def resample_step(
     rows: Float[Array, "batch d_in"],
     key: Array,
 ) -> TrainState:
-    """The state with its dead latents started anew, and without their optimiser's memory. `state` is consumed."""
+    """The state with its dead latents started anew, and without their optimiser's memory. `state` is consumed.
+
+    Each takes a row's direction: where more are dead than there are rows, the others stay dead.
+    """
     assert architecture.resample is not None
     x = rows.astype(jnp.float32) * numbers.activation_scale
     is_dead = state.tokens_since_fired > numbers.dead_after_tokens
+    is_dead = is_dead & (jnp.cumsum(is_dead) <= len(rows))
     context = LossContext(jnp.ones(()), is_dead, state.n_steps / numbers.schedule.n_steps)
     output, _ = architecture.loss(structure.with_numbers(numbers.architecture), state.parameters, x, context)
     parameters, touched = architecture.resample(state.parameters, x, output.x_hat, is_dead, key)

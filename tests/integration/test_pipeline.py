@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load
@@ -125,6 +126,23 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_to_the_same_bytes(
     comparable = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in resumed.rows]
     undisturbed = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in finished[0].rows]
     assert comparable == undisturbed[len(undisturbed) - len(comparable) :]
+
+
+def test_a_job_that_goes_on_holds_no_more_in_memory_than_one_that_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, held = Trainer.step, list[int]()
+
+    def counted(trainer: Trainer, rows: dict[str, Any]) -> None:
+        really(trainer, rows)
+        held.append(sum(leaf.shape in {(128, 256), (256, 128)} for leaf in jax.live_arrays()))
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    recorder, _ = train(tmp_path, small_job(), stop_after=9)
+    fresh = held[4]
+    held.clear()
+    train(tmp_path, small_job(), resume_from=(recorder.checkpoints[-1].key,))
+    assert held[4] <= fresh
 
 
 def test_a_job_whose_evaluation_fails_goes_on_from_its_last_step(

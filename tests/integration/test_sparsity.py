@@ -41,13 +41,13 @@ def measured(folder: Any, architectures: dict[str, dict[str, Any]], n_steps: int
 
 
 def targeted(target: float, **changes: Any) -> dict[str, Any]:
-    numbers = {"l0_coefficient": 0.3, "bandwidth": 0.1, "initial_threshold": 0.1}
+    numbers = {"bandwidth": 0.1, "initial_threshold": 0.1}
     return {"kind": "jumprelu", "target_l0": target, **numbers, **changes}
 
 
 def test_a_target_l0_is_reached_within_a_tenth(tmp_path: Any) -> None:
     wanted = {f"target-{target}": targeted(target) for target in TARGETS}
-    wanted["rows"] = targeted(3.0, target_each_row=True, l0_coefficient=1.0)
+    wanted["rows"] = targeted(3.0, target_each_row=True)
     found = measured(tmp_path, wanted, 1200)
     for target in TARGETS:
         assert found[f"target-{target}"] == pytest.approx(target, rel=0.1)

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from sae_service import pipeline, recovery
 from sae_service.activations import synthetic
 from sae_service.activations.buffer import FillStart
+from sae_service.architectures import ARCHITECTURES
 from sae_service.spec import JobSpec, StreamSpec, SyntheticSpec
 from sae_service.storage import Storage
+from sae_service.training.loop import initial_state
 from tests.recorder import Recorder
 
 
@@ -25,6 +27,22 @@ def drawn(**changes: Any) -> np.ndarray[Any, Any]:
     spec = SyntheticSpec.model_validate({"n_features": 13, "d_in": 8} | changes)
     probabilities = synthetic.truth(spec, seed=0).probabilities
     return np.asarray(synthetic.strengths(spec, probabilities, jax.random.key(0), 40_000))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_sae_begins_with_the_features_that_it_is_to_find(seed: int) -> None:
+    saes = [
+        {"name": kind, "hook_name": "hook_synthetic", "seed": seed, "architecture": {"kind": kind, "d_sae": 64}}
+        for kind in ARCHITECTURES
+    ]
+    job = JobSpec.model_validate({"stream": stream().model_dump(), "saes": saes})
+    assert job.stream.synthetic is not None
+    directions = np.asarray(synthetic.truth(job.stream.synthetic, job.stream.seed).directions)
+    random = recovery.control(directions, 64)["mmcs_truth_to_learned"]
+    for sae in job.saes:
+        exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, initial_state(job, sae, 32).parameters)
+        found = recovery.similarity(directions, np.asarray(exported.W_dec))
+        assert found["mmcs_truth_to_learned"] == pytest.approx(random, abs=0.1), sae.name
 
 
 def test_features_fire_as_often_and_as_strongly_as_asked() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import ARCHITECTURES
+from sae_service.coder import random_coder
+from sae_service.resampling import resample_coder
 from sae_service.sae import Architecture, LossContext
 from sae_service.schema import ResamplingConfig
 from sae_service.training.step import resample_step
@@ -74,6 +76,33 @@ def test_every_architecture_can_revive_its_dead_latents(architecture: Architectu
     for leaf in jax.tree.leaves(gradients):
         if leaf.shape == (D_IN, 64):
             assert np.all(np.abs(leaf[:, :SILENT]).sum(axis=0) > 0)
+
+
+@pytest.mark.parametrize("n_dead", [SILENT, 60, BATCH - 1])
+def test_latents_that_are_started_anew_differ_and_face_badly_reconstructed_rows(n_dead: int) -> None:
+    coder = random_coder(jax.random.key(0), D_IN, 2 * BATCH)
+    x, is_dead = jax.random.normal(jax.random.key(2), (BATCH, D_IN)), jnp.arange(2 * BATCH) < n_dead
+    # Only odd rows are reconstructed badly.
+    x_hat = jnp.where(jnp.arange(BATCH)[:, None] % 2, 0, x)
+    fresh_coder, touched = resample_coder(coder, x, x_hat, is_dead, jax.random.key(1))
+    cosines = np.asarray(fresh_coder.W_dec[:n_dead] @ x.T) / np.linalg.norm(x, axis=1)
+    chosen = cosines.argmax(axis=1)
+    np.testing.assert_allclose(cosines.max(axis=1), 1, atol=1e-5)
+    assert len(set(chosen.tolist())) == n_dead
+    assert np.all(chosen[: min(n_dead, BATCH // 2)] % 2 == 1)
+    np.testing.assert_allclose(jnp.linalg.norm(fresh_coder.W_enc[:, :n_dead], axis=0), 0.2, rtol=1e-5)
+    assert not np.any(fresh_coder.b_enc[:n_dead])
+    np.testing.assert_array_equal(touched.b_enc, is_dead)
+
+
+def test_where_more_are_dead_than_there_are_rows_the_others_stay_dead() -> None:
+    architecture = ARCHITECTURES["standard_tied"]
+    state = fresh(architecture)
+    state = state.replace(tokens_since_fired=jnp.full(64, 5000))
+    state = resample_step(
+        architecture, architecture.example.structure(), state, numbers(architecture), planted_rows(40), jax.random.key(1)
+    )
+    assert np.asarray(state.tokens_since_fired).tolist() == [0] * 40 + [5000] * 24
 
 
 def revivals(architecture: Architecture, *, revive: bool) -> int:

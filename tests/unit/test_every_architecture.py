@@ -118,6 +118,11 @@ def test_the_config_survives_json_and_keeps_its_numbers_apart(architecture: Arch
     assert example.structure().with_numbers(example.numbers()) == example
 
 
+def test_every_number_is_traced_whether_it_is_given_or_not(architecture: Architecture) -> None:
+    floats = {name for name, field in architecture.config.model_fields.items() if field.annotation is float}
+    assert floats <= architecture.config.model_validate({"d_sae": 64}).numbers().keys()
+
+
 def test_the_config_refuses_what_it_does_not_know(architecture: Architecture) -> None:
     with pytest.raises(ValidationError, match="unknown_key"):
         architecture.config.model_validate({"d_sae": 64, "unknown_key": 1})
@@ -155,7 +160,11 @@ def test_whoever_can_resample_says_when_and_starts_only_dead_latents_anew(archit
     same = np.all(np.asarray(old.W_dec) == np.asarray(new.W_dec), axis=1)
     assert same.tolist() == (~is_dead).tolist()
     np.testing.assert_allclose(jnp.linalg.norm(new.W_dec, axis=1), 1, atol=1e-5)
-    moments = jax.tree.leaves(after.optimizer.mu)
-    assert all(bool(jnp.all(jnp.isfinite(moment))) for moment in moments)
+    for moments, then in ((before.optimizer.mu, after.optimizer.mu), (before.optimizer.nu, after.optimizer.nu)):
+        for old_moment, moment in zip(jax.tree.leaves(moments), jax.tree.leaves(then), strict=True):
+            # Latents are the columns of encoders and else the first axis; what belongs to none is kept.
+            of_dead = is_dead if moment.shape[-1:] == (64,) else is_dead[:, None] if 64 in moment.shape else False
+            np.testing.assert_array_equal(moment, jnp.where(of_dead, 0, old_moment))
+            assert jnp.any(old_moment != 0) or old_moment.ndim == 0
     assert int(jnp.sum(after.tokens_since_fired)) == 0
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(steps(architecture, after, 5, 10)))

@@ -6,13 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from sae_service import checkpoint
 from sae_service.architectures import ARCHITECTURES, p_annealing
 from sae_service.errors import NonFiniteLoss
 from sae_service.sae import LossContext
+from sae_service.schema import OptimizerConfig
 from sae_service.spec import JobSpec
-from sae_service.training.loop import Trainer, activation_scale, initial_state
+from sae_service.training.loop import (
+    Trainer,
+    activation_scale,
+    fitted,
+    initial_state,
+    resampling_steps,
+    schedule_warnings,
+)
+from sae_service.training.optimizer import steps_of
 from tests.planted import BATCH, D_IN, planted_rows
 
 ROW = {"sae", "step", "tokens", "loss", "l0", "fvu", "grad_norm", "dead_share", "learning_rate", "sparsity_scale",
@@ -99,6 +109,35 @@ def test_a_stop_between_resamplings_changes_nothing_and_the_learning_rate_warms_
     assert dead[6] == 0, "resampling after step 7 has started all of them anew"
 
 
+def test_latents_are_not_started_anew_by_the_last_step_which_would_leave_them_untrained() -> None:
+    architecture = {"kind": "gated", "d_sae": 64, "resample_at": [7, 0.75, 20, 1.0, 30]}
+    spec = job([architecture], 20)
+    assert resampling_steps(spec, spec.saes[0]) == {7, 15}
+
+
+def test_whoever_asks_for_resampling_that_a_short_job_never_reaches_is_told() -> None:
+    spec = job([{"kind": "gated", "d_sae": 64}, {"kind": "standard_tied", "d_sae": 64, "resample_at": [0.5]}], 20)
+    (warning,) = schedule_warnings(spec, spec.saes[0])
+    assert "architecture.resample_at has no step before the last of the job's 20" in warning
+    assert schedule_warnings(spec, spec.saes[1]) == []
+
+
+def test_one_with_a_point_is_the_whole_job_and_without_it_a_step() -> None:
+    for given, steps in (("1", 1), ("1.0", 400), ("0.5", 200), ("0", 0), ("0.0", 0)):
+        read = OptimizerConfig.model_validate_json(f'{{"lr": 1, "sparsity_warm_up": {given}}}')
+        again = OptimizerConfig.model_validate_json(read.model_dump_json())
+        assert steps_of(read.sparsity_warm_up, 400) == steps_of(again.sparsity_warm_up, 400) == steps
+    with pytest.raises(ValidationError):
+        OptimizerConfig.model_validate({"lr": 1, "sparsity_warm_up": 1.5})
+
+
+def test_an_sae_is_fitted_to_rows_from_all_of_a_fill() -> None:
+    spec = job([ARCHITECTURES["topk"].example.model_dump()], 4)
+    halves = jnp.concatenate([jnp.zeros((40_000, D_IN)), jnp.ones((60_000, D_IN))])
+    state = fitted(initial_state(spec, spec.saes[0], D_IN), spec.saes[0], 1.0, halves)
+    np.testing.assert_allclose(state.parameters.b_dec, 1, atol=1e-3)
+
+
 def test_parameters_that_overflow_are_never_saved() -> None:
     spec = job([{"kind": "standard", "d_sae": 64}], 4)
     spec = spec.model_copy(update={"saes": tuple(
@@ -133,7 +172,7 @@ def test_p_falls_in_ten_steps_and_each_keeps_the_penalty_what_it_was() -> None:
     config = p_annealing.PAnnealingConfig(d_sae=64, lp_coefficient=1.0, p_end=0.2, anneal_start=0.0)
     parameters, x, sparsity = p_annealing.init(config, D_IN, jax.random.key(0)), planted_rows(BATCH), []
     measure = jax.jit(p_annealing.loss, static_argnums=0)
-    for step in range(221):
+    for step in range(220):
         context = LossContext(jnp.ones(()), jnp.zeros(64, bool), jnp.array(step / 220))
         output, parameters = measure(config, parameters, x, context)
         sparsity.append(float(output.terms["sparsity"]))
@@ -144,3 +183,9 @@ def test_p_falls_in_ten_steps_and_each_keeps_the_penalty_what_it_was() -> None:
     unscaled = p_annealing.power_penalty(acts, jnp.array(0.2))
     assert float(parameters.factor * unscaled) == pytest.approx(sparsity[0], rel=1e-3)
     assert float(parameters.factor) != pytest.approx(1, abs=0.1)
+    # The job is extended to twice its length: what has been reached stays.
+    for step in range(220, 440):
+        context = LossContext(jnp.ones(()), jnp.zeros(64, bool), jnp.array(step / 440))
+        output, parameters = measure(config, parameters, x, context)
+        assert float(output.terms["sparsity"]) == pytest.approx(sparsity[0], rel=1e-3)
+    assert float(parameters.falls) == 10
