@@ -52,7 +52,8 @@ def compared(folder: Path, other: Path) -> dict[str, Any]:
     a, b = (np.asarray(sae_folder.load(path).W_dec) for path in (folder, other))
     if a.shape[1] != b.shape[1]:
         raise InvalidSpec(f"the SAEs read rows of {a.shape[1]} and {b.shape[1]} numbers, so no direction of one is in the other")
-    found = recovery.similarity(a, b) | {f"random_{name}": value for name, value in recovery.control(a, len(b)).items()}
+    of_control = {f"random_{name}": value for name, value in recovery.control(a, len(b)).items()}
+    found = recovery.similarity(a, b) | recovery.assignment(a, b) | of_control
     for before, after in NAMES.items():
         found = {name.replace(before, after): value for name, value in found.items()}
     return {"d_in": a.shape[1], "d_sae_a": len(a), "d_sae_b": len(b), **found}

@@ -22,7 +22,7 @@ DENSITY_EDGES = tuple(x / 2 for x in range(-14, 1))
 
 
 @jax.jit
-def _reconstruct(sae: InferenceSAE, x: Float[Array, "rows d_in"]) -> tuple[Array, dict[str, Array]]:
+def reconstructed(sae: InferenceSAE, x: Float[Array, "rows d_in"]) -> tuple[Array, dict[str, Array]]:
     """The reconstruction, and sums over the rows."""
     x = x.astype(jnp.float32)
     acts = sae.encode(x)
@@ -148,7 +148,7 @@ def _measuring(sae: InferenceSAE, tally: Tally) -> Replace:
     """The SAE as a function of torch rows that also counts what it sees."""
 
     def reconstruct(rows: Any) -> Any:
-        x_hat, sums = _reconstruct(sae, to_jax(rows))
+        x_hat, sums = reconstructed(sae, to_jax(rows))
         tally.add(len(rows), jax.device_get(sums))
         return to_torch(x_hat)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sae_service import recovery
@@ -12,13 +13,25 @@ from sae_service.evaluation import reconstruction, reconstruction_sums
 from sae_service.sae import InferenceSAE
 from sae_service.spec import JobSpec
 
+QUANTILE_VALUES = 1 << 22
+"""So many values are enough for a quantile."""
+
 
 def evaluate_synthetic(job: JobSpec, saes: dict[str, tuple[str, InferenceSAE]]) -> dict[str, Any]:
-    """Metrics of each SAE on rows that it was not trained on, by its name: reconstruction, sparsity and recovery."""
+    """Metrics of each SAE on rows that it was not trained on, by its name: reconstruction, sparsity and recovery.
+
+    Beside each the same of a control with random directions, `random_...`.
+    """
     assert job.stream.synthetic is not None
     strengths, x = synthetic.held_out(job.stream, job.evaluation.tokens)
     directions = np.asarray(synthetic.truth(job.stream.synthetic, job.stream.seed).directions)
-    return {name: _measured(sae, directions, strengths, x) for name, (_, sae) in saes.items()}
+    baselines = recovery.baselines(directions, np.asarray(strengths), np.asarray(x))
+    found: dict[str, Any] = {}
+    for name, (_, sae) in saes.items():
+        control = _measured(random_sae(sae, x), directions, strengths, x)
+        of_control = {f"random_{metric}": value for metric, value in control.items()}
+        found[name] = _measured(sae, directions, strengths, x) | baselines | of_control
+    return found
 
 
 def observer(job: JobSpec) -> Callable[[InferenceSAE], dict[str, Any]]:
@@ -26,6 +39,15 @@ def observer(job: JobSpec) -> Callable[[InferenceSAE], dict[str, Any]]:
     assert job.stream.synthetic is not None
     directions = np.asarray(synthetic.truth(job.stream.synthetic, job.stream.seed).directions)
     return lambda sae: recovery.similarity(directions, np.asarray(sae.W_dec))
+
+
+def random_sae(sae: InferenceSAE, x: jax.Array) -> InferenceSAE:
+    """As many random directions, read by their transpose, with one threshold at which as many latents fire as in `sae`."""
+    W_dec = jnp.asarray(recovery.random_directions(*sae.W_dec.shape), jnp.float32)
+    z = x @ W_dec.T
+    share = jnp.mean(sae.encode(x) > 0)
+    threshold = jnp.full(len(W_dec), jnp.maximum(jnp.quantile(z[: 1 + QUANTILE_VALUES // len(W_dec)], 1 - share), 0))
+    return InferenceSAE(W_dec.T, jnp.zeros(len(W_dec)), W_dec, jnp.zeros(x.shape[1]), threshold)
 
 
 def _measured(sae: InferenceSAE, directions: np.ndarray[Any, Any], strengths: jax.Array, x: jax.Array) -> dict[str, Any]:
@@ -36,9 +58,8 @@ def _measured(sae: InferenceSAE, directions: np.ndarray[Any, Any], strengths: ja
     sums = {name: np.asarray(value, np.float64) for name, value in reconstruction_sums(x, x_hat, acts).items()}
     return {
         **reconstruction(len(x), sums),
-        "l0_truth": float(present.sum(axis=1).mean()),
         **recovery.similarity(directions, learned),
-        **{f"random_{name}": value for name, value in recovery.control(directions, len(learned)).items()},
+        **recovery.assignment(directions, learned),
         **recovery.detection(directions, learned, present, fires),
-        **recovery.readouts(directions, learned, np.asarray(strengths), np.asarray(x), np.asarray(acts)),
+        **recovery.readout(directions, learned, np.asarray(strengths), np.asarray(acts)),
     }

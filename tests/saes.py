@@ -1,11 +1,14 @@
 """SAEs with random weights, for tests of what is written and read."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
+from sae_service.architectures import ARCHITECTURES
 from sae_service.format import Description
 from sae_service.sae import InferenceSAE
+from tests.planted import fresh, steps
 
 DESCRIPTION = Description("blocks.3.hook_resid_pre", "gpt2", "text", 128, "topk", {"kind": "topk", "d_sae": 24})
 KINDS = ("relu", "jumprelu", "topk")
@@ -24,6 +27,18 @@ def random_sae(kind: str, d_in: int = 6, d_sae: int = 24, seed: int = 0) -> Infe
     }
     k = int(random.integers(1, d_sae + 1)) if kind == "topk" else None
     return InferenceSAE(**{name: part.astype(np.float32) for name, part in parts.items()}, k=k)
+
+
+def every_architecture() -> dict[str, InferenceSAE]:
+    """An SAE of each architecture after a few steps of training, by its kind, and of JumpReLU with a target; d_in is 16."""
+    chosen = dict(ARCHITECTURES)
+    jumprelu = chosen["jumprelu"]
+    targeted = jumprelu.config.model_validate({"d_sae": 64, "target_l0": 4, "bandwidth": 0.1, "initial_threshold": 0.1})
+    chosen["jumprelu_target"] = dataclasses.replace(jumprelu, example=targeted)
+    return {
+        kind: architecture.export(architecture.example, steps(architecture, fresh(architecture), 0, 20).parameters)
+        for kind, architecture in chosen.items()
+    }
 
 
 def rows(d_in: int = 6, n_rows: int = 50, seed: int = 1) -> np.ndarray:

@@ -27,6 +27,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batchtopk 3, no AuxK": {"kind": "batchtopk", "k": 3, "aux_coefficient": 0},
     "batchtopk 3": {"kind": "batchtopk", "k": 3},
     "matryoshka 3": {"kind": "matryoshka", "k": 3},
+    "standard 0.2": {"kind": "standard", "l1_coefficient": 0.2},
+    "jumprelu, target 3": {"kind": "jumprelu", "target_l0": 3, "bandwidth": 0.03, "initial_threshold": 0.03},
+    "jumprelu_tanh 0.03": {"kind": "jumprelu_tanh", "sparsity_coefficient": 0.03, "bandwidth": 0.3, "initial_threshold": 0.03},
     "p_annealing 0.05": {"kind": "p_annealing", "lp_coefficient": 0.05},
 }
 FIGURES = ("l0", "fvu", "relative_reconstruction_bias", "mmcs_truth_to_learned", "mcc", "f1", "dead_share")

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from sae_service.formats import FORMATS
 from tests import peers
-from tests.saes import DESCRIPTION, KINDS, random_sae, results, rows
+from tests.saes import DESCRIPTION, KINDS, every_architecture, random_sae, results, rows
 
 CLASSES = [
     "AutoEncoder", "AutoEncoderNew", "AutoEncoderTopK", "BatchTopKSAE", "GatedAutoEncoder", "JumpReluAutoEncoder",
@@ -77,6 +77,18 @@ def test_the_library_reads_ours_and_finds_the_same(tmp_path: Path) -> None:
     printed = peers.run(READ, tmp_path, *KINDS)
     classes = ["AutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK"]
     assert printed == [f"{kind} {name} 3" for kind, name in zip(KINDS, classes, strict=True)]
+
+
+def test_the_library_reads_every_architecture_and_finds_the_same(tmp_path: Path) -> None:
+    x, saes = rows(d_in=16), every_architecture()
+    expected = {"x": x}
+    for kind, sae in saes.items():
+        expected[f"{kind}.acts"], expected[f"{kind}.x_hat"] = results(sae, x)
+        (tmp_path / kind).mkdir()
+        for name, content in FORMATS["dictionary_learning"].to_files(sae, DESCRIPTION).items():
+            (tmp_path / kind / name).write_bytes(content)
+    save_file(expected, tmp_path / "rows.safetensors")
+    assert [line.split()[0] for line in peers.run(READ, tmp_path, *saes)] == list(saes)
 
 
 def test_we_read_each_class_of_the_library_and_find_the_same(tmp_path: Path) -> None:

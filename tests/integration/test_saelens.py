@@ -13,7 +13,7 @@ from sae_service.spec import JobSpec
 from sae_service.storage import Storage
 from tests import peers
 from tests.recorder import Recorder
-from tests.saes import results_in_float64
+from tests.saes import DESCRIPTION, every_architecture, results_in_float64
 from tests.saes import rows as rows_to_encode
 
 READ = """
@@ -90,6 +90,18 @@ def test_saelens_loads_each_kind_and_reconstructs_the_same(spec: dict[str, Any],
     save_file(rows, tmp_path / "rows.safetensors")
     kinds = [line.split()[1] for line in peers.run(READ, tmp_path, *"abcde")]
     assert kinds == ["jumprelu", "standard", "jumprelu", "topk", "jumprelu"]
+
+
+def test_saelens_loads_every_architecture_and_reconstructs_the_same(tmp_path: Path) -> None:
+    x, saes = rows_to_encode(d_in=16).astype(np.float64), every_architecture()
+    expected = {"x": x}
+    for kind, sae in saes.items():
+        expected[kind] = results_in_float64(sae, x)[1]
+        (tmp_path / kind).mkdir()
+        for name, content in FORMATS["saelens"].to_files(sae, DESCRIPTION).items():
+            (tmp_path / kind / name).write_bytes(content)
+    save_file(expected, tmp_path / "rows.safetensors")
+    assert [line.split()[0] for line in peers.run(READ, tmp_path, *saes)] == list(saes)
 
 
 def test_we_read_each_kind_of_saelens_and_find_the_same(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_similarity_is_that_of_the_worked_example() -> None:
     found = recovery.similarity(truth, learned)
     assert found["mmcs_truth_to_learned"] == pytest.approx(0.693333, abs=1e-6)
     assert found["mmcs_learned_to_truth"] == pytest.approx(0.65, abs=1e-6)
-    assert found["mcc"] == pytest.approx(0.866667, abs=1e-6)
+    assert recovery.assignment(truth, learned)["mcc"] == pytest.approx(0.866667, abs=1e-6)
     assert sum(found["max_cosines_truth_to_learned"]) == 3
 
 
@@ -107,7 +107,7 @@ def test_the_baselines_are_those_of_the_theory(n: int, d: int, p: float, affine:
     spec = stream(n_features=n, d_in=d, firing_probability=p)
     strengths, x = (np.asarray(part) for part in synthetic.held_out(spec, 20_000))
     directions = np.asarray(synthetic.truth(spec.synthetic, 0).directions)  # pyright: ignore[reportArgumentType]
-    found = recovery.readouts(directions, directions, strengths, x, x @ directions.T)
+    found = recovery.baselines(directions, strengths, x)
     assert found["readout_mse_mean"] == pytest.approx(mean, rel=0.03)
     assert found["readout_mse_affine"] == pytest.approx(affine, rel=0.06)
 
@@ -139,6 +139,10 @@ def test_a_job_finds_the_features_and_says_how_well(tmp_path: Any) -> None:
         measured = final.metrics[name]
         assert measured["mmcs_truth_to_learned"] > 0.9
         assert measured["random_mmcs_truth_to_learned"] < 0.45
+        assert measured["random_l0"] == pytest.approx(measured["l0"], rel=0.02)
+        assert measured["random_fvu"] > 2 * measured["fvu"]
+        assert measured["random_f1"] < measured["f1"] / 2
+        assert measured["random_readout_mse"] > measured["readout_mse"]
         assert measured["mcc"] > 0.85
         assert measured["f1"] > 0.5
         assert measured["readout_mse"] < measured["readout_mse_affine"] < measured["readout_mse_mean"]
