@@ -20,7 +20,7 @@ class Child:
     """A running training process. It dies with its worker: by the parent's death signal, and when its input ends."""
 
     def __init__(self, environment: dict[str, str], log: Path, assignment: dict[str, Any]) -> None:
-        """Starts the process; what it prints goes to `log`."""
+        """Starts the process; what it prints goes to `log`. Raises OSError if the host cannot start it."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as file:

@@ -65,9 +65,8 @@ class Supervisor:
 
         lease = Lease(attempt, self._settings.lease_s, renewed)
         try:
-            ended = self._without_storage(attempt, lease)
+            ended = self._without_storage(attempt, lease) or self._start(attempt, spec, children)
             if ended is None:
-                children.append(self._started(attempt, spec))
                 ended = self._follow(attempt, children[0], lease, spec["checkpoints"]["keep"])
         finally:
             try:
@@ -112,8 +111,8 @@ class Supervisor:
     def _is_to_stop(self, lease: Lease) -> bool:
         return self.stopping.is_set() or lease.status == "pausing"
 
-    def _started(self, attempt: Attempt, spec: dict[str, Any]) -> Child:
-        """The process that trains."""
+    def _start(self, attempt: Attempt, spec: dict[str, Any], children: list[Child]) -> Callable[[], None] | None:
+        """Adds the process that trains to `children`. Returns how the attempt is to be ended if it cannot be started."""
         # Whoever wrote the others is gone: its lease is over, or this attempt could not have begun.
         committed = self._collect(attempt, is_over=False)
         assignment = {
@@ -126,7 +125,11 @@ class Supervisor:
         }
         environment = child_environment(self._settings, self._device)
         path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"
-        return Child(environment, path, assignment)
+        try:
+            children.append(Child(environment, path, assignment))
+        except OSError as error:
+            return _crash(attempt, f"The training process cannot be started: {error}")
+        return None
 
     def _follow(self, attempt: Attempt, child: Child, lease: Lease, keep: int) -> Callable[[], None] | None:
         """Records what the process reports. Returns how the attempt is to be ended once the process is gone."""

@@ -289,6 +289,18 @@ def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(
     assert (job.status, job.status_reason) == ("queued", "preempted")
 
 
+def test_a_host_that_cannot_start_a_process_says_so_and_the_job_is_tried_again(worker: Worker) -> None:
+    logs = worker.settings.data_dir / "logs"
+    logs.write_text("in the way of the folder")
+    worker.supervisor.work(worker.job_id, 1)
+    job = worker.store.get(worker.job_id)
+    assert (job.status, job.status_reason) == ("queued", "retry_after_crash")
+    said = worker.store.events(worker.job_id)[-1].message
+    assert said.startswith("The training process cannot be started: ")
+    assert str(logs) in said
+    assert said.endswith("(crash 1 of 3).")
+
+
 def test_memory_that_does_not_suffice_is_said_even_if_the_error_is_silent() -> None:
     assert failure(MemoryError(), has_trained=False)["error"]["code"] == "out_of_memory"
 
