@@ -301,6 +301,31 @@ def test_a_host_that_cannot_start_a_process_says_so_and_the_job_is_tried_again(w
     assert said.endswith("(crash 1 of 3).")
 
 
+HELD_UP = """
+import ctypes, time
+from workers.job_process import Orders
+Orders(lease_s=2)
+print("held up", flush=True)
+ctypes.PyDLL(None).usleep(2_500_000)  # by a call that does not let other threads run
+time.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize(("is_renewed", "status"), [(True, 0), (False, child_module.ORPHANED)])
+def test_a_process_that_was_held_up_looks_for_renewals_before_it_takes_itself_for_an_orphan(
+    is_renewed: bool, status: int
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", HELD_UP], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(1.5)
+        if is_renewed:
+            process.stdin.write(b'{"kind": "renewed"}\n')
+            process.stdin.flush()
+        assert process.wait(20) == status
+
+
 def test_memory_that_does_not_suffice_is_said_even_if_the_error_is_silent() -> None:
     assert failure(MemoryError(), has_trained=False)["error"]["code"] == "out_of_memory"
 
