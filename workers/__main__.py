@@ -7,7 +7,6 @@ import argparse
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -19,7 +18,7 @@ from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
-from workers.ending import WORKER_STOP_S
+from workers.ending import WORKER_STOP_S, set_on_stop_signals
 from workers.supervisor import Supervisor
 
 log = logging.getLogger("workers")
@@ -45,8 +44,7 @@ def _work(queue_name: str, device: str | None) -> None:
     migration.migrate(database)
     supervisor = Supervisor(database, settings, worker, device)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    set_on_stop_signals(stop)
     gpus = len(device.split(",")) if device else 1
     presence = Presence(database, worker, queue_name, gpus, settings.lease_s)
     presence.renew()

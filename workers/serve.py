@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from workers.ending import SERVICE_STOP_S, die_with_parent
+from workers.ending import SERVICE_STOP_S, die_with_parent, set_on_stop_signals
 
 log = logging.getLogger("serve")
 RESTART_PAUSE_S = 2.0
@@ -29,8 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    set_on_stop_signals(stop)
     devices = arguments.devices.split(";") if arguments.devices else [None] * arguments.workers
     api = _start("api", "--host", arguments.host, "--port", str(arguments.port))
     workers = [_start("workers", *(("--device", device) if device else ())) for device in devices]

@@ -326,6 +326,21 @@ def test_a_process_that_was_held_up_looks_for_renewals_before_it_takes_itself_fo
         assert process.wait(20) == status
 
 
+INTERRUPTED = """
+import signal, threading
+from workers.ending import set_on_stop_signals
+stop = threading.Event()
+set_on_stop_signals(stop)
+with stop._cond:  # as in the middle of `wait`
+    signal.raise_signal(signal.SIGTERM)
+raise SystemExit(0 if stop.wait(10) else 1)
+"""
+
+
+def test_a_signal_to_a_worker_that_is_just_beginning_to_wait_for_one_stops_it() -> None:
+    assert subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=30).returncode == 0
+
+
 def test_memory_that_does_not_suffice_is_said_even_if_the_error_is_silent() -> None:
     assert failure(MemoryError(), has_trained=False)["error"]["code"] == "out_of_memory"
 
