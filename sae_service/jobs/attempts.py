@@ -78,14 +78,15 @@ class Attempt:
             add_event(connection, self.job_id, "message", message, {}, level)
 
     def metrics(self, rows: list[dict[str, Any]], progress: dict[str, Any]) -> None:
-        """Records one row for each SAE; a row for the same step from an earlier attempt is replaced."""
+        """Records one row for each SAE, all of one step; what an earlier attempt has for it and later ones is replaced."""
         table = db.metrics
         with self._owned() as (connection, _):
-            for row in rows:
-                here = (table.c.job_id == self.job_id, table.c.sae == row["sae"], table.c.step >= row["step"])
-                connection.execute(sa.delete(table).where(*here))
-                values = {"job_id": self.job_id, "sae": row["sae"], "step": row["step"], "data": row}
-                connection.execute(sa.insert(table).values(values))
+            # A fixed number of statements: each is a journey to the database, and checkpoints wait behind.
+            saes = [row["sae"] for row in rows]
+            here = (table.c.job_id == self.job_id, table.c.sae.in_(saes), table.c.step >= rows[0]["step"])
+            connection.execute(sa.delete(table).where(*here))
+            added = [{"job_id": self.job_id, "sae": row["sae"], "step": row["step"], "data": row} for row in rows]
+            connection.execute(sa.insert(table), added)
             values = {"progress": {**progress, "updated_at": now()}}
             connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(values))
 

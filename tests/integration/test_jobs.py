@@ -173,6 +173,30 @@ def test_metrics_of_an_earlier_attempt_are_replaced_not_repeated(database: Datab
     assert [(row.step, row.data["loss"]) for row in store.metrics(attempt.job_id)] == [(5, 1.0), (10, 2.0)]
 
 
+def test_metrics_of_one_sae_are_replaced_without_those_of_another(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    for step, saes in ((5, "ab"), (10, "ab"), (5, "a")):
+        attempt.metrics([{"sae": sae, "step": step} for sae in saes], {"step": step})
+    assert [(row.step, row.sae) for row in store.metrics(attempt.job_id)] == [(5, "a"), (5, "b"), (10, "b")]
+
+
+def test_metrics_of_many_saes_take_as_many_statements_as_those_of_one(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    taken: list[int] = []
+    for n in (1, 64):
+        statements: list[str] = []
+
+        def count(_: object, __: object, statement: str, *___: object, into: list[str] = statements) -> None:
+            into.append(statement)
+
+        sa.event.listen(database.engine, "before_cursor_execute", count)
+        attempt.metrics([{"sae": f"sae{number}", "step": 5} for number in range(n)], {"step": 5})
+        sa.event.remove(database.engine, "before_cursor_execute", count)
+        taken.append(len(statements))
+    assert len(store.metrics(attempt.job_id)) == 64
+    assert taken[0] == taken[1]
+
+
 def test_a_released_job_waits_for_the_next_attempt_and_is_no_crash(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
     for number in range(2, 2 + MAX_CRASHES + 1):
