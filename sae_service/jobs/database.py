@@ -15,7 +15,11 @@ from sae_service.errors import ServiceUnavailable, StorageFailure
 
 SQLITE = "sqlite:///"
 SUBSECOND_CLOCK = (3, 42)
-NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.sshfs", "afs")
+NETWORK_FILESYSTEMS = (
+    "nfs", "cifs", "smb", "afs", "lustre", "gpfs", "beegfs", "panfs", "wekafs", "pvfs2", "ceph", "glusterfs", "mfs",
+    "seaweedfs", "juicefs", "quobyte", "sshfs", "s3fs", "goofys", "gcsfuse", "blobfuse", "rclone", "9p", "virtiofs",
+)  # fmt: skip
+"""How their types begin; FUSE puts `fuse.` before them, and has local ones too."""
 # Without these, a connection that the other end has forgotten is waited on for two hours.
 NETWORK = {
     "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000,
@@ -152,7 +156,7 @@ def refuse_network_filesystem(folder: Path, mounts: Path = Path("/proc/self/moun
     kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in fields}
     parents = [folder.resolve(), *folder.resolve().parents]
     kind = next((kinds[parent] for parent in parents if parent in kinds), "")
-    if kind.startswith(NETWORK_FILESYSTEMS):
+    if kind.removeprefix("fuse.").startswith(NETWORK_FILESYSTEMS):
         raise StorageFailure(
             f"{folder} is on a network filesystem ({kind}), where SQLite can lose data.",
             hint="Choose a local --data-dir, or set SAE_SERVICE_DATABASE_URL to a PostgreSQL database.",

@@ -279,15 +279,28 @@ def test_jobs_are_listed_by_age_status_and_label(store: JobStore) -> None:
         store.find(10, after="job_unknown")
 
 
-@pytest.mark.parametrize(("folder", "is_refused"), [("/home/me/saes", True), ("/scratch/saes", False), ("/var", False)])
-def test_sqlite_on_a_network_filesystem_is_refused(tmp_path: Path, folder: str, is_refused: bool) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text("/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /scratch xfs rw 0 0\n")
-    if is_refused:
-        with pytest.raises(StorageFailure, match="nfs4"):
-            refuse_network_filesystem(Path(folder), mounts)
-    else:
-        refuse_network_filesystem(Path(folder), mounts)
+def mounts(folder: Path, kind: str) -> Path:
+    """The machine's list of mounts with one of this kind at /data."""
+    path = folder / "mounts"
+    path.write_text(f"/dev/sda / ext4 rw 0 0\nsomewhere /data {kind} rw 0 0\n/dev/sdb /data/scratch xfs rw 0 0\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["nfs4", "cifs", "lustre", "ceph", "panfs", "wekafs", "9p", "virtiofs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse",
+     "fuse.gcsfuse"],
+)  # fmt: skip
+def test_sqlite_on_a_network_filesystem_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(StorageFailure, match=kind):
+        refuse_network_filesystem(Path("/data/saes"), mounts(tmp_path, kind))
+    refuse_network_filesystem(Path("/data/scratch/saes"), mounts(tmp_path, kind))
+    refuse_network_filesystem(Path("/var"), mounts(tmp_path, kind))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "fuseblk", "fuse.mergerfs", "fuse"])
+def test_sqlite_on_a_disk_is_not_refused_whatever_drives_it(tmp_path: Path, kind: str) -> None:
+    refuse_network_filesystem(Path("/data/saes"), mounts(tmp_path, kind))
 
 
 def test_a_database_that_is_away_is_unavailable_and_not_a_bug() -> None:
