@@ -1,6 +1,6 @@
 """The base of everything that crosses a process or a disk, and the types that several of them share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -92,6 +92,15 @@ def pointer(location: Iterable[Any], value: Any) -> str:
             continue
         path.append(str(part).replace("~", "~0").replace("/", "~1"))
     return "".join(f"/{part}" for part in path)
+
+
+def with_nul(value: Any, location: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where in `value`, a model's dump, there are strings with the character NUL."""
+    if isinstance(value, str) and "\0" in value:
+        yield location
+    elif isinstance(value, dict | list | tuple):
+        for part, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from with_nul(item, (*location, part))
 
 
 def refuse(location: tuple[str | int, ...], message: str, value: object) -> None:

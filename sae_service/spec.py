@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from sae_service.architectures import ARCHITECTURES, AnyArchitectureConfig
 from sae_service.format_names import FormatName
-from sae_service.schema import Dtype, Frozen, Name, Normalization, OptimizerConfig, WeightProcessing, refuse
+from sae_service.schema import Dtype, Frozen, Name, Normalization, OptimizerConfig, WeightProcessing, refuse, with_nul
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 SYNTHETIC_HOOK = "hook_synthetic"
@@ -223,6 +223,13 @@ class JobSpec(Frozen):
         default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them. 1 also runs on a CPU."
     )
     metadata: Labels = Field(default={}, description="The user's own labels; jobs can be listed by them.")
+
+    @model_validator(mode="after")
+    def _check_characters(self) -> "JobSpec":
+        for location in with_nul(self.model_dump()):
+            # PostgreSQL has no such character, and could not look into the spec of any job any more.
+            refuse(location, "must not contain the character NUL", None)
+        return self
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> "JobSpec":

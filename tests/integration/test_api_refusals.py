@@ -51,6 +51,9 @@ def changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (changed("saes.0.hook_name", "blocks.1.attn.hook_pattern"), "/saes/0/hook_name", "vector"),
         (changed("saes.0.hook_name", "resid post"), "/saes/0/hook_name", "pattern"),
         (changed("metadata", {"a": 1}), "/metadata/a", "string"),
+        (changed("stream.model.revision", "ma\0in"), "/stream/model/revision", "NUL"),
+        (changed("stream.dataset.column", "te\0xt"), "/stream/dataset/column", "NUL"),
+        (changed("saes.1.initial", {"path": "/saes/\0"}), "/saes/1/initial/path", "NUL"),
     ],
 )
 def test_what_cannot_run_is_refused_with_the_fields_path_and_leaves_nothing(

@@ -1,0 +1,27 @@
+"""What a job's spec refuses by itself."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sae_service.schema import pointer, with_nul
+from sae_service.spec import JobSpec
+
+
+def test_every_string_with_nul_is_found_wherever_it_is() -> None:
+    value = {"a": "\0", "b": ["x", {"c": "y\0z"}], "d": ({"e": "x"}, "\0"), "f": 0, "g": None}
+    assert list(with_nul(value)) == [("a",), ("b", 1, "c"), ("d", 1)]
+
+
+@pytest.mark.parametrize("place", ["/stream/dataset/path", "/stream/dataset/held_out_split", "/stream/model/name"])
+def test_nul_in_a_spec_is_refused_with_the_place_of_the_string(spec: dict[str, Any], place: str) -> None:
+    *parents, last = place.split("/")[1:]
+    part = spec
+    for name in parents:
+        part = part[name]
+    part[last] = "/some\0where"
+    with pytest.raises(ValidationError, match="NUL") as refused:
+        JobSpec.model_validate(spec)
+    (error,) = refused.value.errors()
+    assert pointer(error["loc"], spec) == place
