@@ -4,7 +4,7 @@
 #   export SAE_SERVICE_DATABASE_URL=postgresql://user:password@host/database
 #   export SAE_SERVICE_STORAGE_URL=s3://bucket/prefix
 # Slurm sends SIGTERM before the time is up or when a job with more rights needs the place: the worker saves its job,
-# gives it back and ends, and --requeue starts it again when there is room.
+# gives it back and ends, and this script queues itself again, until it is cancelled.
 #SBATCH --job-name=sae-worker
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
@@ -15,5 +15,14 @@
 set -euo pipefail
 : "${SAE_SERVICE_DATABASE_URL:?}" "${SAE_SERVICE_STORAGE_URL:?}"
 
-# srun passes the signal on to the worker itself.
-exec srun sae-service worker --data-dir "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sae-worker" --queue "${SAE_QUEUE:-default}"
+# The signal goes to what srun runs, not to this script.
+srun sae-service worker --data-dir "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sae-worker" --queue "${SAE_QUEUE:-default}"
+
+# A worker ends well only if it was told to stop. --requeue allows what follows, and does it only after a preemption or
+# the loss of a node. The id of one task of an array can be that of the whole array too, so it is named by its index.
+job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+# One that was cancelled, or that Slurm has taken back already, is not running any more.
+if [[ $(squeue --noheader --format=%T --jobs="$job") == RUNNING ]]; then
+    scontrol requeue "$job"
+fi

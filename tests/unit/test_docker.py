@@ -1,9 +1,11 @@
 """The files in docker/ name what exists."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 from sae_service.settings import PREFIX, Settings
@@ -30,6 +32,31 @@ def test_the_cluster_files_can_be_read_and_leave_time_to_save() -> None:
     script = (DOCKER / "slurm.sh").read_text()
     assert int(re.findall(r"--signal=TERM@(\d+)", script)[0]) > WORKER_STOP_S
     subprocess.run(["bash", "-n", DOCKER / "slurm.sh"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("array", "exit_status", "state", "queued_again"),
+    [
+        ({}, 0, "RUNNING", "requeue 12"),
+        ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}, 0, "RUNNING", "requeue 12_0"),
+        ({}, 0, "COMPLETING", ""),
+        ({}, 1, "RUNNING", ""),
+    ],
+    ids=["time_is_up", "time_is_up_in_an_array", "cancelled", "worker_failed"],
+)
+def test_a_slurm_job_whose_worker_was_stopped_queues_itself_again_unless_it_is_cancelled(
+    tmp_path: Path, array: dict[str, str], exit_status: int, state: str, queued_again: str
+) -> None:
+    asked = tmp_path / "asked"
+    programs = {"srun": f"exit {exit_status}", "squeue": f"echo {state}", "scontrol": f'echo "$@" > {asked}'}
+    for name, program in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    settings = {"SAE_SERVICE_DATABASE_URL": "postgresql://host/database", "SAE_SERVICE_STORAGE_URL": "s3://bucket"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", **settings, **array}
+    ended = subprocess.run(["bash", DOCKER / "slurm.sh"], env=environment)
+    assert ended.returncode == exit_status
+    assert (asked.read_text().strip() if asked.exists() else "") == queued_again
 
 
 def test_the_images_copy_what_exists_and_start_modules_that_exist() -> None:
