@@ -10,7 +10,7 @@ from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, Servi
 from sae_service.jobs import database as db
 from sae_service.jobs import queue
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
-from sae_service.jobs.database import Database, refuse_network_filesystem
+from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
@@ -277,30 +277,6 @@ def test_jobs_are_listed_by_age_status_and_label(store: JobStore) -> None:
     assert store.find(10, status="succeeded", metadata={"team": "list"}) == []
     with pytest.raises(NotFound):
         store.find(10, after="job_unknown")
-
-
-def mounts(folder: Path, kind: str) -> Path:
-    """The machine's list of mounts with one of this kind at /data."""
-    path = folder / "mounts"
-    path.write_text(f"/dev/sda / ext4 rw 0 0\nsomewhere /data {kind} rw 0 0\n/dev/sdb /data/scratch xfs rw 0 0\n")
-    return path
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["nfs4", "cifs", "lustre", "ceph", "panfs", "wekafs", "9p", "virtiofs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse",
-     "fuse.gcsfuse"],
-)  # fmt: skip
-def test_sqlite_on_a_network_filesystem_is_refused(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(StorageFailure, match=kind):
-        refuse_network_filesystem(Path("/data/saes"), mounts(tmp_path, kind))
-    refuse_network_filesystem(Path("/data/scratch/saes"), mounts(tmp_path, kind))
-    refuse_network_filesystem(Path("/var"), mounts(tmp_path, kind))
-
-
-@pytest.mark.parametrize("kind", ["ext4", "fuseblk", "fuse.mergerfs", "fuse"])
-def test_sqlite_on_a_disk_is_not_refused_whatever_drives_it(tmp_path: Path, kind: str) -> None:
-    refuse_network_filesystem(Path("/data/saes"), mounts(tmp_path, kind))
 
 
 def test_a_database_that_is_away_is_unavailable_and_not_a_bug() -> None:
