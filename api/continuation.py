@@ -76,7 +76,7 @@ def _go_on(jobs: JobStore, parent: Job, fork: Fork, asked: Asked) -> Made:
         origin = jobs.checkpoint(parent.id, fork.checkpoint)
     except NotFound as error:
         raise NotFound(error.message, param="/checkpoint") from error
-    spec = continued(JobSpec.model_validate(parent.spec), fork, origin.tokens)
+    spec = continued(JobSpec.model_validate(parent.spec), fork, origin.tokens, origin.is_final)
     return _submit(jobs, spec, origin, asked)
 
 

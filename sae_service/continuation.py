@@ -35,22 +35,21 @@ class Changes(Frozen):
     metadata: Labels | None = None
 
 
-def continued(parent: JobSpec, changes: Changes, tokens_done: int) -> JobSpec:
+def continued(parent: JobSpec, changes: Changes, tokens_done: int, is_final: bool = False) -> JobSpec:
     """The parent's spec with the changes, and with every default that the parent's length decided kept as it was.
 
     Args:
         tokens_done: the tokens of the checkpoint to go on from.
+        is_final: it has been evaluated too; of any other one the evaluation alone may be left to do.
 
     Raises:
-        InvalidSpec: nothing would be left to train, an SAE is unknown, or a change is one that its state cannot follow.
+        InvalidSpec: nothing would be left to do, an SAE is unknown, or a change is one that its state cannot follow.
     """
     tokens = changes.tokens or parent.stream.tokens
-    if tokens < tokens_done + parent.stream.batch:
-        raise InvalidSpec(
-            f"must be at least {tokens_done + parent.stream.batch}: the checkpoint has {tokens_done} tokens, a step "
-            f"{parent.stream.batch}",
-            param="/tokens",
-        )
+    least = tokens_done + (parent.stream.batch if is_final else 0)
+    if tokens < least:
+        step = f", a step {parent.stream.batch}" if is_final else ""
+        raise InvalidSpec(f"must be at least {least}: the checkpoint has {tokens_done} tokens{step}", param="/tokens")
     unknown = sorted(set(changes.saes) - {sae.name for sae in parent.saes})
     if unknown:
         names = ", ".join(sae.name for sae in parent.saes)

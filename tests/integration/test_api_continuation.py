@@ -91,6 +91,18 @@ def test_only_a_job_that_has_failed_or_was_cancelled_is_tried_again(api: TestCli
     assert first.json()["origin"]["step"] == 6
 
 
+def test_a_job_that_was_trained_but_not_evaluated_is_tried_again_and_forked(
+    api: TestClient, begun: Attempt, settings: Settings
+) -> None:
+    commit(begun, settings, 40)
+    begun.fail({"code": "data_not_found", "message": "The held-out text has gone.", "param": None})
+    path = f"/v1/jobs/{begun.job_id}"
+    for made in (api.post(f"{path}/retry"), api.post(f"{path}/fork", json={"evaluation": {"tokens": 2048}})):
+        assert (made.status_code, made.json()["origin"]["step"]) == (201, 40), made.text
+    shorter = api.post(f"{path}/fork", json={"tokens": 40 * 256 - 1})
+    assert (shorter.status_code, shorter.json()["param"]) == (422, "/tokens")
+
+
 def test_a_repeated_fork_is_the_first_one_though_its_job_has_gone_on(
     api: TestClient, begun: Attempt, settings: Settings
 ) -> None:

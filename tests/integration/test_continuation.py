@@ -13,7 +13,7 @@ import pytest
 
 from sae_service import pipeline
 from sae_service.continuation import Changes, continued
-from sae_service.errors import DamagedCheckpoint, InvalidSpec, StorageFailure
+from sae_service.errors import DamagedCheckpoint, DataNotFound, InvalidSpec, StorageFailure
 from sae_service.spec import JobSpec
 from sae_service.storage import Storage
 from tests.recorder import Recorder
@@ -90,6 +90,36 @@ def test_a_job_that_is_tried_again_from_its_checkpoint_ends_with_the_same_bytes(
     again, files = train(folder, continued(spec, Changes(), middle.tokens), begin_with=middle.key)
     assert weights(files) == weights(Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key))
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in recorder.rows if row["step"] > middle.step]
+
+
+def test_a_job_that_was_trained_but_not_evaluated_is_tried_again_without_a_step(
+    short: tuple[Path, Recorder, JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recorder, spec = short
+
+    def fails(*_: Any) -> None:
+        raise DataNotFound("the held-out rows have gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline, "evaluate_synthetic", fails)
+        with pytest.raises(DataNotFound):
+            train(tmp_path, spec)
+    (saved,) = tmp_path.glob(f"jobs/test/step-*{3 * FILL}-*")
+    changes = Changes.model_validate({"evaluation": {"tokens": 1024}})
+    again, files = train(tmp_path, continued(spec, changes, 3 * FILL * BATCH), str(saved.relative_to(tmp_path)))
+    assert again.rows == []
+    assert weights(files) == weights(Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key))
+
+
+def test_a_job_can_be_cut_short_to_where_it_is_unless_it_was_evaluated_there(
+    short: tuple[Path, Recorder, JobSpec],
+) -> None:
+    folder, recorder, spec = short
+    middle, here = recorder.checkpoints[0], Changes(tokens=10 * BATCH)
+    shortened, _ = train(folder, continued(spec, here, middle.tokens), begin_with=middle.key)
+    assert (shortened.checkpoints[-1].step, shortened.rows) == (middle.step, [])
+    with pytest.raises(InvalidSpec, match=f"at least {11 * BATCH}"):
+        continued(spec, here, middle.tokens, is_final=True)
 
 
 def test_a_fork_trains_with_other_numbers_from_the_same_state(short: tuple[Path, Recorder, JobSpec]) -> None:
@@ -179,7 +209,7 @@ print(recorder.checkpoints[-1].key, [message for level, message in recorder.even
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"tokens": 10 * BATCH}, "/tokens"),
+        ({"tokens": 10 * BATCH - 1}, "/tokens"),
         ({"saes": {"other": {}}}, "/saes/other"),
         ({"saes": {"standard": {"architecture": {"d_sae": 64}}}}, "/saes/standard/architecture"),
         ({"saes": {"batchtopk": {"architecture": {"kind": "topk"}}}}, "/saes/batchtopk/architecture/kind"),
