@@ -101,7 +101,17 @@ def run(
 def _restored(
     blank: dict[str, TrainState], storage: Storage, reporter: Reporter, resume_from: Sequence[str], begin_with: str | None
 ) -> tuple[dict[str, TrainState], dict[str, Any]]:
-    """The states to go on from, and what a checkpoint holds beside them."""
+    """The states to go on from, and what a checkpoint holds beside them.
+
+    Raises:
+        StorageFailure: none of the job's checkpoints was ever published here: beginning anew would give them all up.
+    """
+    if resume_from and not any(storage.has_published(key) for key in resume_from):
+        raise errors.StorageFailure(
+            f"the storage has none of the job's {len(resume_from)} checkpoints, {resume_from[0]} the newest: it is not the "
+            "one to which they were written, or was emptied.",
+            hint="Give the API and all workers, on every host, the same SAE_SERVICE_STORAGE_URL.",
+        )
     for key in resume_from:
         try:
             return checkpoint.from_files(storage.read_published(key, below="state/"), blank)

@@ -127,6 +127,13 @@ class Storage:
         self.put(f"{prefix}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
         return entries
 
+    def has_published(self, prefix: str) -> bool:
+        """Whether a set of files was published below a prefix, readable or not. Raises StorageFailure."""
+        try:
+            return self.size(f"{prefix}/{MANIFEST}") >= 0
+        except NotFound:
+            return False
+
     def read_published(self, prefix: str, below: str = "") -> dict[str, bytes]:
         """The files of a published set whose path starts with `below`, each checked against the manifest."""
         try:

@@ -13,7 +13,7 @@ from safetensors.numpy import load
 
 import sae_service
 from sae_service import artifacts, pipeline
-from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss
+from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss, StorageFailure
 from sae_service.provenance import revision
 from sae_service.spec import JobSpec
 from sae_service.storage import Storage
@@ -180,6 +180,14 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
     assert [level for level, _ in resumed.events].count("warning") == 1
     assert any(keys[0] in message for _, message in resumed.events)
     assert weights(files) == weights(finished[1])
+
+
+def test_a_job_whose_checkpoints_are_all_missing_does_not_begin_anew(tmp_path: Path) -> None:
+    recorder, _ = train(tmp_path / "here", small_job(), stop_after=9)
+    keys = tuple(written.key for written in reversed(recorder.checkpoints))
+    with pytest.raises(StorageFailure, match="SAE_SERVICE_STORAGE_URL"):
+        train(tmp_path / "elsewhere", small_job(), resume_from=keys)
+    assert not list((tmp_path / "elsewhere").rglob("manifest.json"))
 
 
 def test_a_checkpoint_in_the_middle_is_a_usable_sae(finished: tuple[Recorder, dict[str, bytes]]) -> None:
