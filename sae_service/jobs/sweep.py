@@ -22,40 +22,48 @@ UNCLAIMED = -1
 class Sweep:
     """Declares an attempt lost when its heartbeat has not changed for a whole lease *as seen from here*.
 
-    No clock of another machine is read, and whatever happened while the database was away is forgotten: an outage
-    makes every worker look dead.
+    No clock of another machine is read, and what was seen before the database was away, or before a pause of our own
+    looking, is forgotten: an outage makes every worker look dead, and so does a machine that was frozen as a whole.
     """
 
     def __init__(self, database: db.Database, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._database, self._lease_s, self._clock = database, lease_s, clock
         self._queue = Queue(database)
         self._seen: dict[str, tuple[Sign, float]] = {}
+        self._began = clock()
 
     def look(self, may_look: Callable[[], bool] = lambda: True) -> None:
-        """One look at all attempts, if it may; to be called several times a lease. Raises ServiceUnavailable.
+        """One look at all attempts, if it may; to be called several times a lease, or nothing is ever found lost.
 
         Args:
             may_look: what has to be done before; an outage that it meets counts too.
+
+        Raises:
+            ServiceUnavailable: the database is away.
         """
-        began = self._clock()
+        before, self._began = self._began, self._clock()
+        has_looked = False
         try:
             if may_look():
-                self._look(began)
-        except ServiceUnavailable:
-            # Wherever it came: a full disk answers whoever reads, and refuses the signs of life.
-            self._seen.clear()
-            raise
+                self._look(before)
+            has_looked = True
+        finally:
+            if not has_looked:
+                # Wherever it failed: a full disk answers whoever reads, and refuses the signs of life.
+                self._seen.clear()
 
-    def _look(self, began: float) -> None:
+    def _look(self, before: float) -> None:
         signs = self._owned() | self._taken()
-        before, self._seen = self._seen, {}
-        if self._clock() - began >= self._lease_s / 2:
-            # The database did not answer meanwhile, so no worker could renew either.
-            before = {}
+        # Read once: whatever holds us up from here on makes nobody look older.
+        now = self._clock()
+        known, self._seen = self._seen, {}
+        if max(self._began - before, now - self._began) >= self._lease_s / 2:
+            # We did not run, or the database did not answer, so perhaps no worker could renew either.
+            known = {}
         for job_id, sign in signs.items():
-            known, since = before.get(job_id, (None, 0.0))
-            self._seen[job_id] = (sign, since if known == sign else self._clock())
-            if self._clock() - self._seen[job_id][1] >= self._lease_s:
+            old, since = known.get(job_id, (None, now))
+            self._seen[job_id] = (sign, since if old == sign else now)
+            if now - self._seen[job_id][1] >= self._lease_s:
                 self._declare_lost(job_id, sign)
 
     def _owned(self) -> dict[str, Sign]:

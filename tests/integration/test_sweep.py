@@ -30,7 +30,7 @@ def test_an_attempt_without_a_sign_of_life_is_lost_and_can_no_longer_write(
 ) -> None:
     attempt = claimed(database, store)
     sweep, clock = swept
-    for clock.now in (0, 30, 59):
+    for clock.now in (0, 20, 40, 59):
         sweep.look()
     assert store.get(attempt.job_id).status == "running"
     clock.now = 60
@@ -46,7 +46,7 @@ def test_an_attempt_without_a_sign_of_life_is_lost_and_can_no_longer_write(
 def test_an_attempt_that_renews_is_never_lost(database: Database, store: JobStore, swept: tuple[Sweep, Clock]) -> None:
     attempt = claimed(database, store)
     sweep, clock = swept
-    for clock.now in range(0, 600, 50):
+    for clock.now in range(0, 600, 25):
         attempt.renew()
         sweep.look()
     assert store.get(attempt.job_id).status == "running"
@@ -85,7 +85,7 @@ def test_an_outage_before_a_look_is_no_workers_fault(
 
     with nullcontext() if answers else pytest.raises(ServiceUnavailable):
         sweep.look(after_a_while)
-    for clock.now in (60, 118):
+    for clock.now in (60, 80, 100, 118):
         sweep.look()
         assert store.get(attempt.job_id).status == "running"
     clock.now = 120
@@ -98,7 +98,8 @@ def test_a_database_that_answers_but_takes_nothing_is_no_workers_fault(
 ) -> None:
     attempt = claimed(database, store)
     sweep, clock = swept
-    sweep.look()
+    for clock.now in (0, 20, 40):
+        sweep.look()
 
     def disk_full(job_id: str, sign: tuple[int, int]) -> None:
         raise ServiceUnavailable("the disk is full")
@@ -108,12 +109,58 @@ def test_a_database_that_answers_but_takes_nothing_is_no_workers_fault(
         full.setattr(sweep, "_declare_lost", disk_full)
         with pytest.raises(ServiceUnavailable):
             sweep.look()
-    for clock.now in (61, 90, 120):
+    for clock.now in (61, 80, 100, 120):
         sweep.look()
         assert store.get(attempt.job_id).status == "running"
     clock.now = 121
     sweep.look()
     assert store.get(attempt.job_id).status == "queued"
+
+
+def test_a_look_that_fails_for_whatever_reason_makes_nobody_look_older(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    for clock.now in (0, 20):
+        sweep.look()
+    clock.now = 40
+    with monkeypatch.context() as broken:
+        broken.setattr(sweep, "_taken", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sweep.look()
+    for clock.now in (60, 80, 100, 119):
+        sweep.look()
+        assert store.get(attempt.job_id).status == "running"
+    clock.now = 120
+    sweep.look()
+    assert store.get(attempt.job_id).status == "queued"
+
+
+def test_a_service_that_was_frozen_as_a_whole_loses_no_job(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    for clock.now in (0, 20, 1000, 1020, 1040):
+        sweep.look()
+    attempt.renew()
+    for clock.now in (1060, 1080, 1100, 1119):
+        sweep.look()
+    assert store.get(attempt.job_id).status == "running"
+
+
+def test_a_freeze_in_the_middle_of_a_look_loses_no_job(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = claimed(database, store)
+    sweep, clock = swept
+    for clock.now in (0, 20):
+        sweep.look()
+    before = iter([40.0, 40.0])
+    monkeypatch.setattr(sweep, "_clock", lambda: next(before, 1000.0))
+    sweep.look()
+    assert store.get(attempt.job_id).status == "running"
 
 
 def test_a_job_that_was_being_cancelled_when_its_worker_died_is_cancelled(
@@ -122,7 +169,7 @@ def test_a_job_that_was_being_cancelled_when_its_worker_died_is_cancelled(
     attempt = claimed(database, store)
     store.cancel(attempt.job_id)
     sweep, clock = swept
-    for clock.now in (0, 60):
+    for clock.now in (0, 20, 40, 60):
         sweep.look()
     assert store.get(attempt.job_id).status == "cancelled"
 
@@ -133,7 +180,7 @@ def test_an_attempt_that_was_taken_but_never_claimed_is_queued_again(
     job, waiting = submitted(store), submitted(store)
     queue.Queue(database).drop(job.id, 1)
     sweep, clock = swept
-    for clock.now in (0, 60):
+    for clock.now in (0, 20, 40, 60):
         sweep.look()
     assert (store.get(job.id).status, store.get(job.id).attempt) == ("queued", 2)
     assert store.get(waiting.id).attempt == 1
