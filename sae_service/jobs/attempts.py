@@ -97,11 +97,11 @@ class Attempt:
         committed. Progress makes earlier crashes forgotten: what counts is how often a job crashes at one place.
         """
         with self._owned() as (connection, row):
-            if row.status == "cancelling":
-                return [checkpoint["key"]]
             if self._has(connection, checkpoint["key"]):
                 # The answer to the same commit was lost with the connection: what it made must not be deleted.
                 return []
+            if row.status == "cancelling":
+                return [checkpoint["key"]]
             # An attempt that went on from before a damaged checkpoint comes by its step again.
             replaced = self._forget(connection, db.checkpoints.c.step >= checkpoint["step"])
             if not replaced:

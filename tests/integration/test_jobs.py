@@ -145,6 +145,15 @@ def test_a_commit_whose_answer_was_lost_can_be_repeated(database: Database, stor
     assert [found.step for found in store.checkpoints(attempt.job_id)] == [5]
 
 
+def test_a_commit_is_repeated_though_its_job_is_being_cancelled_meanwhile(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    made = checkpoint(5) | {"key": f"{attempt.job_id}/5"}
+    assert attempt.commit(made, keep=1) == []
+    store.cancel(attempt.job_id)
+    assert attempt.commit(made, keep=1) == [], "what is returned is deleted"
+    assert [found.step for found in store.checkpoints(attempt.job_id)] == [5]
+
+
 def test_text_may_hold_any_character(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
     attempt.record_crash(CRASH | {"message": "the log says \0\x1b"})
