@@ -185,7 +185,7 @@ class Supervisor:
             # After the listing: it has nothing of a later attempt's, however long this one has been held up.
             _persist(attempt.renew)
         committed = _persist(attempt.checkpoint_keys)
-        for key in written - set(committed):
+        for key in _persist(lambda: attempt.orphans(written)):
             self.deletions.add(key)
         return committed
 

@@ -4,7 +4,7 @@ Every write is conditional on the attempt's number, in the same transaction: an 
 compute on, but nothing that it reports counts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +66,11 @@ class Attempt:
         with self._database.transaction() as connection:
             return list(connection.execute(query).scalars())
 
+    def orphans(self, written: set[str]) -> set[str]:
+        """Those of the keys that nobody needs: no checkpoints of the job, nor what another job has yet to begin with."""
+        with self._database.transaction() as connection:
+            return orphans(connection, self.job_id, written)
+
     def is_last(self) -> bool:
         """Whether the job has ended, or is gone, so that no attempt follows. Never raises LeaseLost."""
         with self._database.transaction() as connection:
@@ -91,7 +96,7 @@ class Attempt:
             connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(values))
 
     def commit(self, checkpoint: dict[str, Any], keep: int) -> list[str]:
-        """Makes a written checkpoint part of the job. Returns the storage keys of those that it replaces.
+        """Makes a written checkpoint part of the job. Returns the storage keys whose files nobody needs any more.
 
         A final checkpoint is the job's success, in the same transaction. While the job is being cancelled nothing is
         committed. Progress makes earlier crashes forgotten: what counts is how often a job crashes at one place.
@@ -113,7 +118,8 @@ class Attempt:
             add_event(connection, self.job_id, "checkpoint", message, data)
             if values["is_final"]:
                 self._end(connection, "succeeded", "The job succeeded.")
-            return replaced + self._retire(connection, keep)
+            given_up = replaced + self._retire(connection, keep)
+            return sorted(set(given_up) - promised(connection, given_up))
 
     def _has(self, connection: sa.Connection, key: str) -> bool:
         query = sa.select(db.checkpoints.c.id).where(db.checkpoints.c.job_id == self.job_id, db.checkpoints.c.key == key)
@@ -175,6 +181,21 @@ class Attempt:
             if row is None:
                 raise LeaseLost(f"attempt {self.number} at job {self.job_id} is over")
             yield connection, row
+
+
+def promised(connection: sa.Connection, keys: Iterable[str]) -> set[str]:
+    """Those of the keys of checkpoints with which a job that has not ended may yet have to begin."""
+    columns = db.jobs.c
+    query = sa.select(columns.origin_key).where(columns.origin_key.in_(list(keys)), columns.status.not_in(TERMINAL))
+    return set(connection.execute(query).scalars())
+
+
+def orphans(connection: sa.Connection, job_id: str, written: set[str]) -> set[str]:
+    """Those of the keys below which there are files of a job that nobody needs."""
+    query = sa.select(db.checkpoints.c.key).where(db.checkpoints.c.job_id == job_id)
+    # First: a new job begins only with what is among them.
+    unknown = written - set(connection.execute(query).scalars())
+    return unknown - promised(connection, unknown)
 
 
 def end_job(

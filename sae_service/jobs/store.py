@@ -168,8 +168,10 @@ class JobStore:
         with self._held(job_id) as (connection, row):
             if row.status not in TERMINAL:
                 raise Conflict(f"job {job_id} is {row.status}; cancel it first")
-            columns, mine = db.jobs.c, sa.select(db.checkpoints.c.key).where(db.checkpoints.c.job_id == job_id)
-            heirs = sa.select(columns.id).where(columns.origin_key.in_(mine), columns.status.not_in(TERMINAL))
+            columns = db.jobs.c
+            heirs = sa.select(columns.id).where(
+                columns.origin["job_id"].as_string() == job_id, columns.status.not_in(TERMINAL)
+            )
             heir = connection.execute(heirs.limit(1)).scalar_one_or_none()
             if heir is not None:
                 raise Conflict(f"job {heir} goes on from a checkpoint of job {job_id} and has not ended")

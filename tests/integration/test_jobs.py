@@ -154,6 +154,22 @@ def test_a_commit_is_repeated_though_its_job_is_being_cancelled_meanwhile(databa
     assert [found.step for found in store.checkpoints(attempt.job_id)] == [5]
 
 
+def test_files_with_which_another_job_has_yet_to_begin_outlive_their_checkpoint(database: Database, store: JobStore) -> None:
+    attempt = claimed(database, store)
+    key = f"{attempt.job_id}/9"
+    attempt.commit(checkpoint(9) | {"key": key}, keep=1)
+    heir, _ = store.submit(SPEC, origin=store.checkpoint(attempt.job_id, "latest"))
+    assert attempt.commit(checkpoint(9, is_final=True) | {"key": f"{key}/final"}, keep=1) == []
+    assert [found.key for found in store.checkpoints(attempt.job_id)] == [f"{key}/final"]
+    written = {key, f"{key}/final", f"{key}/half"}
+    assert attempt.orphans(written) == {f"{key}/half"}
+    with pytest.raises(Conflict, match=heir.id):
+        store.delete(attempt.job_id, lambda: None)
+    store.cancel(heir.id)
+    assert attempt.orphans(written) == {key, f"{key}/half"}
+    store.delete(attempt.job_id, lambda: None)
+
+
 def test_text_may_hold_any_character(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
     attempt.record_crash(CRASH | {"message": "the log says \0\x1b"})
