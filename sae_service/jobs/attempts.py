@@ -14,7 +14,7 @@ from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE, TERMINAL
-from sae_service.jobs.rows import add_event, add_status_event, new_id, now
+from sae_service.jobs.rows import add_event, add_status_event, new_id, now, storable
 
 MAX_CRASHES = 3
 
@@ -25,6 +25,7 @@ class Attempt:
     def __init__(self, database: db.Database, job_id: str, number: int) -> None:
         self._database, self.job_id, self.number = database, job_id, number
         self._queue = Queue(database)
+        self._tried: int | None = None
 
     def claim(self, worker: str) -> dict[str, Any] | None:
         """Starts the attempt and returns the job's spec, or None if it is not to be started (any more).
@@ -78,9 +79,18 @@ class Attempt:
         return status is None or status in TERMINAL
 
     def event(self, level: str, message: str) -> None:
-        """Records something that a user may want to read."""
+        """Records something that a user may want to read. Repeated because it was not answered, it is recorded once."""
         with self._owned() as (connection, _):
-            add_event(connection, self.job_id, "message", message, {}, level)
+            if not self._is_told(connection, message):
+                self._tried = add_event(connection, self.job_id, "message", message, {}, level)
+        self._tried = None
+
+    def _is_told(self, connection: sa.Connection, message: str) -> bool:
+        """Whether the event that was last tried to be recorded is this one, and is there."""
+        table = db.events
+        here = (table.c.job_id == self.job_id, table.c.seq == self._tried)
+        found = sa.select(table.c.seq).where(*here, table.c.type == "message", table.c.message == storable(message))
+        return connection.execute(found).one_or_none() is not None
 
     def metrics(self, rows: list[dict[str, Any]], progress: dict[str, Any]) -> None:
         """Records one row for each SAE, all of one step; what an earlier attempt has for it and later ones is replaced."""

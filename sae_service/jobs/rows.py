@@ -44,13 +44,18 @@ def to_checkpoint(row: sa.Row[Any]) -> Checkpoint:
 
 def add_event(
     connection: sa.Connection, job_id: str, kind: str, message: str, data: dict[str, Any], level: str = "info"
-) -> None:
-    """Appends an event. The job's own row counts them, so that two writers cannot take the same number."""
+) -> int:
+    """Appends an event and returns its number. The job's own row counts them, so that no two can have the same."""
     counted = sa.update(db.jobs).where(db.jobs.c.id == job_id).values(n_events=db.jobs.c.n_events + 1)
     seq = connection.execute(counted.returning(db.jobs.c.n_events)).scalar_one()
-    message = message.replace("\0", "")  # PostgreSQL has no such character
-    row = {"job_id": job_id, "seq": seq, "created_at": now(), "type": kind, "level": level, "message": message, "data": data}
-    connection.execute(sa.insert(db.events).values(row))
+    row = {"job_id": job_id, "seq": seq, "created_at": now(), "type": kind, "level": level, "data": data}
+    connection.execute(sa.insert(db.events).values(**row, message=storable(message)))
+    return seq
+
+
+def storable(text: str) -> str:
+    """The text as a table can hold it: PostgreSQL has no NUL."""
+    return text.replace("\0", "")
 
 
 def add_status_event(

@@ -1,6 +1,8 @@
 """Who owns a job, and what is recorded, on SQLite and on PostgreSQL."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,43 @@ def test_files_with_which_another_job_has_yet_to_begin_outlive_their_checkpoint(
     store.cancel(heir.id)
     assert attempt.orphans(written) == {key, f"{key}/half"}
     store.delete(attempt.job_id, lambda: None)
+
+
+@contextmanager
+def dying_connection(database: Database, has_committed: bool) -> Iterator[None]:
+    """Lets a connection die as its transaction is committed, just before that or just after."""
+    really = database.transaction
+
+    @contextmanager
+    def transaction() -> Iterator[sa.Connection]:
+        with really() as connection:
+            yield connection
+            if not has_committed:
+                raise ServiceUnavailable("the connection is gone")
+        raise ServiceUnavailable("the connection is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "transaction", transaction)
+        with pytest.raises(ServiceUnavailable):
+            yield
+
+
+@pytest.mark.parametrize("has_committed", [True, False])
+def test_a_message_that_is_repeated_because_it_was_not_answered_is_recorded_once(
+    database: Database, store: JobStore, has_committed: bool
+) -> None:
+    attempt, text = claimed(database, store), "the log says \0"
+
+    def messages() -> list[str]:
+        return [event.message for event in store.events(attempt.job_id) if event.type == "message"]
+
+    with dying_connection(database, has_committed):
+        attempt.event("warning", text)
+    store.cancel(attempt.job_id)
+    attempt.event("warning", text)
+    assert messages() == ["the log says "]
+    attempt.event("warning", text)
+    assert messages() == ["the log says "] * 2, "what is said again is recorded again"
 
 
 def test_text_may_hold_any_character(database: Database, store: JobStore) -> None:
