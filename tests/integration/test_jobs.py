@@ -1,14 +1,12 @@
 """Who owns a job, and what is recorded, on SQLite and on PostgreSQL."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, ServiceUnavailable, StorageFailure
+from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, StorageFailure
 from sae_service.jobs import database as db
 from sae_service.jobs import queue
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
@@ -139,23 +137,6 @@ def test_old_checkpoints_are_given_up_and_named(database: Database, store: JobSt
     assert store.get(attempt.job_id).latest_checkpoint == store.checkpoint(attempt.job_id, "latest").id
 
 
-def test_a_commit_whose_answer_was_lost_can_be_repeated(database: Database, store: JobStore) -> None:
-    attempt = claimed(database, store)
-    made = checkpoint(5) | {"key": f"{attempt.job_id}/5"}
-    assert attempt.commit(made, keep=1) == []
-    assert attempt.commit(made, keep=1) == [], "what is returned is deleted"
-    assert [found.step for found in store.checkpoints(attempt.job_id)] == [5]
-
-
-def test_a_commit_is_repeated_though_its_job_is_being_cancelled_meanwhile(database: Database, store: JobStore) -> None:
-    attempt = claimed(database, store)
-    made = checkpoint(5) | {"key": f"{attempt.job_id}/5"}
-    assert attempt.commit(made, keep=1) == []
-    store.cancel(attempt.job_id)
-    assert attempt.commit(made, keep=1) == [], "what is returned is deleted"
-    assert [found.step for found in store.checkpoints(attempt.job_id)] == [5]
-
-
 def test_files_with_which_another_job_has_yet_to_begin_outlive_their_checkpoint(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
     key = f"{attempt.job_id}/9"
@@ -170,43 +151,6 @@ def test_files_with_which_another_job_has_yet_to_begin_outlive_their_checkpoint(
     store.cancel(heir.id)
     assert attempt.orphans(written) == {key, f"{key}/half"}
     store.delete(attempt.job_id, lambda: None)
-
-
-@contextmanager
-def dying_connection(database: Database, has_committed: bool) -> Iterator[None]:
-    """Lets a connection die as its transaction is committed, just before that or just after."""
-    really = database.transaction
-
-    @contextmanager
-    def transaction() -> Iterator[sa.Connection]:
-        with really() as connection:
-            yield connection
-            if not has_committed:
-                raise ServiceUnavailable("the connection is gone")
-        raise ServiceUnavailable("the connection is gone")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(database, "transaction", transaction)
-        with pytest.raises(ServiceUnavailable):
-            yield
-
-
-@pytest.mark.parametrize("has_committed", [True, False])
-def test_a_message_that_is_repeated_because_it_was_not_answered_is_recorded_once(
-    database: Database, store: JobStore, has_committed: bool
-) -> None:
-    attempt, text = claimed(database, store), "the log says \0"
-
-    def messages() -> list[str]:
-        return [event.message for event in store.events(attempt.job_id) if event.type == "message"]
-
-    with dying_connection(database, has_committed):
-        attempt.event("warning", text)
-    store.cancel(attempt.job_id)
-    attempt.event("warning", text)
-    assert messages() == ["the log says "]
-    attempt.event("warning", text)
-    assert messages() == ["the log says "] * 2, "what is said again is recorded again"
 
 
 def test_text_may_hold_any_character(database: Database, store: JobStore) -> None:
@@ -341,8 +285,3 @@ def test_jobs_are_listed_by_age_status_and_label(store: JobStore) -> None:
     assert store.find(10, status="succeeded", metadata={"team": "list"}) == []
     with pytest.raises(NotFound):
         store.find(10, after="job_unknown")
-
-
-def test_a_database_that_is_away_is_unavailable_and_not_a_bug() -> None:
-    with pytest.raises(ServiceUnavailable, match="database"):
-        JobStore(Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")).get("job_1")

@@ -215,6 +215,22 @@ def test_nothing_is_left_of_the_cut_off_write_of_a_job_that_has_failed(
     assert worker.storage.folders(f"jobs/{worker.job_id}") == set()
 
 
+def test_files_with_which_a_fork_has_yet_to_begin_outlive_the_end_of_the_job(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    attempt = Attempt(worker.database, worker.job_id, 1)
+    assert attempt.claim("w0") is not None
+    trained = worker.publish(9)
+    attempt.commit(trained, keep=2)
+    worker.store.submit(SPEC, origin=worker.store.checkpoint(worker.job_id, "latest"))
+    attempt.release()
+    evaluated = worker.publish(10, is_final=True) | {"step": 9}
+    child_runs(says({"kind": "checkpoint", "checkpoint": evaluated}, {"kind": "finished"}))
+    worker.supervisor.work(worker.job_id, 2)
+    assert worker.status == "succeeded"
+    assert worker.storage.has_published(trained["key"])
+
+
 def test_a_process_that_does_not_listen_does_not_hold_up_its_worker(
     worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
