@@ -17,7 +17,7 @@ SQLITE = "sqlite:///"
 SUBSECOND_CLOCK = (3, 42)
 NETWORK_FILESYSTEMS = (
     "nfs", "cifs", "smb", "afs", "lustre", "gpfs", "beegfs", "panfs", "wekafs", "pvfs2", "ceph", "glusterfs", "mfs",
-    "seaweedfs", "juicefs", "quobyte", "sshfs", "s3fs", "goofys", "gcsfuse", "blobfuse", "rclone", "9p", "virtiofs",
+    "seaweedfs", "juicefs", "quobyte", "sshfs", "s3fs", "goofys", "gcsfuse", "blobfuse", "rclone",
 )  # fmt: skip
 """How their types begin; FUSE puts `fuse.` before them, and has local ones too."""
 # Without these, a connection that the other end has forgotten is waited on for two hours.

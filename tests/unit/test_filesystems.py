@@ -17,7 +17,7 @@ def mounts(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(
     "kind",
-    ["nfs4", "cifs", "lustre", "ceph", "panfs", "wekafs", "9p", "virtiofs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse",
+    ["nfs4", "cifs", "lustre", "ceph", "panfs", "wekafs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse",
      "fuse.gcsfuse"],
 )  # fmt: skip
 def test_sqlite_on_a_network_filesystem_is_refused(tmp_path: Path, kind: str) -> None:
