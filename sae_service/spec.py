@@ -172,7 +172,7 @@ class SAESpec(Frozen):
     optimizer: OptimizerConfig = Field(description="Fields left out take the architecture's own defaults.")
     normalization: Normalization = Field(description="Default: the architecture's own.")
     dead_after_tokens: int = Field(
-        default=0, ge=0, description="A latent that has not fired for so many tokens is dead; 0: 10 million, "
+        default=0, ge=0, lt=1 << 30, description="A latent that has not fired for so many tokens is dead; 0: 10 million, "
         "or a tenth of a shorter job.",
     )  # fmt: skip
     seed: int = Field(default=0, ge=0, lt=1 << 32)

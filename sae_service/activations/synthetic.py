@@ -50,7 +50,8 @@ def truth(spec: SyntheticSpec, seed: int) -> Truth:
 
 def toy_model_directions(spec: SyntheticSpec, probabilities: Array, key: Any) -> Float[Array, "n_features d_in"]:
     """Directions that a toy model of superposition learns: x_hat = ReLU(x W Wᵀ + b), W [n_features, d_in], mean squared
-    error, all features equally important. A feature that it gave up keeps the direction in which it began.
+    error, all features equally important. Directions alone are taken: how strong a feature is, is `strength`. One that it
+    gave up keeps the direction in which it began, so that the truth has as many features as were asked for.
     """
     start = random_rows(key, spec.n_features, spec.d_in)
     optimizer = optax.adamw(1e-3)

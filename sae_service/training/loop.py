@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import NonFiniteLoss
 from sae_service.numerics import spread
-from sae_service.sae import InferenceSAE
+from sae_service.sae import InferenceSAE, unscaled
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.training import metrics, optimizer
@@ -176,6 +176,7 @@ class Trainer:
         emptied = metrics.empty(tuple(state.window.terms), len(state.window.rows))
         self.states[sae.name] = state.replace(window=emptied)
         exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, state.parameters)
+        threshold = unscaled(exported, self.scales[sae.name]).threshold
         return {
             "sae": sae.name,
             "step": self.n_steps,
@@ -185,6 +186,6 @@ class Trainer:
             "learning_rate": float(optimizer.learning_rate(numbers.schedule, last)),
             "sparsity_scale": float(optimizer.sparsity_scale(numbers.schedule, last)),
             "tokens_per_s": self.tokens_per_s(),
-            "threshold_quantiles": [float(value) for value in jnp.quantile(exported.threshold, jnp.array(QUANTILES))],
+            "threshold_quantiles": [float(value) for value in jnp.quantile(threshold, jnp.array(QUANTILES))],
             **self.observe(exported),
         }

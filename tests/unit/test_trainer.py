@@ -70,6 +70,17 @@ def test_logging_changes_no_architecture() -> None:
         assert len(row["threshold_quantiles"]) == 5
 
 
+def test_thresholds_are_reported_in_the_units_in_which_they_are_exported() -> None:
+    rows: list[dict[str, Any]] = []
+    spec = job([{"kind": "jumprelu", "d_sae": 64, "initial_threshold": 0.1}], 1)
+    states = {sae.name: initial_state(spec, sae, D_IN) for sae in spec.saes}
+    training = Trainer(spec, states, {"jumprelu": 0.05}, rows.extend)
+    training.step({"hook_synthetic": 20 * planted_rows(BATCH)})
+    threshold = float(np.median(np.asarray(training.states["jumprelu"].parameters.threshold)))
+    # Decoder rows begin at norm 0.5.
+    assert rows[-1]["threshold_quantiles"][2] == pytest.approx(threshold * 0.5 / 0.05, rel=0.05)
+
+
 RESAMPLED = [
     {"kind": "gated", "d_sae": 64, "resample_at": [7, 14]},
     {"kind": "standard_tied", "d_sae": 64, "resample_at": [7, 14]},
