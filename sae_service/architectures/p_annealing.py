@@ -72,7 +72,8 @@ def loss(
 ) -> tuple[LossOutput, PAnnealingParameters]:
     """Mean ‖x - x_hat‖² + λ mean Σ f_i^p; the second value carries p's memory on."""
     annealed = (context.progress - config.anneal_start) / (1 - config.anneal_start)
-    falls = jnp.clip(jnp.floor(annealed * (FALLS + 1)), parameters.falls, FALLS)
+    # Memory has no gradient, or the optimiser would move it.
+    falls = jax.lax.stop_gradient(jnp.clip(jnp.floor(annealed * (FALLS + 1)), parameters.falls, FALLS))
     has_fallen = falls > parameters.falls
     ratio = parameters.penalty / jnp.maximum(parameters.next_penalty, 1e-12)
     factor = jax.lax.stop_gradient(jnp.where(has_fallen & (parameters.penalty > 0), parameters.factor * ratio, parameters.factor))
@@ -92,7 +93,7 @@ def loss(
         return jax.lax.stop_gradient(jnp.where(is_first, now, before + AVERAGING_RATE * (now - before)))
 
     moved = PAnnealingParameters(
-        parameters.coder, jax.lax.stop_gradient(falls), factor,
+        parameters.coder, falls, factor,
         averaged(parameters.penalty, penalty), averaged(parameters.next_penalty, next_penalty),
     )  # fmt: skip
     return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), moved

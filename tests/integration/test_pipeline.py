@@ -23,7 +23,7 @@ from tests.recorder import Recorder
 DEMO = Path(sae_service.__file__).parent / "demo"
 KINDS = {
     "standard": {"l1_coefficient": 1.0},
-    "gated": {"l1_coefficient": 0.1},
+    "gated": {"l1_coefficient": 0.1, "resample_at": []},
     "jumprelu": {"l0_coefficient": 0.003, "bandwidth": 0.05, "initial_threshold": 0.05},
 }
 

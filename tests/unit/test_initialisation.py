@@ -6,7 +6,7 @@ import pytest
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.coder import SCALING_ROWS, fitted_to_largest, random_coder
-from sae_service.numerics import keep_largest, row_norms, squared_error
+from sae_service.numerics import keep_largest, row_norms, spread, squared_error
 
 D_IN, D_SAE = 32, 256
 ROWS = jax.random.normal(jax.random.key(1), (2000, D_IN)) + 3.0
@@ -15,7 +15,7 @@ ROWS = jax.random.normal(jax.random.key(1), (2000, D_IN)) + 3.0
 @pytest.mark.parametrize("k", [1, 8, 100, 2.5])
 def test_the_k_largest_latents_of_a_row_reconstruct_its_length(k: float) -> None:
     coder = fitted_to_largest(random_coder(jax.random.key(0), D_IN, D_SAE), ROWS, k)
-    rows = ROWS[:SCALING_ROWS]
+    rows = spread(ROWS, SCALING_ROWS)
     reconstructed = keep_largest(jax.nn.relu(coder.encode(rows)), k) @ coder.W_dec
     assert float(jnp.mean(row_norms(reconstructed))) == pytest.approx(float(jnp.mean(row_norms(rows - coder.b_dec))), rel=1e-3)
 
