@@ -24,6 +24,8 @@ NETWORK_FILESYSTEMS = (
 NETWORK = {
     "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000,
 }  # fmt: skip
+# What a server says that is no longer there for us: it has become another's read-only copy, or has left a transaction.
+NOT_OURS = ("25006", "25P03")
 
 schema = sa.MetaData()
 
@@ -120,6 +122,7 @@ class Database:
         else:
             arguments = {"options": "-c idle_in_transaction_session_timeout=60000", **NETWORK}
             self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
+            event.listen(self.engine, "handle_error", _leave_server)
 
     @property
     def clock(self) -> sa.ColumnElement[int]:
@@ -171,6 +174,12 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
         connection.create_function("unixepoch", -1, _unix_time)
     for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _leave_server(context: sa.engine.ExceptionContext) -> None:
+    # Counted as a connection that is gone, all of them are made anew: they may lead to the server that has taken over.
+    if getattr(context.original_exception, "sqlstate", None) in NOT_OURS:
+        context.is_disconnect = True
 
 
 def _unix_time(*modifiers: str) -> float:
