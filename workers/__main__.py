@@ -14,10 +14,12 @@ from contextlib import suppress
 
 from sae_service.errors import SAEServiceError, ServiceUnavailable, WrongVersion
 from sae_service.jobs import migration, queue
+from sae_service.jobs.collection import Collection
 from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
+from sae_service.storage import Storage
 from workers.ending import WORKER_STOP_S, set_on_stop_signals
 from workers.supervisor import Supervisor
 
@@ -51,6 +53,9 @@ def _work(queue_name: str, device: str | None) -> None:
     queue.take_from(database, queue_name, gpus, worker, supervisor.work)
     log.info("worker %s takes jobs from queue %s", worker, queue_name)
     sweep = Sweep(database, settings.lease_s)
+    collection = Collection(database, Storage(settings.resolved_storage_url()), settings.lease_s)
+    # A storage that hangs holds up nothing else, nor the end of this process.
+    threading.Thread(target=keep_looking, args=(collection.look, settings.lease_s, stop), daemon=True).start()
 
     def is_current() -> bool:
         presence.renew()

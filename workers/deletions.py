@@ -17,7 +17,7 @@ class Deletions:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="deletions")
 
     def add(self, key: str) -> None:
-        """Deletes it soon; if that fails, the log says so, and a later attempt at the job or its DELETE finds it."""
+        """Deletes it soon; if that fails, the log says so, and a later attempt at the job or a `Collection` finds it."""
         self._executor.submit(self._delete, key)
 
     def wait(self, timeout_s: float) -> None:

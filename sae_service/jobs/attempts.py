@@ -202,10 +202,15 @@ def promised(connection: sa.Connection, keys: Iterable[str]) -> set[str]:
 
 def orphans(connection: sa.Connection, job_id: str, written: set[str]) -> set[str]:
     """Those of the keys below which there are files of a job that nobody needs."""
-    query = sa.select(db.checkpoints.c.key).where(db.checkpoints.c.job_id == job_id)
-    # First: a new job begins only with what is among them.
-    unknown = written - set(connection.execute(query).scalars())
+    # First: a new job begins only with what is committed.
+    unknown = uncommitted(connection, job_id, written)
     return unknown - promised(connection, unknown)
+
+
+def uncommitted(connection: sa.Connection, job_id: str, written: set[str]) -> set[str]:
+    """Those of the keys below which there are files of a job that are no checkpoint of it."""
+    query = sa.select(db.checkpoints.c.key).where(db.checkpoints.c.job_id == job_id)
+    return written - set(connection.execute(query).scalars())
 
 
 def end_job(

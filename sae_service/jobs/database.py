@@ -56,7 +56,11 @@ jobs = sa.Table(
     # The checkpoint of another job that this one goes on from, for its users and for its workers.
     sa.Column("origin", sa.JSON),
     sa.Column("origin_key", sa.String(256), index=True),
+    # Whether it has ended and there are no files of it any more but its checkpoints'.
+    sa.Column("collected", sa.Boolean, nullable=False, server_default=sa.false()),
 )
+# Only of those that are not: however many have been collected, the others are found at once.
+sa.Index("ix_jobs_uncollected", jobs.c.status, sqlite_where=~jobs.c.collected, postgresql_where=~jobs.c.collected)
 
 events = sa.Table(
     "events",

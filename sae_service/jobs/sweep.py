@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from sae_service.errors import ServiceUnavailable, WorkerCrashed
+from sae_service.errors import ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs import database as db
 from sae_service.jobs.attempts import count_crash, requeue, settle
 from sae_service.jobs.queue import Queue
@@ -108,7 +108,7 @@ def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event
     while not over.wait(lease_s / 6):
         try:
             look()
-        except ServiceUnavailable as error:
+        except (ServiceUnavailable, StorageFailure) as error:
             log.warning("%s", error)
         except Exception:  # jobs in hand must not lose their worker by that
-            log.exception("cannot look for lost jobs")
+            log.exception("a look at the jobs has failed")

@@ -270,15 +270,17 @@ def test_a_process_that_ends_between_two_tables_leaves_none_behind(
 
 def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty: Database) -> None:
     migration.migrate(empty)
+    JobStore(empty).submit({"queue": "default", "priority": 0, "metadata": {}})
     with empty.transaction() as connection:
         connection.execute(sa.text("DROP TABLE workers"))
-        connection.execute(sa.text("DROP INDEX ix_jobs_origin_key"))
-        for column in ("origin", "origin_key"):
+        for index in ("ix_jobs_origin_key", "ix_jobs_uncollected"):
+            connection.execute(sa.text(f"DROP INDEX {index}"))
+        for column in ("origin", "origin_key", "collected"):
             connection.execute(sa.text(f"ALTER TABLE jobs DROP COLUMN {column}"))
         connection.execute(sa.text("DROP TABLE alembic_version"))
     migration.migrate(empty)
     with empty.transaction() as connection:
-        assert connection.execute(sa.select(db.jobs.c.origin)).all() == []
+        assert connection.execute(sa.select(db.jobs.c.origin, db.jobs.c.collected)).all() == [(None, False)]
         assert connection.execute(sa.select(db.workers)).all() == []
 
 
