@@ -25,6 +25,16 @@ def swept(database: Database) -> tuple[Sweep, Clock]:
     return Sweep(database, lease_s=60, clock=clock), clock
 
 
+def statuses(swept: tuple[Sweep, Clock], store: JobStore, job_id: str, *times: float) -> list[str]:
+    """A job's status after looks at these times."""
+    sweep, clock = swept
+    found: list[str] = []
+    for clock.now in times:
+        sweep.look()
+        found.append(store.get(job_id).status)
+    return found
+
+
 def test_an_attempt_without_a_sign_of_life_is_lost_and_can_no_longer_write(
     database: Database, store: JobStore, swept: tuple[Sweep, Clock]
 ) -> None:
@@ -109,12 +119,7 @@ def test_a_database_that_answers_but_takes_nothing_is_no_workers_fault(
         full.setattr(sweep, "_declare_lost", disk_full)
         with pytest.raises(ServiceUnavailable):
             sweep.look()
-    for clock.now in (61, 80, 100, 120):
-        sweep.look()
-        assert store.get(attempt.job_id).status == "running"
-    clock.now = 121
-    sweep.look()
-    assert store.get(attempt.job_id).status == "queued"
+    assert statuses(swept, store, attempt.job_id, 61, 80, 100, 120, 121) == ["running"] * 4 + ["queued"]
 
 
 def test_a_look_that_fails_for_whatever_reason_makes_nobody_look_older(
@@ -129,12 +134,7 @@ def test_a_look_that_fails_for_whatever_reason_makes_nobody_look_older(
         broken.setattr(sweep, "_taken", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sweep.look()
-    for clock.now in (60, 80, 100, 119):
-        sweep.look()
-        assert store.get(attempt.job_id).status == "running"
-    clock.now = 120
-    sweep.look()
-    assert store.get(attempt.job_id).status == "queued"
+    assert statuses(swept, store, attempt.job_id, 60, 80, 100, 119, 120) == ["running"] * 4 + ["queued"]
 
 
 def test_a_service_that_was_frozen_as_a_whole_loses_no_job(
