@@ -39,7 +39,7 @@ class Storage:
             raise StorageFailure(f"cannot open the storage {url}: {_said(error)}") from error
 
     def put(self, key: str, content: bytes) -> None:
-        """Writes a new object, durably. Raises StorageFailure if it exists or cannot be written.
+        """Writes a new object, durably. Raises StorageFailure if there is another one or it cannot be written.
 
         A store takes parts without a look at what is there: long objects rely on their key, which is new.
         """
@@ -47,10 +47,15 @@ class Storage:
         try:
             mode = "overwrite" if in_parts else "create"
             obstore.put(self._store, key, content, mode=mode, chunk_size=PART, max_concurrency=AT_ONCE)
+        except AlreadyExistsError as error:
+            # A request that was carried out and answered with an error has been repeated if this is what it wrote.
+            if self.get(key) != content:
+                raise StorageFailure(f"{key} exists already") from error
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
+        try:
             if self.root is not None:
                 _flush(self.root / key, self.root)
-        except AlreadyExistsError as error:
-            raise StorageFailure(f"{key} exists already") from error
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
 

@@ -45,6 +45,8 @@ def test_what_is_published_is_read_back_never_overwritten_and_deleted(store: Sto
     assert b"".join(storage.stream("jobs/j/step-1/state/arrays.safetensors", 5, 2_500_000)) == bytes(2_499_995)
     with pytest.raises(StorageFailure, match="exists already"):
         storage.put("jobs/j/step-1/saes/a/cfg.json", b"other")
+    # As a request is repeated whose answer was an error or got lost.
+    storage.put("jobs/j/step-1/saes/a/cfg.json", FILES["saes/a/cfg.json"])
     with pytest.raises(NotFound):
         storage.get("jobs/j/step-2/saes/a/cfg.json")
     for _ in range(2):
