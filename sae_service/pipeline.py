@@ -104,11 +104,12 @@ def _restored(
     """The states to go on from, and what a checkpoint holds beside them.
 
     Raises:
-        StorageFailure: none of the job's checkpoints was ever published here: beginning anew would give them all up.
+        StorageFailure: none of the checkpoints was ever published here: beginning anew would give them all up.
     """
-    if resume_from and not any(storage.has_published(key) for key in resume_from):
+    known = resume_from or ([begin_with] if begin_with else [])
+    if known and not any(storage.has_published(key) for key in known):
         raise errors.StorageFailure(
-            f"the storage has none of the job's {len(resume_from)} checkpoints, {resume_from[0]} the newest: it is not the "
+            f"the storage has none of the job's {len(known)} checkpoints, {known[0]} the newest: it is not the "
             "one to which they were written, or was emptied.",
             hint="Give the API and all workers, on every host, the same SAE_SERVICE_STORAGE_URL.",
         )

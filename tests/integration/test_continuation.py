@@ -147,6 +147,16 @@ def test_a_fork_whose_checkpoint_is_damaged_fails_in_place_of_beginning_anew(
         train(tmp_path, continued(spec, Changes(), recorder.checkpoints[0].tokens), begin_with=key)
 
 
+def test_a_fork_that_meets_another_storage_than_its_checkpoint_was_written_to_is_tried_again(
+    short: tuple[Path, Recorder, JobSpec], tmp_path: Path
+) -> None:
+    _, recorder, spec = short
+    first = recorder.checkpoints[0]
+    with pytest.raises(StorageFailure, match="SAE_SERVICE_STORAGE_URL") as caught:
+        train(tmp_path, continued(spec, Changes(), first.tokens), begin_with=first.key)
+    assert caught.value.retryable
+
+
 def test_the_speed_of_training_is_not_that_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = pipeline.evaluate_synthetic
 
