@@ -20,7 +20,7 @@ from sae_service.jobs.presence import Presence
 from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
 from sae_service.storage import Storage
-from workers.ending import WORKER_STOP_S, set_on_stop_signals
+from workers.ending import WORKER_EXTRA_S, set_on_stop_signals
 from workers.supervisor import Supervisor
 
 log = logging.getLogger("workers")
@@ -68,7 +68,7 @@ def _work(queue_name: str, device: str | None) -> None:
 
     keep_looking(lambda: sweep.look(is_current), settings.lease_s, stop)
     supervisor.stopping.set()
-    queue.stop_taking(wait_s=WORKER_STOP_S)
+    queue.stop_taking(wait_s=settings.stop_s + WORKER_EXTRA_S)
     with suppress(ServiceUnavailable):
         presence.leave()
     log.info("worker %s has stopped", worker)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workers.ending import stop_signals_blocked
+
 LAST_LINES = 15
 KILL_WAIT_S = 30
 ORPHANED = 70
@@ -23,7 +25,8 @@ class Child:
         """Starts the process; what it prints goes to `log`. Raises OSError if the host cannot start it."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
-        with log.open("ab") as file:
+        # Whoever stops a whole group of processes means the worker, which asks for a checkpoint and kills if none comes.
+        with log.open("ab") as file, stop_signals_blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "workers.job_process"],
                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True,
@@ -96,5 +99,8 @@ class Child:
 
     def last_words(self) -> str:
         """The end of the log."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        try:
+            lines = self._log.read_text(errors="replace").splitlines()
+        except OSError as error:
+            return f"(the log cannot be read: {error})"
         return "\n".join(lines[-LAST_LINES:])

@@ -22,9 +22,6 @@ ALIVE_S = 5
 
 def main() -> None:
     """Carries out the assignment. The exit status is 0 whenever the worker has been told how it ended."""
-    # Whoever stops a whole group of processes means the worker, which asks for a checkpoint and kills if none comes.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
     if not die_with_parent(os.getppid(), signal.SIGKILL):
         os._exit(ORPHANED)
     channel = os.fdopen(os.dup(1), "w", buffering=1)

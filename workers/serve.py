@@ -13,7 +13,8 @@ import threading
 import time
 from typing import Any
 
-from workers.ending import SERVICE_STOP_S, die_with_parent, set_on_stop_signals
+from sae_service.settings import Settings
+from workers.ending import SERVICE_EXTRA_S, die_with_parent, set_on_stop_signals
 
 log = logging.getLogger("serve")
 RESTART_PAUSE_S = 2.0
@@ -68,7 +69,7 @@ def _watch(stop: threading.Event, api: subprocess.Popen[bytes], workers: list[su
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    before = time.monotonic() + SERVICE_STOP_S
+    before = time.monotonic() + Settings().stop_s + SERVICE_EXTRA_S
     for process in processes:
         process.terminate()
     for process in processes:

@@ -14,7 +14,7 @@ from sae_service.settings import Settings, child_environment
 from sae_service.storage import Storage
 from workers.child import ORPHANED, Child
 from workers.deletions import Deletions
-from workers.ending import DELETIONS_S, JOB_STOP_S
+from workers.ending import DELETIONS_S
 from workers.lease import Lease
 
 log = logging.getLogger("workers")
@@ -144,7 +144,7 @@ class Supervisor:
             if (over := _over(attempt, lease)) is not None:
                 return over
             if self._is_to_stop(lease) and stop_before is None:
-                stop_before = time.monotonic() + JOB_STOP_S
+                stop_before = time.monotonic() + self._settings.stop_s
                 child.say({"kind": "stop"})
             if stop_before is not None and time.monotonic() > stop_before:
                 return attempt.release

@@ -1,7 +1,10 @@
-"""The tables of the service, on SQLite and on PostgreSQL, and its REST interface without a worker."""
+"""The tables of the service, on SQLite and on PostgreSQL, its REST interface without a worker, and a worker's side of a job."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,6 +15,8 @@ from sae_service.jobs.migration import migrate
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
+from tests.integration.supervised import Worker
+from workers import child as child_module
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -41,3 +46,20 @@ def settings(tmp_path: Path) -> Settings:
 def api(settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker(tmp_path)
+
+
+@pytest.fixture
+def child_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def replace(program: str) -> None:
+        def popen(_: list[str], **options: Any) -> Any:
+            return real([sys.executable, "-c", program], **options)
+
+        monkeypatch.setattr(child_module.subprocess, "Popen", popen)
+
+    real = subprocess.Popen
+    return replace

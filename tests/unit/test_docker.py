@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from sae_service.settings import PREFIX, Settings
-from workers.ending import WORKER_STOP_S
+from workers.ending import WORKER_EXTRA_S
 
 DOCKER = Path(__file__).parents[2] / "docker"
+WORKER_STOP_S = Settings().stop_s + WORKER_EXTRA_S
 
 
 def test_the_compose_file_builds_from_files_that_exist_and_sets_settings_that_exist() -> None:

@@ -1,0 +1,35 @@
+"""What the training process says to its worker."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from sae_service.errors import DataNotFound, ModelNotFound, NonFiniteLoss
+from workers import job_process
+from workers.job_process import failure
+
+
+def test_signs_of_life_reach_the_worker_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(job_process, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    channel = io.StringIO()
+    report = job_process.Report(channel)
+    for _ in range(100):
+        now[0] += 0.3
+        report.alive()
+    assert 2 <= len(channel.getvalue().splitlines()) <= 30 / job_process.ALIVE_S
+
+
+def test_memory_that_does_not_suffice_is_said_even_if_the_error_is_silent() -> None:
+    assert failure(MemoryError(), has_trained=False)["error"]["code"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("error", [DataNotFound("the hub is away"), ModelNotFound("the disk is away"), MemoryError()])
+def test_what_was_there_when_a_job_began_and_is_not_now_is_tried_again(error: Exception) -> None:
+    assert failure(error, has_trained=True)["retryable"]
+    assert not failure(error, has_trained=False)["retryable"]
+
+
+def test_a_loss_that_is_not_finite_would_come_again() -> None:
+    assert not failure(NonFiniteLoss(), has_trained=True)["retryable"]
