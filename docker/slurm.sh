@@ -5,6 +5,8 @@
 #   export SAE_SERVICE_STORAGE_URL=s3://bucket/prefix
 # Slurm sends SIGTERM before the time is up or when a job with more rights needs the place: the worker saves its job,
 # gives it back and ends, and this script queues itself again, until it is cancelled.
+# Before the time is up it has 180 s to save. scancel and scontrol requeue leave it the cluster's KillWait (30 s unless set),
+# a preemption the partition's GraceTime before that. A worker that is killed as it saves counts as a crash.
 #SBATCH --job-name=sae-worker
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
@@ -12,11 +14,15 @@
 #SBATCH --time=1-00:00:00
 #SBATCH --requeue
 #SBATCH --signal=TERM@180
+# What it said before it was queued again stays.
+#SBATCH --open-mode=append
 set -euo pipefail
 : "${SAE_SERVICE_DATABASE_URL:?}" "${SAE_SERVICE_STORAGE_URL:?}"
 
-# The signal goes to what srun runs, not to this script.
-srun sae-service worker --data-dir "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sae-worker" --queue "${SAE_QUEUE:-default}"
+# The signal goes to what srun runs, not to this script. Since Slurm 22.05 srun does not inherit --cpus-per-task: where tasks
+# are bound to cores, the worker would have one. The folder is the user's own, for a node may be shared.
+folder=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sae-worker-$UID
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" sae-service worker --data-dir "$folder" --queue "${SAE_QUEUE:-default}"
 
 # A worker ends well only if it was told to stop. --requeue allows what follows, and does it only after a preemption or
 # the loss of a node. The id of one task of an array can be that of the whole array too, so it is named by its index.

@@ -48,16 +48,28 @@ def test_the_cluster_files_can_be_read_and_leave_time_to_save() -> None:
 def test_a_slurm_job_whose_worker_was_stopped_queues_itself_again_unless_it_is_cancelled(
     tmp_path: Path, array: dict[str, str], exit_status: int, state: str, queued_again: str
 ) -> None:
-    asked = tmp_path / "asked"
-    programs = {"srun": f"exit {exit_status}", "squeue": f"echo {state}", "scontrol": f'echo "$@" > {asked}'}
-    for name, program in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
-        (tmp_path / name).chmod(0o755)
-    settings = {"SAE_SERVICE_DATABASE_URL": "postgresql://host/database", "SAE_SERVICE_STORAGE_URL": "s3://bucket"}
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", **settings, **array}
-    ended = subprocess.run(["bash", DOCKER / "slurm.sh"], env=environment)
+    ended = run_slurm_script(tmp_path, {"srun": f"exit {exit_status}", "squeue": f"echo {state}"}, array)
     assert ended.returncode == exit_status
+    asked = tmp_path / "scontrol.asked"
     assert (asked.read_text().strip() if asked.exists() else "") == queued_again
+
+
+def test_a_slurm_worker_has_all_cpus_of_its_job_a_folder_of_its_user_and_a_log_of_all_its_runs(tmp_path: Path) -> None:
+    run_slurm_script(tmp_path, {"srun": "", "squeue": ""}, {"SLURM_CPUS_PER_TASK": "8", "TMPDIR": "/scratch"})
+    asked = (tmp_path / "srun.asked").read_text()
+    assert asked.startswith("--cpus-per-task=8 sae-service worker ")
+    assert f"--data-dir /scratch/sae-worker-{os.getuid()} " in asked
+    assert "\n#SBATCH --open-mode=append\n" in (DOCKER / "slurm.sh").read_text()
+
+
+def run_slurm_script(folder: Path, programs: dict[str, str], variables: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """Runs it with `programs` in Slurm's place; what NAME is asked is in `folder`/NAME.asked."""
+    for name, program in ({"scontrol": ""} | programs).items():
+        (folder / name).write_text(f'#!/bin/sh\necho "$@" > {folder / name}.asked\n{program}\n')
+        (folder / name).chmod(0o755)
+    settings = {"SAE_SERVICE_DATABASE_URL": "postgresql://host/database", "SAE_SERVICE_STORAGE_URL": "s3://bucket"}
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", **settings, **variables}
+    return subprocess.run(["bash", DOCKER / "slurm.sh"], env=environment)
 
 
 def test_the_images_copy_what_exists_and_start_modules_that_exist() -> None:
