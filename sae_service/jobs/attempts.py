@@ -17,6 +17,7 @@ from sae_service.jobs.records import ACTIVE, TERMINAL
 from sae_service.jobs.rows import add_event, add_status_event, new_id, now, storable
 
 MAX_CRASHES = 3
+STOPPING = "worker_stopping"
 
 
 class Attempt:
@@ -54,6 +55,12 @@ class Attempt:
         """A sign of life. Returns the job's status, which is "cancelling" or "pausing" when a user has asked for that."""
         with self._owned() as (_, row):
             return row.status
+
+    def announce_stop(self) -> None:
+        """Records that the worker was told to stop: if it is ended before it has saved the job, that is no crash."""
+        running = (db.jobs.c.id == self.job_id, db.jobs.c.status == "running")
+        with self._owned() as (connection, _):
+            connection.execute(sa.update(db.jobs).where(*running).values(status_reason=STOPPING))
 
     def origin_key(self) -> str | None:
         """Where the checkpoint of another job is that this one began with."""
@@ -101,7 +108,8 @@ class Attempt:
             here = (table.c.job_id == self.job_id, table.c.sae.in_(saes), table.c.step >= rows[0]["step"])
             connection.execute(sa.delete(table).where(*here))
             added = [{"job_id": self.job_id, "sae": row["sae"], "step": row["step"], "data": row} for row in rows]
-            connection.execute(sa.insert(table), added)
+            # As one statement with many rows, not as many: their driver lets the server wait for us for ever afterwards.
+            connection.execute(sa.insert(table).values(added))
             values = {"progress": {**progress, "updated_at": now()}}
             connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(values))
 

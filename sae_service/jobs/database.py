@@ -21,9 +21,10 @@ NETWORK_FILESYSTEMS = (
 )  # fmt: skip
 """How their types begin; FUSE puts `fuse.` before them, and has local ones too."""
 # Without these, a connection that the other end has forgotten is waited on for two hours.
-NETWORK = {
-    "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000,
-}  # fmt: skip
+KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+TCP_USER_MS = 25_000
+IDLE_MS = 60_000
+"""A transaction that does not go on for so long is the server's to end: its worker may be gone, and a job waits for it."""
 # What a server says that is no longer there for us: it has become another's read-only copy, or has left a transaction.
 NOT_OURS = ("25006", "25P03")
 
@@ -124,8 +125,7 @@ class Database:
             self.engine = sa.create_engine(url)
             event.listen(self.engine, "connect", _prepare_sqlite)
         else:
-            arguments = {"options": "-c idle_in_transaction_session_timeout=60000", **NETWORK}
-            self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
+            self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_connect_arguments())
             event.listen(self.engine, "handle_error", _leave_server)
 
     @property
@@ -168,6 +168,14 @@ def refuse_network_filesystem(folder: Path, mounts: Path = Path("/proc/self/moun
             f"{folder} is on a network filesystem ({kind}), where SQLite can lose data.",
             hint="Choose a local --data-dir, or set SAE_SERVICE_DATABASE_URL to a PostgreSQL database.",
         )
+
+
+def _connect_arguments() -> dict[str, Any]:
+    # The server looks after its end as we after ours: a worker whose host is gone must not keep a job's row.
+    theirs = {f"tcp_{name}": value for name, value in KEEPALIVES.items()} | {"tcp_user_timeout": TCP_USER_MS}
+    session = theirs | {"idle_in_transaction_session_timeout": IDLE_MS}
+    options = " ".join(f"-c {name}={value}" for name, value in session.items())
+    return {"connect_timeout": 5, **KEEPALIVES, "tcp_user_timeout": TCP_USER_MS, "options": options}
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -50,7 +50,7 @@ class Job(Frozen):
     status: Status
     status_reason: str | None = Field(
         description="Why a queued job waits: waiting_for_worker (none takes such jobs at the moment), waiting_for_capacity, "
-        "retry_after_crash or preempted."
+        "retry_after_crash or preempted; and of one that runs, worker_stopping while it is saved to be given back."
     )
     created_at: int
     started_at: int | None

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from sae_service.errors import ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs import database as db
-from sae_service.jobs.attempts import count_crash, requeue, settle
+from sae_service.jobs.attempts import STOPPING, count_crash, requeue, settle
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE
 
@@ -90,14 +90,22 @@ class Sweep:
             unchanged = (columns.status == "queued",)
         else:
             unchanged = (columns.status.in_(ACTIVE), columns.heartbeat == heartbeat)
+        mine = (columns.id == job_id, columns.attempt == attempt, *unchanged)
+        free = sa.select(columns.id).where(*mine).with_for_update(skip_locked=True)
         # The update takes the row's lock, so that of two sweeps only one finds the attempt unchanged.
-        lost = sa.update(db.jobs).where(columns.id == job_id, columns.attempt == attempt, *unchanged)
+        lost = sa.update(db.jobs).where(*mine)
         with self._database.transaction() as connection:
+            if connection.execute(free).one_or_none() is None:
+                # A transaction holds it: of a worker that lives, or of one whose end the server has yet to notice. The other
+                # jobs must not wait for that.
+                return
             row = connection.execute(lost.values(heartbeat=columns.heartbeat + 1).returning(db.jobs)).one_or_none()
             if row is None:
                 return
             if row.status == "queued":
                 requeue(connection, self._queue, row, "preempted", "A worker took the job and vanished before it began.")
+            elif (row.status, row.status_reason) == ("running", STOPPING):
+                requeue(connection, self._queue, row, "preempted", "The worker was ended before it had saved the job.")
             elif not settle(connection, row):
                 error = WorkerCrashed(f"Worker {row.worker} has shown no sign of life.")
                 count_crash(connection, self._queue, row, error.as_dict())

@@ -117,10 +117,14 @@ def test_a_process_does_not_get_the_signals_that_stop_its_worker_not_even_in_its
 def test_a_process_that_does_not_save_in_time_is_ended_and_its_job_given_back(
     worker: Worker, child_runs: Callable[[str], None]
 ) -> None:
-    worker.supervisor._settings = worker.settings.model_copy(update={"stop_s": 0.5})
+    worker.supervisor._settings = worker.settings.model_copy(update={"stop_s": 2})
     child_runs(READ_ASSIGNMENT + "time.sleep(60)")
-    threading.Timer(1, worker.supervisor.stopping.set).start()
-    worker.supervisor.work(worker.job_id, 1)
+    working = threading.Thread(target=worker.supervisor.work, args=(worker.job_id, 1))
+    working.start()
+    eventually(lambda: worker.status == "running")
+    worker.supervisor.stopping.set()
+    eventually(lambda: worker.store.get(worker.job_id).status_reason == "worker_stopping")
+    working.join()
     job = worker.store.get(worker.job_id)
     assert (job.status, job.status_reason) == ("queued", "preempted")
 

@@ -6,6 +6,7 @@ import pytest
 
 from sae_service.errors import LeaseLost, ServiceUnavailable
 from sae_service.jobs import queue
+from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.store import JobStore
 from sae_service.jobs.sweep import Sweep
@@ -51,6 +52,28 @@ def test_an_attempt_without_a_sign_of_life_is_lost_and_can_no_longer_write(
             write()
     with pytest.raises(LeaseLost):
         attempt.commit(checkpoint(5) | {"key": "k/zombie"}, keep=1)
+
+
+def test_a_worker_that_is_ended_before_it_has_saved_its_job_is_no_crash(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    attempt = claimed(database, store)
+    attempt.announce_stop()
+    assert store.get(attempt.job_id).status_reason == "worker_stopping"
+    assert statuses(swept, store, attempt.job_id, 0, 20, 40, 60)[-1] == "queued"
+    assert store.get(attempt.job_id).status_reason == "preempted"
+    again = Attempt(database, attempt.job_id, 2)
+    assert again.claim("worker-1") is not None
+    assert store.get(attempt.job_id).status_reason is None
+
+
+def test_a_cancel_outlives_a_worker_that_is_told_to_stop_and_ended(
+    database: Database, store: JobStore, swept: tuple[Sweep, Clock]
+) -> None:
+    attempt = claimed(database, store)
+    attempt.announce_stop()
+    store.cancel(attempt.job_id)
+    assert statuses(swept, store, attempt.job_id, 0, 20, 40, 60)[-1] == "cancelled"
 
 
 def test_an_attempt_that_renews_is_never_lost(database: Database, store: JobStore, swept: tuple[Sweep, Clock]) -> None:
