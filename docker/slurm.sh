@@ -6,7 +6,7 @@
 # Slurm sends SIGTERM before the time is up or when a job with more rights needs the place: the worker saves its job,
 # gives it back and ends, and this script queues itself again, until it is cancelled.
 # Before the time is up it has 180 s to save. scancel and scontrol requeue leave it the cluster's KillWait (30 s unless set),
-# a preemption the partition's GraceTime before that. A worker that is killed as it saves counts as a crash.
+# a preemption the partition's GraceTime before that. A worker that is killed as it saves loses what is not saved.
 #SBATCH --job-name=sae-worker
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8

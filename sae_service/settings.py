@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         default=3600, gt=0, description="Seconds without a word after which a training process is ended and started again."
     )
     stop_s: int = Field(
-        default=120, gt=0, description="Seconds in which a job saves its state when its worker is told to stop."
+        default=120, gt=0, description="Seconds in which a job saves its state when it is paused or its worker is told to stop."
     )
     gpu_memory_fraction: float = Field(
         default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."

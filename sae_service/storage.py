@@ -49,8 +49,8 @@ class Storage:
             obstore.put(self._store, key, content, mode=mode, chunk_size=PART, max_concurrency=AT_ONCE)
         except AlreadyExistsError as error:
             # A request that was carried out and answered with an error has been repeated if this is what it wrote.
-            if self.get(key) != content:
-                raise StorageFailure(f"{key} exists already") from error
+            if not self._has(key, content):
+                raise StorageFailure(f"{key} exists already, or is being written") from error
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
         try:
@@ -58,6 +58,12 @@ class Storage:
                 _flush(self.root / key, self.root)
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
+
+    def _has(self, key: str, content: bytes) -> bool:
+        try:
+            return self.get(key) == content
+        except NotFound:
+            return False
 
     def get(self, key: str) -> bytes:
         """The whole object. Raises NotFound or StorageFailure."""

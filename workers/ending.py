@@ -44,7 +44,7 @@ def set_on_stop_signals(stop: threading.Event) -> None:
 
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """A process that is started meanwhile never gets STOP_SIGNALS, from its first moment on."""
+    """A process that is started meanwhile does not get STOP_SIGNALS, from its first moment on."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

@@ -15,13 +15,16 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from workers.child import ORPHANED
-from workers.ending import die_with_parent
+from workers.ending import STOP_SIGNALS, die_with_parent
 
 ALIVE_S = 5
 
 
 def main() -> None:
     """Carries out the assignment. The exit status is 0 whenever the worker has been told how it ended."""
+    # They are blocked from the first moment on, but there are libraries that let them through again.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     if not die_with_parent(os.getppid(), signal.SIGKILL):
         os._exit(ORPHANED)
     channel = os.fdopen(os.dup(1), "w", buffering=1)

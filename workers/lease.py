@@ -15,8 +15,11 @@ class Lease:
     worker may take over only after the whole of it.
     """
 
-    def __init__(self, attempt: Attempt, lease_s: float, on_renewal: Callable[[], None]) -> None:
-        self._attempt, self._lease_s, self._on_renewal = attempt, lease_s, on_renewal
+    def __init__(
+        self, attempt: Attempt, lease_s: float, on_renewal: Callable[[], None], stopping: threading.Event
+    ) -> None:
+        """Begins to renew. `stopping` is set when the worker is told to stop, which is passed on."""
+        self._attempt, self._lease_s, self._on_renewal, self._stopping = attempt, lease_s, on_renewal, stopping
         self._renewed = time.monotonic()
         self._over = threading.Event()
         self.status = "running"
@@ -33,7 +36,7 @@ class Lease:
         while not self._over.wait(min(1.0, self._lease_s / 6)):
             began = time.monotonic()
             try:
-                self.status = self._attempt.renew()
+                self.status = self._attempt.renew(self._stopping.is_set())
             except ServiceUnavailable:
                 continue
             except LeaseLost:

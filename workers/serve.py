@@ -31,10 +31,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     stop = threading.Event()
     set_on_stop_signals(stop)
+    wait_s = Settings().stop_s + SERVICE_EXTRA_S
     devices = arguments.devices.split(";") if arguments.devices else [None] * arguments.workers
     api = _start("api", "--host", arguments.host, "--port", str(arguments.port))
     workers = [_start("workers", *(("--device", device) if device else ())) for device in devices]
-    sys.exit(_watch(stop, api, workers))
+    sys.exit(_watch(stop, api, workers, wait_s))
 
 
 def _start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -53,7 +54,9 @@ def _started(command: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, start_new_session=True, preexec_fn=stop_with_server)
 
 
-def _watch(stop: threading.Event, api: subprocess.Popen[bytes], workers: list[subprocess.Popen[bytes]]) -> int:
+def _watch(
+    stop: threading.Event, api: subprocess.Popen[bytes], workers: list[subprocess.Popen[bytes]], wait_s: float
+) -> int:
     """Replaces workers that die, until it is told to stop or the API ends. Returns the exit status."""
     while not stop.wait(0.2) and api.poll() is None:
         for index, worker in enumerate(workers):
@@ -64,12 +67,12 @@ def _watch(stop: threading.Event, api: subprocess.Popen[bytes], workers: list[su
                 workers[index] = _started(worker.args)
     if stop.is_set():
         log.info("stopping: jobs in hand are saved first")
-    _end([*workers, api])
+    _end([*workers, api], wait_s)
     return 0 if stop.is_set() else api.returncode or 1
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    before = time.monotonic() + Settings().stop_s + SERVICE_EXTRA_S
+def _end(processes: list[subprocess.Popen[bytes]], wait_s: float) -> None:
+    before = time.monotonic() + wait_s
     for process in processes:
         process.terminate()
     for process in processes:

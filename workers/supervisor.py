@@ -63,7 +63,7 @@ class Supervisor:
             for child in children:
                 child.say({"kind": "renewed"})
 
-        lease = Lease(attempt, self._settings.lease_s, renewed)
+        lease = Lease(attempt, self._settings.lease_s, renewed, self.stopping)
         try:
             ended = self._without_storage(attempt, lease) or self._start(attempt, spec, children)
             if ended is None:
@@ -146,8 +146,6 @@ class Supervisor:
             if self._is_to_stop(lease) and stop_before is None:
                 stop_before = time.monotonic() + self._settings.stop_s
                 child.say({"kind": "stop"})
-                with suppress(ServiceUnavailable, LeaseLost):
-                    attempt.announce_stop()
             if stop_before is not None and time.monotonic() > stop_before:
                 return attempt.release
             if message is None and time.monotonic() - heard > self._settings.hang_s:

@@ -51,16 +51,16 @@ class Attempt:
             add_status_event(connection, self.job_id, "running", f"Attempt {self.number} started on {worker}.")
         return spec
 
-    def renew(self) -> str:
-        """A sign of life. Returns the job's status, which is "cancelling" or "pausing" when a user has asked for that."""
-        with self._owned() as (_, row):
-            return row.status
+    def renew(self, is_stopping: bool = False) -> str:
+        """A sign of life. Returns the job's status, which is "cancelling" or "pausing" when a user has asked for that.
 
-    def announce_stop(self) -> None:
-        """Records that the worker was told to stop: if it is ended before it has saved the job, that is no crash."""
-        running = (db.jobs.c.id == self.job_id, db.jobs.c.status == "running")
-        with self._owned() as (connection, _):
-            connection.execute(sa.update(db.jobs).where(*running).values(status_reason=STOPPING))
+        Args:
+            is_stopping: the worker was told to stop; if it is ended before it has saved the job, that is no crash.
+        """
+        with self._owned() as (connection, row):
+            if is_stopping and (row.status, row.status_reason) == ("running", None):
+                connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(status_reason=STOPPING))
+            return row.status
 
     def origin_key(self) -> str | None:
         """Where the checkpoint of another job is that this one began with."""

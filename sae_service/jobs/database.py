@@ -125,7 +125,7 @@ class Database:
             self.engine = sa.create_engine(url)
             event.listen(self.engine, "connect", _prepare_sqlite)
         else:
-            self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_connect_arguments())
+            self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_connect_arguments(url))
             event.listen(self.engine, "handle_error", _leave_server)
 
     @property
@@ -170,12 +170,16 @@ def refuse_network_filesystem(folder: Path, mounts: Path = Path("/proc/self/moun
         )
 
 
-def _connect_arguments() -> dict[str, Any]:
+def _connect_arguments(url: str) -> dict[str, Any]:
+    """What the connections have that the URL does not say otherwise."""
+    given = sa.make_url(url).query
     # The server looks after its end as we after ours: a worker whose host is gone must not keep a job's row.
     theirs = {f"tcp_{name}": value for name, value in KEEPALIVES.items()} | {"tcp_user_timeout": TCP_USER_MS}
     session = theirs | {"idle_in_transaction_session_timeout": IDLE_MS}
-    options = " ".join(f"-c {name}={value}" for name, value in session.items())
-    return {"connect_timeout": 5, **KEEPALIVES, "tcp_user_timeout": TCP_USER_MS, "options": options}
+    options = [f"-c {name}={value}" for name, value in session.items()]
+    ours = {"connect_timeout": 5, **KEEPALIVES, "tcp_user_timeout": TCP_USER_MS}
+    ours = {name: value for name, value in ours.items() if name not in given}
+    return ours | {"options": " ".join([*options, str(given.get("options", ""))])}
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -30,8 +30,9 @@ class Presence:
             if not connection.execute(seen).rowcount:
                 self._refuse_other_hosts(connection)
                 connection.execute(sa.insert(table).values(**self._values, started_at=clock, seen_at=clock))
-            silent = table.c.seen_at < clock - round(FORGOTTEN_AFTER * self._lease_s)
-            connection.execute(sa.delete(table).where(silent))
+            # Not those that another worker is about to delete: if it vanishes just then, nobody is to wait for it.
+            silent = sa.select(table.c.name).where(table.c.seen_at < clock - round(FORGOTTEN_AFTER * self._lease_s))
+            connection.execute(sa.delete(table).where(table.c.name.in_(silent.with_for_update(skip_locked=True))))
 
     def _refuse_other_hosts(self, connection: sa.Connection) -> None:
         if not self._database.is_sqlite:

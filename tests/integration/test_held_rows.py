@@ -15,6 +15,7 @@ from sae_service.jobs import database as tables
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
+from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
 from sae_service.jobs.sweep import Sweep
 from tests.attempts import claimed
@@ -84,7 +85,7 @@ def test_a_lost_job_whose_row_is_held_does_not_hold_up_the_others(near: Database
     held, other = claimed(near, store), claimed(near, store)
     now = [0.0]
     sweep = Sweep(near, lease_s=60, clock=lambda: now[0])
-    with near.engine.begin() as holder:
+    with sa.create_engine(near.url).begin() as holder:
         holder.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == held.job_id).with_for_update())
         for now[0] in (0, 20, 40, 60):
             sweep.look()
@@ -92,3 +93,28 @@ def test_a_lost_job_whose_row_is_held_does_not_hold_up_the_others(near: Database
     now[0] = 70
     sweep.look()
     assert store.get(held.job_id).status == "queued"
+
+
+def test_a_silent_worker_whose_row_is_held_holds_up_nobody(near: Database) -> None:
+    gone = {"name": "gone:1", "queue": "default", "gpus": 1, "started_at": 0, "seen_at": 0}
+    with near.engine.begin() as connection:
+        connection.execute(sa.insert(tables.workers).values(gone))
+    impatient = Database(f"{near.url}?options=-c%20lock_timeout%3D1000")
+    with sa.create_engine(near.url).begin() as holder:
+        holder.execute(sa.select(tables.workers).where(tables.workers.c.name == gone["name"]).with_for_update())
+        Presence(impatient, "here:1", "default", 1, lease_s=60).renew()
+        assert {"gone:1", "here:1"} <= names(near)
+    Presence(impatient, "here:1", "default", 1, lease_s=60).renew()
+    assert "gone:1" not in names(near)
+
+
+def names(database: Database) -> set[str]:
+    with database.engine.begin() as connection:
+        return set(connection.execute(sa.select(tables.workers.c.name)).scalars())
+
+
+def test_what_a_url_says_of_a_connection_counts_beside_our_own(near: Database) -> None:
+    database = Database(f"{near.url}?options=-c%20lock_timeout%3D1234&connect_timeout=7")
+    with database.engine.begin() as connection:
+        said = [connection.execute(sa.text(f"SHOW {name}")).scalar_one() for name in ("lock_timeout", "tcp_keepalives_idle")]
+    assert said == ["1234ms", "10"]

@@ -58,7 +58,7 @@ def test_a_worker_that_is_ended_before_it_has_saved_its_job_is_no_crash(
     database: Database, store: JobStore, swept: tuple[Sweep, Clock]
 ) -> None:
     attempt = claimed(database, store)
-    attempt.announce_stop()
+    attempt.renew(is_stopping=True)
     assert store.get(attempt.job_id).status_reason == "worker_stopping"
     assert statuses(swept, store, attempt.job_id, 0, 20, 40, 60)[-1] == "queued"
     assert store.get(attempt.job_id).status_reason == "preempted"
@@ -71,7 +71,7 @@ def test_a_cancel_outlives_a_worker_that_is_told_to_stop_and_ended(
     database: Database, store: JobStore, swept: tuple[Sweep, Clock]
 ) -> None:
     attempt = claimed(database, store)
-    attempt.announce_stop()
+    attempt.renew(is_stopping=True)
     store.cancel(attempt.job_id)
     assert statuses(swept, store, attempt.job_id, 0, 20, 40, 60)[-1] == "cancelled"
 

@@ -1,13 +1,38 @@
-"""What the training process says to its worker."""
+"""The training process, and what it says to its worker."""
 
 import io
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from sae_service.errors import DataNotFound, ModelNotFound, NonFiniteLoss
 from workers import job_process
+from workers.ending import STOP_SIGNALS
 from workers.job_process import failure
+
+
+def test_the_signals_that_stop_its_worker_do_not_stop_it_even_where_they_get_through() -> None:
+    def ignored() -> int:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn"))
+
+    process = subprocess.Popen([sys.executable, "-m", "workers.job_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        before = time.monotonic() + 30
+        while not all(ignored() >> (number - 1) & 1 for number in STOP_SIGNALS):
+            assert time.monotonic() < before
+            time.sleep(0.05)
+        for number in STOP_SIGNALS:
+            process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_signs_of_life_reach_the_worker_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
