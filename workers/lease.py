@@ -32,6 +32,14 @@ class Lease:
         """Whether there has been no renewal for half the lease."""
         return time.monotonic() - self._renewed > self._lease_s / 2
 
+    def renewed(self, began: float) -> None:
+        """Notes that a write for the attempt that was begun at `began` has succeeded: each of them is a sign of life.
+
+        On SQLite the renewals may wait for long where the worker's other thread writes all the time.
+        """
+        self._renewed = max(self._renewed, began)
+        self._on_renewal()
+
     def _renew(self) -> None:
         while not self._over.wait(min(1.0, self._lease_s / 6)):
             began = time.monotonic()
@@ -42,8 +50,7 @@ class Lease:
             except LeaseLost:
                 self.is_lost = True
                 return
-            self._renewed = began
-            self._on_renewal()
+            self.renewed(began)
 
     def close(self) -> None:
         """Ends the renewals."""

@@ -165,6 +165,7 @@ class Supervisor:
         return _ending(attempt, result, child)
 
     def _record(self, attempt: Attempt, message: dict[str, Any], lease: Lease, keep: int) -> None:
+        began = time.monotonic()
         match message["kind"]:
             case "event":
                 _persist(lambda: attempt.event(message["level"], message["message"]), lease)
@@ -173,6 +174,9 @@ class Supervisor:
             case "checkpoint":
                 for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
                     self.deletions.add(key)
+            case _:
+                return
+        lease.renewed(began)
 
     def _collect(self, attempt: Attempt, is_over: bool) -> list[str]:
         """Deletes what was written for the job but never became part of it. Returns what did."""

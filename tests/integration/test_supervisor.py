@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from sae_service.errors import ServiceUnavailable
+from sae_service.jobs.attempts import Attempt
 from tests.integration.supervised import READ_ASSIGNMENT, Worker, eventually, says
 from workers import child as child_module
 from workers.job_process import failure
@@ -93,6 +95,25 @@ def test_an_outage_that_outlasts_the_lease_is_a_preemption_and_no_crash(
     monkeypatch.setattr(worker.database.engine, "begin", begin)
     job = worker.store.get(worker.job_id)
     assert (job.status, job.status_reason) == ("queued", "preempted")
+
+
+def test_what_is_recorded_is_a_sign_of_life_where_the_renewals_do_not_get_their_turn(
+    worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_vain(*_: Any) -> str:
+        raise ServiceUnavailable("database is locked")
+
+    monkeypatch.setattr(worker.supervisor, "_collect", lambda *_, **__: [])
+    monkeypatch.setattr(Attempt, "renew", in_vain)
+    # Three times as long as a worker may be without a renewal; the process says what it hears.
+    news = "print(json.dumps({'kind': 'event', 'level': 'info', 'message': sys.stdin.buffer.raw.readline().decode()}), flush=True)"
+    first = says({"kind": "event", "level": "info", "message": "begun"})
+    final = {"kind": "checkpoint", "checkpoint": worker.publish(9, is_final=True)}
+    last = "\n".join(f"print({json.dumps(message)!r}, flush=True)" for message in (final, {"kind": "finished"}))
+    child_runs(f"{first}\nfor _ in range(15): time.sleep(0.2); {news}\n{last}")
+    worker.supervisor.work(worker.job_id, 1)
+    assert (worker.status, worker.store.get(worker.job_id).attempt) == ("succeeded", 1)
+    assert sum("renewed" in event.message for event in worker.store.events(worker.job_id)) == 15
 
 
 def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(
