@@ -23,6 +23,9 @@ def stop_between_writes(pid: int, database: Path) -> None:
     """Stops a process; one that holds SQLite's lock meanwhile would keep everybody from writing, and is stopped again."""
     while True:
         os.kill(pid, signal.SIGSTOP)
+        # On a busy machine a thread that is on its way through the kernel may yet get the lock there.
+        while not stands_still(pid):
+            time.sleep(0.01)
         with closing(sqlite3.connect(database, timeout=1, isolation_level=None)) as other:
             try:
                 other.execute("BEGIN IMMEDIATE")
@@ -32,6 +35,12 @@ def stop_between_writes(pid: int, database: Path) -> None:
             else:
                 other.execute("ROLLBACK")
                 return
+
+
+def stands_still(pid: int) -> bool:
+    """Whether every thread of a process is stopped."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
 
 
 def test_a_worker_that_wakes_up_after_its_job_was_taken_over_is_refused(
