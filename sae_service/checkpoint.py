@@ -11,7 +11,9 @@ from safetensors.numpy import load, save
 from sae_service.errors import DamagedCheckpoint, WrongVersion
 
 ARRAYS, VALUES = "state/arrays.safetensors", "state/values.json"
-FORMAT = 2
+FORMAT = 3
+FIRST_EXACT_FORMAT = 3
+"""Before it, a job that was resumed twice within a group of documents went on from the beginning of the text."""
 
 
 def to_files(state: Any, values: dict[str, Any]) -> dict[str, bytes]:
@@ -34,8 +36,7 @@ def from_files(files: dict[str, bytes], like: Any) -> tuple[Any, dict[str, Any]]
         raise DamagedCheckpoint(f"the checkpoint cannot be read: {error}") from error
     written = values.pop("format", None)
     if isinstance(written, int) and written != FORMAT:
-        hint = "Go on with the release that wrote it, or start a new job."
-        raise WrongVersion(f"the checkpoint has format {written}, and this release reads format {FORMAT}.", hint=hint)
+        raise WrongVersion(f"the checkpoint has format {written}, and this release reads format {FORMAT}.", hint=_remedy(written))
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path) for path, _ in paths]
     if written is None or sorted(names) != sorted(arrays):
@@ -45,3 +46,10 @@ def from_files(files: dict[str, bytes], like: Any) -> tuple[Any, dict[str, Any]]
             raise DamagedCheckpoint(f"{name} has shape {arrays[name].shape}, expected {np.shape(leaf)}")
     leaves = [jax.numpy.asarray(arrays[name]) for name in names]
     return jax.tree_util.tree_unflatten(structure, leaves), values
+
+
+def _remedy(written: int) -> str:
+    remedy = "Go on with the release that wrote it, or start a new job; `initial` takes the weights of an SAE."
+    if written >= FIRST_EXACT_FORMAT:
+        return remedy
+    return f"{remedy} If that release has resumed the job more than once, some text may have been read twice."

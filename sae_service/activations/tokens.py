@@ -26,12 +26,14 @@ Encode = Callable[[list[str]], list[list[int]]]
 class Cursor(Frozen):
     """A place in the packed text: all that is needed to go on reading there.
 
-    `dataset_state` and `unfinished` (tokens of a row that is not full yet) are those before the current group of
-    documents, of which `rows_served` packed rows have been handed out.
+    A group of documents begins at document `documents` of shard `shard` of the split, after `epoch` whole readings;
+    `unfinished` holds the tokens of the row that is not full yet at that place. `rows_served` packed rows of the group
+    have been handed out.
     """
 
-    dataset_state: dict[str, Any] | None = None
     epoch: int = 0
+    shard: int = 0
+    documents: int = 0
     unfinished: tuple[int, ...] = ()
     rows_served: int = 0
 
@@ -124,25 +126,36 @@ class PackedTokens:
         split = self.spec.split
         if self.part == "held_out" and self.spec.held_out_split is not None:
             split = self.spec.held_out_split
-        epoch, state, unfinished = cursor.epoch, cursor.dataset_state, list(cursor.unfinished)
+        unfinished = list(cursor.unfinished)
+        at, is_whole = cursor, (cursor.shard, cursor.documents) == (0, 0)
         while True:
-            dataset = open_dataset(self.spec, split)
-            if state is not None:
-                dataset.load_state_dict(state)
             found = False
-            before = dataset.state_dict()
-            for batch in dataset.iter(batch_size=DOCUMENTS_AT_ONCE):
-                start = Cursor(dataset_state=before, epoch=epoch, unfinished=tuple(unfinished))
-                rows, unfinished = self.pack(unfinished, self.documents(batch))
+            for texts, group in self.texts(split, at):
+                start = group.model_copy(update={"unfinished": tuple(unfinished), "rows_served": 0})
+                rows, unfinished = self.pack(unfinished, texts)
                 found = found or bool(rows)
-                before = dataset.state_dict()
                 yield rows, start
             if not self.repeat:
                 return
-            if not found and state is None:
+            if not found and is_whole:
                 message = f"split {split!r} of {self.spec.path} is shorter than one row of {self.context_size} tokens"
                 raise DataNotFound(message, param="/stream/dataset")
-            epoch, state = epoch + 1, None
+            at, is_whole = Cursor(epoch=at.epoch + 1), True
+
+    def texts(self, split: str, start: Cursor) -> Iterator[tuple[list[str], Cursor]]:
+        """The texts of each group of documents from a group on to the end of the split, with where the group begins.
+
+        Shard by shard, and groups are counted from the shard's beginning. So they are the same wherever reading starts,
+        which the state that `datasets` keeps of itself is not.
+        """
+        dataset = open_dataset(self.spec, split)
+        documents = start.documents
+        for shard in range(start.shard, dataset.num_shards):
+            rest = dataset.shard(dataset.num_shards, shard).skip(documents)
+            for batch in rest.iter(batch_size=DOCUMENTS_AT_ONCE):
+                yield self.documents(batch), start.model_copy(update={"shard": shard, "documents": documents})
+                documents += len(batch[self.spec.column])
+            documents = 0
 
     def read(self, cursor: Cursor) -> Iterator[tuple[Int[np.ndarray, "prompts context_size"], Cursor]]:
         """Batches of `prompts` rows from `cursor` on; without `repeat` the last one may have fewer.

@@ -236,6 +236,15 @@ def test_a_checkpoint_of_another_release_is_no_damaged_one(monkeypatch: pytest.M
         checkpoint.from_files(files, like=state)
 
 
+def test_a_checkpoint_from_before_resuming_was_exact_says_what_may_be_wrong_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"a": np.zeros(3, np.float32)}
+    with monkeypatch.context() as older:
+        older.setattr(checkpoint, "FORMAT", checkpoint.FIRST_EXACT_FORMAT - 1)
+        files = checkpoint.to_files(state, {})
+    with pytest.raises(WrongVersion, match="more than once, some text may have been read twice"):
+        checkpoint.from_files(files, like=state)
+
+
 @given(state=st.dictionaries(st.text(alphabet="abc'[]", min_size=1, max_size=4), ARRAYS, max_size=4), step=st.integers(0, 2**53))
 @few
 def test_a_checkpoint_is_read_as_it_was_written_or_refused(state: dict[str, Any], step: int) -> None:
