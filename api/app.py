@@ -19,7 +19,7 @@ from sae_service.jobs.migration import migrate
 from sae_service.jobs.store import JobStore
 from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 MAX_BODY = 1 << 20
 

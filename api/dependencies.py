@@ -9,7 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 
 def _store(request: Request) -> JobStore:

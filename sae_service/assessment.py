@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from sae_service import recovery, sae_folder
 from sae_service.activations.model import LanguageModel
-from sae_service.artifacts import finite_or_null
 from sae_service.errors import InvalidSpec
 from sae_service.evaluation import evaluate
 from sae_service.spec import StreamSpec
+from sae_service.storage.artifacts import finite_or_null
 
 NAMES = {"truth_to_learned": "a_to_b", "learned_to_truth": "b_to_a"}
 

@@ -10,17 +10,18 @@ from uuid import uuid4
 import jax
 from jaxtyping import Array
 
-from sae_service import artifacts, checkpoint, errors, initial
+from sae_service import errors, initial
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
-from sae_service.checkpoint_writer import CheckpointWriter, on_host, snapshot
 from sae_service.evaluation import evaluate
 from sae_service.initial import Initial
-from sae_service.provenance import provenance
 from sae_service.sae import InferenceSAE, unscaled
 from sae_service.spec import JobSpec, SAESpec
-from sae_service.storage import Storage
+from sae_service.storage import artifacts, checkpoint
+from sae_service.storage.checkpoint_writer import CheckpointWriter, on_host, snapshot
+from sae_service.storage.objects import Storage
+from sae_service.storage.provenance import provenance
 from sae_service.synthetic_evaluation import evaluate_synthetic, observer
 from sae_service.training.loop import Trainer, activation_scale, continued, fitted, initial_state, schedule_warnings
 from sae_service.training.step import TrainState

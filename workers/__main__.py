@@ -19,7 +19,7 @@ from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from workers.ending import WORKER_EXTRA_S, set_on_stop_signals
 from workers.supervisor import Supervisor
 

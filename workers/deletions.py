@@ -4,7 +4,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from sae_service.errors import NotFound, StorageFailure
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 log = logging.getLogger("workers")
 

@@ -76,7 +76,7 @@ class Report:
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends a line; NaN becomes null."""
-        from sae_service.artifacts import finite_or_null
+        from sae_service.storage.artifacts import finite_or_null
 
         line = json.dumps(finite_or_null(message)) + "\n"
         with self._writing:
@@ -118,7 +118,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
 
     from sae_service import pipeline
     from sae_service.spec import JobSpec
-    from sae_service.storage import Storage
+    from sae_service.storage.objects import Storage
 
     job = JobSpec.model_validate(assignment["spec"])
     report.total_steps = job.stream.n_steps

@@ -11,7 +11,7 @@ from sae_service.errors import LeaseLost, ServiceUnavailable, StorageFailure, Wo
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings, child_environment
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from workers.child import ORPHANED, Child
 from workers.deletions import Deletions
 from workers.ending import DELETIONS_S

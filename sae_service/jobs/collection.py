@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sae_service.jobs import database as db
 from sae_service.jobs.attempts import promised, uncommitted
 from sae_service.jobs.records import TERMINAL
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 UNCOLLECTED = (db.jobs.c.status.in_(TERMINAL), ~db.jobs.c.collected)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from sae_service import pipeline
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 SIZES = {"demo (d_in 128, d_sae 1024)": (128, 1024, 1024, 600), "d_in 768, d_sae 16384": (768, 16_384, 256, 60)}
 """d_in, d_sae, batch and steps."""

@@ -23,7 +23,7 @@ from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.demo import show
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from sae_service.training.loop import Trainer, activation_scale, initial_state
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_service import pipeline
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard_tied 0.1": {"kind": "standard_tied", "l1_coefficient": 0.1},

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sae_service.errors import DamagedCheckpoint, StorageFailure
-from sae_service.storage import MANIFEST, Storage
+from sae_service.storage.objects import MANIFEST, Storage
 from tests.faults import invariants
 from tests.faults.history import History
 from tests.service import Service

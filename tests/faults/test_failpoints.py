@@ -30,7 +30,7 @@ CALLS = [
 ]
 # The same for functions: what happens between processes, or in the middle of the database's commit.
 FUNCTIONS = [
-    pytest.param(CHILD, "sae_service.storage:Storage.publish", "after", 6, id="between-the-last-fsync-and-the-report"),
+    pytest.param(CHILD, "sae_service.storage.objects:Storage.publish", "after", 6, id="between-the-last-fsync-and-the-report"),
     pytest.param(WORKER, "sae_service.jobs.attempts:Attempt.commit", "before", 6, id="between-the-report-and-the-commit"),
     pytest.param(WORKER, "sae_service.jobs.attempts:Attempt.commit", "after", 6, id="between-the-commit-and-what-follows"),
     pytest.param(WORKER, "sae_service.jobs.attempts:Attempt.commit", "before", 20, id="before-the-commit-of-the-end"),

@@ -10,7 +10,7 @@ import obstore
 import pytest
 
 from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
-from sae_service.storage import PART, Storage
+from sae_service.storage.objects import PART, Storage
 from tests.faults import invariants
 from tests.faults.following import Following
 from tests.faults.history import History

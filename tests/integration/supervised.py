@@ -11,7 +11,7 @@ from sae_service.jobs.migration import migrate
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from workers.supervisor import Supervisor
 
 SPEC: dict[str, Any] = {"queue": "default", "priority": 0, "metadata": {}, "saes": [], "checkpoints": {"keep": 2}}

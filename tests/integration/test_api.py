@@ -19,7 +19,7 @@ from sae_service.errors import DataNotFound
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 ROOT = Path(__file__).parents[2]
 CONTENT = bytes(range(256)) * 8

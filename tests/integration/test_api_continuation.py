@@ -18,7 +18,7 @@ from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 LEASE_S = 60.0
 

@@ -11,10 +11,11 @@ import pytest
 from safetensors.numpy import load, load_file, save_file
 
 import sae_service
-from sae_service import artifacts, pipeline
+from sae_service import pipeline
 from sae_service.errors import NonFiniteLoss
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage import artifacts
+from sae_service.storage.objects import Storage
 from tests.recorder import Recorder
 
 DEMO = Path(sae_service.__file__).parent / "demo"

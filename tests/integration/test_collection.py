@@ -13,7 +13,7 @@ from sae_service.jobs.database import Database
 from sae_service.jobs.records import Job
 from sae_service.jobs.store import JobStore
 from sae_service.jobs.sweep import Sweep
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from tests.attempts import SPEC, checkpoint, claimed, submitted
 
 LEASE_S = 60

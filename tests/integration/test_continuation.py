@@ -15,7 +15,7 @@ from sae_service import pipeline
 from sae_service.continuation import Changes, continued
 from sae_service.errors import DamagedCheckpoint, DataNotFound, InvalidSpec, StorageFailure
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from tests.recorder import Recorder
 
 BATCH, FILL = 64, 8

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from sae_service import artifacts, client, errors
+from sae_service import client, errors
 from sae_service.cli import app as command_line
 from sae_service.format_names import FormatName
 from sae_service.formats import FORMATS
@@ -24,7 +24,8 @@ from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage import artifacts
+from sae_service.storage.objects import Storage
 from tests.saes import random_sae
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from tests.attempts import submitted
 
 

@@ -60,10 +60,11 @@ import json
 from pathlib import Path
 
 import sae_service
-from sae_service import artifacts, pipeline
+from sae_service import pipeline
+from sae_service.storage import artifacts
 from sae_service.architectures import ARCHITECTURES
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from tests.recorder import Recorder
 
 here = Path.cwd()

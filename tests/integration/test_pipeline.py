@@ -12,11 +12,12 @@ import pytest
 from safetensors.numpy import load
 
 import sae_service
-from sae_service import artifacts, pipeline
+from sae_service import pipeline
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss, StorageFailure
-from sae_service.provenance import revision
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage import artifacts
+from sae_service.storage.objects import Storage
+from sae_service.storage.provenance import revision
 from sae_service.training.loop import Trainer
 from tests.recorder import Recorder
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sae_service import artifacts, pipeline
+from sae_service import pipeline
 from sae_service.formats import FORMATS
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage import artifacts
+from sae_service.storage.objects import Storage
 from tests import peers
 from tests.recorder import Recorder
 from tests.saes import DESCRIPTION, every_architecture, results_in_float64

@@ -6,7 +6,7 @@ import pytest
 
 from sae_service import pipeline
 from sae_service.spec import JobSpec
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from tests.recorder import Recorder
 
 TARGETS = (3.0, 6.0)

@@ -7,7 +7,7 @@ import pytest
 from obstore.exceptions import AlreadyExistsError
 
 from sae_service.errors import StorageFailure
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sae_service.activations import synthetic
 from sae_service.activations.buffer import FillStart
 from sae_service.architectures import ARCHITECTURES
 from sae_service.spec import JobSpec, StreamSpec, SyntheticSpec
-from sae_service.storage import Storage
+from sae_service.storage.objects import Storage
 from sae_service.training.loop import initial_state
 from tests.recorder import Recorder
 

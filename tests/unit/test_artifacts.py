@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from sae_service import artifacts
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint
 from sae_service.sae import InferenceSAE
 from sae_service.spec import JobSpec
+from sae_service.storage import artifacts
 
 EXPORTED_AS = {"standard": "standard", "standard_tied": "standard", "p_annealing": "standard", "topk": "topk"}
 

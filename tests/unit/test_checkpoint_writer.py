@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_service.checkpoint_writer import CheckpointWriter, snapshot
 from sae_service.errors import StorageFailure
+from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
 
 
 def test_a_snapshot_does_not_change_when_its_original_is_consumed() -> None:
@@ -38,7 +38,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_waits_only_for_the_o
         order.append("first written")
         now[0] += 5
 
-    monkeypatch.setattr("sae_service.checkpoint_writer.time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr("sae_service.storage.checkpoint_writer.time", SimpleNamespace(monotonic=clock))
     writer.write(lambda: first)
     order.append("training")
     writer.write(lambda: lambda: order.append("second written"))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from sae_service import checkpoint
 from sae_service.architectures import ARCHITECTURES
 from sae_service.numerics import squared_error
 from sae_service.sae import Architecture, LossContext, unscaled
 from sae_service.schema import ResamplingConfig
+from sae_service.storage import checkpoint
 from sae_service.training import metrics
 from sae_service.training.step import TrainState, resample_step, train_step
 from tests.planted import BATCH, D_IN, fresh, numbers, planted_rows, steps

@@ -15,13 +15,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sae_service import checkpoint
 from sae_service.activations.buffer import FillStart, TextHarvest, permutation
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.errors import DamagedCheckpoint, DataNotFound, Stopped, WrongVersion
 from sae_service.spec import DatasetSpec, StreamSpec
+from sae_service.storage import checkpoint
 
 BOS, CONTEXT = 0, 5
 few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from sae_service import checkpoint
 from sae_service.architectures import ARCHITECTURES, p_annealing
 from sae_service.errors import NonFiniteLoss
 from sae_service.sae import LossContext
 from sae_service.schema import OptimizerConfig
 from sae_service.spec import JobSpec
+from sae_service.storage import checkpoint
 from sae_service.training.loop import (
     Trainer,
     activation_scale,

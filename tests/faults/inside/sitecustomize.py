@@ -1,7 +1,7 @@
 """Runs at the start of every Python process whose PYTHONPATH has this folder: faults from outside the product's code.
 
 FAULTS_INSIDE is JSON: {"module": "workers.job_process", "log": path, "poison": metadata key,
-"crash": {"at": "sae_service.storage:Storage.publish", "when": "before" or "after", "call": 3, "once": path}}.
+"crash": {"at": "sae_service.storage.objects:Storage.publish", "when": "before" or "after", "call": 3, "once": path}}.
 """
 
 import importlib
