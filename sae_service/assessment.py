@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from pydantic import ValidationError
 
-from sae_service import recovery, sae_folder
+from sae_service import recovery
 from sae_service.activations.model import LanguageModel
 from sae_service.errors import InvalidSpec
 from sae_service.evaluation import evaluate
@@ -27,7 +27,7 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
     Raises:
         InvalidSpec, DamagedCheckpoint, ModelNotFound, DataNotFound: something does not fit, or cannot be read.
     """
-    sae = sae_folder.load(folder, format)
+    sae = folder.load(folder, format)
     try:
         spec = StreamSpec.model_validate(stream)
     except ValidationError as error:
@@ -49,7 +49,7 @@ def compared(folder: Path, other: Path) -> dict[str, Any]:
     Raises:
         InvalidSpec, DamagedCheckpoint: one of them cannot be read, or they do not read rows of the same width.
     """
-    a, b = (np.asarray(sae_folder.load(path).W_dec) for path in (folder, other))
+    a, b = (np.asarray(folder.load(path).W_dec) for path in (folder, other))
     if a.shape[1] != b.shape[1]:
         raise InvalidSpec(f"the SAEs read rows of {a.shape[1]} and {b.shape[1]} numbers, so no direction of one is in the other")
     of_control = {f"random_{name}": value for name, value in recovery.control(a, len(b)).items()}

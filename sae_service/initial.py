@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_service import sae_folder
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.formats import FORMATS
+from sae_service.formats import FORMATS, folder
 from sae_service.sae import InferenceSAE, unscaled
 from sae_service.spec import InitialSpec, SAESpec
 
@@ -55,8 +54,8 @@ def load(spec: SAESpec, index: int, d_in: int | None) -> Initial:
     """What the SAE at `index` starts from. Raises InvalidSpec, with the field's pointer, if that is not possible."""
     assert spec.initial is not None
     with _blamed(index):
-        files = sae_folder.read(folder_of(spec.initial), spec.initial.format)
-        sha256 = sae_folder.digest(files)
+        files = folder.read(folder_of(spec.initial), spec.initial.format)
+        sha256 = folder.digest(files)
         if spec.initial.sha256 not in (None, sha256):
             raise InvalidSpec(f"the files have changed: their hash is {sha256}", "/initial/sha256")
         found = Initial(FORMATS[spec.initial.format].from_files(files), sha256)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sae_service.coder import Coder, ThresholdedCoder
 from sae_service.errors import InvalidSpec
-from sae_service.format import Tensors, arrays, uncentred, with_unit_decoder
+from sae_service.formats.file_format import Tensors, arrays, uncentred, with_unit_decoder
 from sae_service.sae import InferenceSAE
 
 KIND, K = "/architecture/kind", "/architecture/k"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sae_service.architectures import ARCHITECTURES
-from sae_service.format import Description
+from sae_service.formats.file_format import Description
 from sae_service.sae import InferenceSAE
 from tests.planted import fresh, steps
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from sae_service import torch_file
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.format import (
+from sae_service.formats import torch_zip
+from sae_service.formats.file_format import (
     COMPLETE,
     Description,
     Shapes,
@@ -61,7 +61,7 @@ def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
     buffer = {"d_submodule": d_in, "io": "out", "ctx_len": description.context_size, "dataset_path": description.dataset_path}
     state = tensors if kind == "jumprelu" else _as_layers(tensors, sae.k)
     return {
-        WEIGHTS: torch_file.to_bytes(state, root="ae"),
+        WEIGHTS: torch_zip.to_bytes(state, root="ae"),
         CONFIG: json.dumps({"trainer": trainer, "buffer": buffer}, indent=1).encode(),
     }
 
@@ -87,7 +87,7 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
     name = trainer["dict_class"]
     if name not in _READERS:
         raise InvalidSpec(f"{CONFIG} must name one of the classes {', '.join(_READERS)}; it says {name[:50]}")
-    return _READERS[name](torch_file.from_bytes(content_of(files, WEIGHTS), WEIGHTS), trainer)
+    return _READERS[name](torch_zip.from_bytes(content_of(files, WEIGHTS), WEIGHTS), trainer)
 
 
 def sizes(folder: Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.format import (
+from sae_service.formats.file_format import (
     COMPLETE,
     UNREADABLE_ZIP,
     Description,

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from sae_service.errors import InvalidSpec
-from sae_service.format import (
+from sae_service.formats.file_format import (
     Description,
     Shapes,
     activation,

@@ -4,8 +4,8 @@ import json
 import math
 from typing import Any
 
-from sae_service.format import Description
 from sae_service.formats import FORMATS, saelens
+from sae_service.formats.file_format import Description
 from sae_service.sae import InferenceSAE
 from sae_service.spec import JobSpec, SAESpec
 

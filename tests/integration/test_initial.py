@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
-from sae_service import initial, sae_folder
+from sae_service import initial
 from sae_service.cli import read_spec
 from sae_service.errors import InvalidSpec
 from sae_service.formats import FORMATS
@@ -98,7 +98,7 @@ def test_a_job_that_goes_on_from_a_checkpoint_needs_the_weights_no_more(tmp_path
 )
 def test_every_format_can_be_started_from(tmp_path: Path, format: str, choice: str, architecture: dict[str, Any]) -> None:
     folder = written(tmp_path / "sae", format, choice)
-    sae = sae_folder.load(folder, format)
+    sae = folder.load(folder, format)
     job = small_job(tokens=256)
     changes = {"d_sae": 256, "k": sae.k} if sae.k else {"d_sae": 256}
     start = {"path": str(folder), "format": format}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sae_service.errors import DamagedCheckpoint
-from sae_service.format import Tensors, unzipped, widened
+from sae_service.formats.file_format import Tensors, unzipped, widened
 
 PROGRAM = "data.pkl"
 MAX_AXES = 8

@@ -13,9 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_service import torch_file
 from sae_service.errors import DamagedCheckpoint
-from sae_service.formats import FORMATS
+from sae_service.formats import FORMATS, torch_zip
 from tests.saes import DESCRIPTION, KINDS, random_sae
 
 few = settings(max_examples=60, deadline=None)
@@ -39,7 +38,7 @@ def test_torchs_own_files_are_read(described: dict[str, tuple[torch.dtype, list[
         tensors[name] = tensor.T if transposed and tensor.ndim == 2 else tensor
     file = io.BytesIO()
     torch.save(tensors, file)
-    read = torch_file.from_bytes(file.getvalue(), "ae.pt")
+    read = torch_zip.from_bytes(file.getvalue(), "ae.pt")
     assert list(read) == list(tensors)
     for name, tensor in tensors.items():
         expected = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
@@ -52,7 +51,7 @@ def test_the_state_of_a_module_and_its_parameters_are_read() -> None:
     for state in (module.state_dict(), dict(module.named_parameters())):
         file = io.BytesIO()
         torch.save(state, file)
-        read = torch_file.from_bytes(file.getvalue(), "ae.pt")
+        read = torch_zip.from_bytes(file.getvalue(), "ae.pt")
         np.testing.assert_array_equal(read["weight"], module.weight.detach().numpy())
 
 
@@ -60,7 +59,7 @@ def test_the_state_of_a_module_and_its_parameters_are_read() -> None:
 def test_torch_reads_our_files_as_bare_tensors(kind: str) -> None:
     files = written(kind)
     loaded = torch.load(io.BytesIO(files["ae.pt"]), weights_only=True)
-    for name, tensor in torch_file.from_bytes(files["ae.pt"], "ae.pt").items():
+    for name, tensor in torch_zip.from_bytes(files["ae.pt"], "ae.pt").items():
         np.testing.assert_array_equal(loaded[name].numpy(), tensor)
         assert loaded[name].shape == tensor.shape
 
