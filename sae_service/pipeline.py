@@ -14,7 +14,8 @@ from sae_service import errors, initial
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
-from sae_service.evaluation import evaluate
+from sae_service.evaluation.on_synthetic import evaluate_synthetic, observer
+from sae_service.evaluation.on_text import evaluate
 from sae_service.initial import Initial
 from sae_service.sae import InferenceSAE, unscaled
 from sae_service.spec import JobSpec, SAESpec
@@ -22,7 +23,6 @@ from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.checkpoint_writer import CheckpointWriter, on_host, snapshot
 from sae_service.storage.objects import Storage
 from sae_service.storage.provenance import provenance
-from sae_service.synthetic_evaluation import evaluate_synthetic, observer
 from sae_service.training.loop import Trainer, activation_scale, continued, fitted, initial_state, schedule_warnings
 from sae_service.training.step import TrainState
 

@@ -36,7 +36,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measures an SAE on held-out text, as every job measures those that it has trained."""
-    from sae_service import assessment, tables
+    from sae_service import tables
+    from sae_service.evaluation import of_folders
 
     stream = {
         "model": {"name": model, "revision": revision, "dtype": dtype, "weight_processing": weight_processing},
@@ -46,7 +47,7 @@ def evaluate(
         "batch": 1,
     }
     with reported():
-        figures = assessment.measured(folder, format, hook, stream)
+        figures = of_folders.measured(folder, format, hook, stream)
         if as_json:
             typer.echo(json.dumps(figures, indent=1))
         else:
@@ -58,10 +59,11 @@ def compare(folder: Folder, other: Other, as_json: AsJson = False) -> None:
 
     Beside them, what as many random directions reach. The time and the memory grow fast with the number of latents.
     """
-    from sae_service import assessment, tables
+    from sae_service import tables
+    from sae_service.evaluation import of_folders
 
     with reported():
-        figures = assessment.compared(folder, other)
+        figures = of_folders.compared(folder, other)
         if as_json:
             typer.echo(json.dumps(figures, indent=1))
         else:

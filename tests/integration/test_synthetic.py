@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from sae_service import pipeline, recovery
+from sae_service import pipeline
 from sae_service.activations import synthetic
 from sae_service.activations.buffer import FillStart
 from sae_service.architectures import ARCHITECTURES
+from sae_service.evaluation import feature_recovery
 from sae_service.spec import JobSpec, StreamSpec, SyntheticSpec
 from sae_service.storage.objects import Storage
 from sae_service.training.loop import initial_state
@@ -38,10 +39,10 @@ def test_no_sae_begins_with_the_features_that_it_is_to_find(seed: int) -> None:
     job = JobSpec.model_validate({"stream": stream().model_dump(), "saes": saes})
     assert job.stream.synthetic is not None
     directions = np.asarray(synthetic.truth(job.stream.synthetic, job.stream.seed).directions)
-    random = recovery.control(directions, 64)["mmcs_truth_to_learned"]
+    random = feature_recovery.control(directions, 64)["mmcs_truth_to_learned"]
     for sae in job.saes:
         exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, initial_state(job, sae, 32).parameters)
-        found = recovery.similarity(directions, np.asarray(exported.W_dec))
+        found = feature_recovery.similarity(directions, np.asarray(exported.W_dec))
         assert found["mmcs_truth_to_learned"] == pytest.approx(random, abs=0.1), sae.name
 
 
@@ -87,17 +88,17 @@ def test_a_toy_model_of_superposition_spreads_its_features_evenly() -> None:
 def test_similarity_is_that_of_the_worked_example() -> None:
     truth = np.array([[1, 0], [0, 1], [-0.6, 0.8]])
     learned = np.array([[0.8, 0.6], [0.6, 0.8], [0, -1], [1, 0]])
-    found = recovery.similarity(truth, learned)
+    found = feature_recovery.similarity(truth, learned)
     assert found["mmcs_truth_to_learned"] == pytest.approx(0.693333, abs=1e-6)
     assert found["mmcs_learned_to_truth"] == pytest.approx(0.65, abs=1e-6)
-    assert recovery.assignment(truth, learned)["mcc"] == pytest.approx(0.866667, abs=1e-6)
+    assert feature_recovery.assignment(truth, learned)["mcc"] == pytest.approx(0.866667, abs=1e-6)
     assert sum(found["max_cosines_truth_to_learned"]) == 3
 
 
 @pytest.mark.parametrize(("d_in", "d_sae", "expected"), [(10, 200, 0.747), (64, 256, 0.346), (32, 64, 0.392)])
 def test_random_directions_reach_the_known_chance_level(d_in: int, d_sae: int, expected: float) -> None:
     truth = np.random.default_rng(1).normal(size=(400, d_in))
-    assert recovery.control(truth, d_sae)["mmcs_truth_to_learned"] == pytest.approx(expected, abs=0.01)
+    assert feature_recovery.control(truth, d_sae)["mmcs_truth_to_learned"] == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_the_baselines_are_those_of_the_theory(
     spec = stream(n_features=n, d_in=d, firing_probability=p)
     strengths, x = (np.asarray(part) for part in synthetic.held_out(spec, 20_000))
     directions = np.asarray(synthetic.truth(spec.synthetic, 0).directions)  # pyright: ignore[reportArgumentType]
-    found = recovery.baselines(directions, strengths, x)
+    found = feature_recovery.baselines(directions, strengths, x)
     assert found["readout_mse_mean"] == pytest.approx(mean, rel=0.03)
     assert found["readout_mse_projection"] == pytest.approx(projection, rel=0.03)
     assert found["readout_mse_affine"] == pytest.approx(affine, rel=0.06)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_service.evaluation import reconstructed
+from sae_service.evaluation.on_text import reconstructed
 from tests.saes import random_sae
 
 

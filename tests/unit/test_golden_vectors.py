@@ -14,7 +14,7 @@ import pytest
 
 from sae_service.architectures import gated, jumprelu, jumprelu_tanh, matryoshka, standard, standard_tied, topk
 from sae_service.coder import Coder, ThresholdedCoder, tangent
-from sae_service.evaluation import reconstruction, reconstruction_sums
+from sae_service.evaluation.on_text import reconstruction, reconstruction_sums
 from sae_service.numerics import active, keep_largest, keep_largest_of_batch, kth_largest, squared_error, variance_of
 from sae_service.sae import LossContext, LossOutput
 from sae_service.training import metrics

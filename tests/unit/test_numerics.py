@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_service import recovery
+from sae_service.evaluation import feature_recovery
 from sae_service.numerics import follow_threshold, geometric_median, spread
 from sae_service.schema import OptimizerConfig
 from sae_service.training import optimizer
@@ -52,7 +52,7 @@ def test_a_latent_detects_the_feature_that_it_resembles() -> None:
     truth, learned = np.eye(2), np.array([[2.0, 0.1], [0.0, 1.0]])
     present = np.array([[1, 0], [1, 1], [0, 1], [0, 1]], bool)
     fires = np.array([[1, 0], [0, 1], [1, 0], [0, 0]], bool)
-    found = recovery.detection(truth, learned, present, fires)
+    found = feature_recovery.detection(truth, learned, present, fires)
     # The first latent fires twice, once rightly, of two occurrences; the second once, rightly, of three.
     assert found["precision"] == pytest.approx((1 / 2 + 1) / 2)
     assert found["recall"] == pytest.approx((1 / 2 + 1 / 3) / 2)

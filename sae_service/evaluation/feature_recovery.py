@@ -96,7 +96,7 @@ def baselines(
     }
 
 
-def _scaled_error(values: np.ndarray[Any, Any], centred: np.ndarray[Any, Any]) -> float:
+def _scaled_error(values: np.ndarray, centred: np.ndarray) -> float:
     """Error of the best a * value + b, feature by feature."""
     values = values - values.mean(axis=0)
     squares = (values**2).sum(axis=0)
@@ -104,6 +104,6 @@ def _scaled_error(values: np.ndarray[Any, Any], centred: np.ndarray[Any, Any]) -
     return float(np.mean((centred - slopes * values) ** 2))
 
 
-def _unit(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _unit(matrix: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     return matrix / np.where(norms > 0, norms, 1)

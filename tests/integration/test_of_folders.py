@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sae_service.cli import app
-from sae_service.formats import FORMATS, folder
+from sae_service.formats import FORMATS
+from sae_service.formats.folder import load
 from tests.conftest import DEMO
 from tests.integration.test_pipeline import small_job, train
 from tests.saes import DESCRIPTION, random_sae
@@ -40,7 +41,7 @@ def test_an_sae_in_a_folder_has_the_figures_that_its_job_has_measured(trained: P
     measured: dict[str, Any] = json.loads((trained / "metrics.json").read_text())
     other = tmp_path / "other"
     other.mkdir()
-    for name, content in FORMATS["dictionary_learning"].to_files(folder.load(trained), DESCRIPTION).items():
+    for name, content in FORMATS["dictionary_learning"].to_files(load(trained), DESCRIPTION).items():
         (other / name).write_bytes(content)
     for folder in (trained, other):
         done = sae_service("evaluate", folder, *TEXT, "--hook", "blocks.1.hook_resid_post", "--json")
@@ -82,7 +83,7 @@ def test_the_directions_of_two_saes_are_compared_both_ways(tmp_path: Path) -> No
     a = written(tmp_path / "a", "saelens", "relu", d_in=16, d_sae=8)
     b = written(tmp_path / "b", "dictionary_learning", "topk", d_in=16, d_sae=20, seed=5)
     found = json.loads(sae_service("compare", a, b, "--json").stdout)
-    rows = [np.asarray(folder.load(folder).W_dec) for folder in (a, b)]
+    rows = [np.asarray(load(folder).W_dec) for folder in (a, b)]
     cosines = rows[0] @ rows[1].T
     assert found["mmcs_a_to_b"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-5)
     assert found["mmcs_b_to_a"] == pytest.approx(cosines.max(axis=0).mean(), abs=1e-5)

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from pydantic import ValidationError
 
-from sae_service import recovery
 from sae_service.activations.model import LanguageModel
 from sae_service.errors import InvalidSpec
-from sae_service.evaluation import evaluate
+from sae_service.evaluation import feature_recovery
+from sae_service.evaluation.on_text import evaluate
+from sae_service.formats.folder import load
 from sae_service.spec import StreamSpec
 from sae_service.storage.artifacts import finite_or_null
 
@@ -27,7 +28,7 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
     Raises:
         InvalidSpec, DamagedCheckpoint, ModelNotFound, DataNotFound: something does not fit, or cannot be read.
     """
-    sae = folder.load(folder, format)
+    sae = load(folder, format)
     try:
         spec = StreamSpec.model_validate(stream)
     except ValidationError as error:
@@ -44,16 +45,16 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
 
 
 def compared(folder: Path, other: Path) -> dict[str, Any]:
-    """How alike the decoder rows of two SAEs are, a and b: see `recovery.similarity`, and what chance reaches beside it.
+    """How alike the decoder rows of two SAEs are, a and b: see `feature_recovery.similarity`, and what chance reaches beside it.
 
     Raises:
         InvalidSpec, DamagedCheckpoint: one of them cannot be read, or they do not read rows of the same width.
     """
-    a, b = (np.asarray(folder.load(path).W_dec) for path in (folder, other))
+    a, b = (np.asarray(load(path).W_dec) for path in (folder, other))
     if a.shape[1] != b.shape[1]:
         raise InvalidSpec(f"the SAEs read rows of {a.shape[1]} and {b.shape[1]} numbers, so no direction of one is in the other")
-    of_control = {f"random_{name}": value for name, value in recovery.control(a, len(b)).items()}
-    found = recovery.similarity(a, b) | recovery.assignment(a, b) | of_control
+    of_control = {f"random_{name}": value for name, value in feature_recovery.control(a, len(b)).items()}
+    found = feature_recovery.similarity(a, b) | feature_recovery.assignment(a, b) | of_control
     for before, after in NAMES.items():
         found = {name.replace(before, after): value for name, value in found.items()}
     return {"d_in": a.shape[1], "d_sae_a": len(a), "d_sae_b": len(b), **found}
