@@ -15,9 +15,9 @@ from api import catalog, continuation, conversion, events, files, jobs, problems
 from api.dependencies import Jobs, caller
 from sae_service import __version__
 from sae_service.jobs.database import Database
+from sae_service.jobs.lost_attempts import LostAttempts, keep_looking
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.store import JobStore
-from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
 from sae_service.storage.objects import Storage
 
@@ -37,8 +37,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.conversions = CapacityLimiter(1)
         over = threading.Event()
         # Workers may all be busy or gone, so lost jobs are looked for from here too.
-        sweep = Sweep(database, settings.lease_s)
-        thread = threading.Thread(target=keep_looking, args=(sweep.look, settings.lease_s, over), name="sweep", daemon=True)
+        lost_attempts = LostAttempts(database, settings.lease_s)
+        looking = (lost_attempts.look, settings.lease_s, over)
+        thread = threading.Thread(target=keep_looking, args=looking, name="lost-attempts", daemon=True)
         thread.start()
         yield
         over.set()

@@ -16,8 +16,8 @@ from sae_service.errors import SAEServiceError, ServiceUnavailable, WrongVersion
 from sae_service.jobs import migration, queue
 from sae_service.jobs.collection import Collection
 from sae_service.jobs.database import Database
+from sae_service.jobs.lost_attempts import LostAttempts, keep_looking
 from sae_service.jobs.presence import Presence
-from sae_service.jobs.sweep import Sweep, keep_looking
 from sae_service.settings import Settings
 from sae_service.storage.objects import Storage
 from workers.ending import WORKER_EXTRA_S, set_on_stop_signals
@@ -52,7 +52,7 @@ def _work(queue_name: str, device: str | None) -> None:
     presence.renew()
     queue.take_from(database, queue_name, gpus, worker, supervisor.work)
     log.info("worker %s takes jobs from queue %s", worker, queue_name)
-    sweep = Sweep(database, settings.lease_s)
+    lost_attempts = LostAttempts(database, settings.lease_s)
     collection = Collection(database, Storage(settings.resolved_storage_url()), settings.lease_s)
     # A storage that hangs holds up nothing else, nor the end of this process.
     threading.Thread(target=keep_looking, args=(collection.look, settings.lease_s, stop), daemon=True).start()
@@ -66,7 +66,7 @@ def _work(queue_name: str, device: str | None) -> None:
             stop.set()
         return not stop.is_set()
 
-    keep_looking(lambda: sweep.look(is_current), settings.lease_s, stop)
+    keep_looking(lambda: lost_attempts.look(is_current), settings.lease_s, stop)
     supervisor.stopping.set()
     queue.stop_taking(wait_s=settings.stop_s + WORKER_EXTRA_S)
     with suppress(ServiceUnavailable):

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from sae_service.activations.handover import to_jax
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.activations.torch_to_jax import to_jax
 from sae_service.errors import DataNotFound, Stopped
 from sae_service.schema import Frozen
 

@@ -138,20 +138,20 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """Shows all jobs, newest first."""
-    from sae_service import tables
+    from sae_service import text_tables
 
     with reported():
         jobs = list(Client(url, api_key).jobs(status))
         if as_json:
             typer.echo(json.dumps([job.model_dump() for job in jobs], indent=1))
         else:
-            tables.show(tables.jobs(jobs))
+            text_tables.show(text_tables.jobs(jobs))
 
 
 @app.command()
 def show(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Shows one job: its state, its figures, its checkpoints and its events."""
-    from sae_service import tables
+    from sae_service import text_tables
 
     with reported():
         client = Client(url, api_key)
@@ -160,9 +160,9 @@ def show(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json:
             typer.echo(job.model_dump_json(indent=1))
             return
         checkpoints = client.checkpoints(job_id)
-        tables.show(tables.job(job), tables.checkpoints(checkpoints), tables.events(client.events(job_id)))
+        text_tables.show(text_tables.job(job), text_tables.checkpoints(checkpoints), text_tables.events(client.events(job_id)))
         if checkpoints and checkpoints[0].is_final:
-            tables.show(tables.results(job, checkpoints[0]))
+            text_tables.show(text_tables.results(job, checkpoints[0]))
 
 
 @app.command()
@@ -173,7 +173,7 @@ def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json
 
 
 def _watch(client: Client, job_id: str, as_json: bool) -> int:
-    from sae_service import tables
+    from sae_service import text_tables
 
     states = client.watch(job_id)
     if as_json:
@@ -181,7 +181,7 @@ def _watch(client: Client, job_id: str, as_json: bool) -> int:
         for last in states:
             typer.echo(last.model_dump_json(exclude={"spec"}))
     else:
-        last = tables.follow(states)
+        last = text_tables.follow(states)
     assert last is not None
     if last.error is not None:
         typer.echo(f"{last.error.code}: {last.error.message}", err=True)
@@ -191,14 +191,14 @@ def _watch(client: Client, job_id: str, as_json: bool) -> int:
 @app.command("workers")
 def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Lists the workers that are there, and the jobs that they work on."""
-    from sae_service import tables
+    from sae_service import text_tables
 
     with reported():
         found = Client(url, api_key).workers()
         if as_json:
             typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
         else:
-            tables.show(tables.workers(found))
+            text_tables.show(text_tables.workers(found))
 
 
 @app.command()

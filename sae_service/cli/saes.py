@@ -36,7 +36,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measures an SAE on held-out text, as every job measures those that it has trained."""
-    from sae_service import tables
+    from sae_service import text_tables
     from sae_service.evaluation import of_folders
 
     stream = {
@@ -51,7 +51,7 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(figures, indent=1))
         else:
-            tables.show(tables.figures_of(figures))
+            text_tables.show(text_tables.figures_of(figures))
 
 
 def compare(folder: Folder, other: Other, as_json: AsJson = False) -> None:
@@ -59,7 +59,7 @@ def compare(folder: Folder, other: Other, as_json: AsJson = False) -> None:
 
     Beside them, what as many random directions reach. The time and the memory grow fast with the number of latents.
     """
-    from sae_service import tables
+    from sae_service import text_tables
     from sae_service.evaluation import of_folders
 
     with reported():
@@ -67,4 +67,4 @@ def compare(folder: Folder, other: Other, as_json: AsJson = False) -> None:
         if as_json:
             typer.echo(json.dumps(figures, indent=1))
         else:
-            tables.show(tables.comparison(figures))
+            text_tables.show(text_tables.comparison(figures))

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 import yaml
 
-from sae_service import tables
+from sae_service import text_tables
 from sae_service.client import Client
 from sae_service.errors import ServiceUnavailable
 from sae_service.jobs.records import Checkpoint, Job
@@ -29,13 +29,13 @@ def main(output: Path) -> int:
     with service(output / "service") as client:
         job = client.submit(spec())
         typer.echo(f"Job {job.id} on {client.url}; the service's data and logs are in {output / 'service'}.")
-        ended = tables.follow(client.watch(job.id))
+        ended = text_tables.follow(client.watch(job.id))
         if ended is None or ended.status != "succeeded":
             typer.echo(f"The job has not succeeded: {ended.error if ended else None}", err=True)
             return 1
         client.download(job.id, output)
         final = client.checkpoints(job.id)[0]
-    tables.show(tables.results(ended, final))
+    text_tables.show(text_tables.results(ended, final))
     draw(ended, final, output / "pareto.png")
     typer.echo(f"SAEs: {', '.join(str(output / name) for name in final.metrics)}\nPicture: {output / 'pareto.png'}")
     return 0

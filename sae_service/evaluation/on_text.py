@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sae_service.activations.handover import to_jax, to_torch
 from sae_service.activations.model import LanguageModel, Replace, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.activations.torch_to_jax import to_jax, to_torch
 from sae_service.errors import DataNotFound, Stopped
 from sae_service.sae import InferenceSAE
 from sae_service.spec import StreamSpec

@@ -10,9 +10,9 @@ from sae_service.jobs import database as db
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
 from sae_service.jobs.collection import UNCOLLECTED, Collection
 from sae_service.jobs.database import Database
+from sae_service.jobs.lost_attempts import LostAttempts
 from sae_service.jobs.records import Job
 from sae_service.jobs.store import JobStore
-from sae_service.jobs.sweep import Sweep
 from sae_service.storage.objects import Storage
 from tests.attempts import SPEC, checkpoint, claimed, submitted
 
@@ -73,16 +73,16 @@ def is_collected(database: Database, job_id: str) -> bool:
 def test_nothing_is_left_of_the_publish_in_the_middle_of_which_the_third_worker_died(
     database: Database, store: JobStore, collecting: Collecting
 ) -> None:
-    attempt, sweep_clock = claimed(database, store), Clock()
-    sweep = Sweep(database, LEASE_S, sweep_clock)
+    attempt, lost_clock = claimed(database, store), Clock()
+    lost_attempts = LostAttempts(database, LEASE_S, lost_clock)
     kept, _ = collecting.committed(attempt, 3)
     for number in range(1, MAX_CRASHES + 1):
         attempt = Attempt(database, attempt.job_id, number)
         attempt.claim("worker-1")
         collecting.cut_off(attempt.job_id, 3 + number)
         for _ in range(4):
-            sweep.look()
-            sweep_clock.now += LEASE_S / 3
+            lost_attempts.look()
+            lost_clock.now += LEASE_S / 3
     assert store.get(attempt.job_id).status == "failed"
     collecting.passes()
     assert collecting.left(attempt.job_id) == {kept}

@@ -14,10 +14,10 @@ from sae_service.errors import ServiceUnavailable
 from sae_service.jobs import database as tables
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
+from sae_service.jobs.lost_attempts import LostAttempts
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
-from sae_service.jobs.sweep import Sweep
 from tests.attempts import claimed
 from tests.faults.proxy import Proxy
 
@@ -84,14 +84,14 @@ def freed(database: Database, job_id: str, within_ms: int) -> bool:
 def test_a_lost_job_whose_row_is_held_does_not_hold_up_the_others(near: Database, store: JobStore) -> None:
     held, other = claimed(near, store), claimed(near, store)
     now = [0.0]
-    sweep = Sweep(near, lease_s=60, clock=lambda: now[0])
+    lost_attempts = LostAttempts(near, lease_s=60, clock=lambda: now[0])
     with sa.create_engine(near.url).begin() as holder:
         holder.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == held.job_id).with_for_update())
         for now[0] in (0, 20, 40, 60):
-            sweep.look()
+            lost_attempts.look()
         assert [store.get(attempt.job_id).status for attempt in (held, other)] == ["running", "queued"]
     now[0] = 70
-    sweep.look()
+    lost_attempts.look()
     assert store.get(held.job_id).status == "queued"
 
 

@@ -10,9 +10,9 @@ import torch
 
 from sae_service.activations import buffer
 from sae_service.activations.buffer import FillStart, TextHarvest
-from sae_service.activations.handover import to_jax, to_torch
 from sae_service.activations.model import LanguageModel, last_layer
 from sae_service.activations.tokens import PackedTokens
+from sae_service.activations.torch_to_jax import to_jax, to_torch
 from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.spec import DatasetSpec, ModelSpec
 from tests.conftest import DEMO

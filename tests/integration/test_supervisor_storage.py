@@ -10,7 +10,7 @@ import pytest
 
 from sae_service.errors import StorageFailure
 from sae_service.jobs.attempts import Attempt
-from sae_service.jobs.sweep import Sweep
+from sae_service.jobs.lost_attempts import LostAttempts
 from tests.integration.supervised import READ_ASSIGNMENT, SPEC, Worker, eventually, says
 
 
@@ -36,9 +36,9 @@ def test_an_attempt_that_was_held_up_deletes_nothing_of_the_next_one(
     def folders(prefix: str) -> set[str]:
         if not following:
             now = [0.0]
-            sweep = Sweep(worker.database, lease_s=60, clock=lambda: now[0])
+            lost_attempts = LostAttempts(worker.database, lease_s=60, clock=lambda: now[0])
             for now[0] in (0, 20, 40, 60):
-                sweep.look()
+                lost_attempts.look()
             attempt = Attempt(worker.database, worker.job_id, 2)
             assert attempt.claim("w2") is not None
             following.append(worker.publish(5))

@@ -13,13 +13,13 @@ from sae_service.jobs.attempts import STOPPING, count_crash, requeue, settle
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE
 
-log = logging.getLogger("sweep")
+log = logging.getLogger("lost_attempts")
 Sign = tuple[int, int]
 """An attempt's number and its count of signs of life."""
 UNCLAIMED = -1
 
 
-class Sweep:
+class LostAttempts:
     """Declares an attempt lost when its heartbeat has not changed for a whole lease *as seen from here*.
 
     No clock of another machine is read, and what was seen before the database was away, or before a pause of our own
@@ -92,7 +92,7 @@ class Sweep:
             unchanged = (columns.status.in_(ACTIVE), columns.heartbeat == heartbeat)
         mine = (columns.id == job_id, columns.attempt == attempt, *unchanged)
         free = sa.select(columns.id).where(*mine).with_for_update(skip_locked=True)
-        # The update takes the row's lock, so that of two sweeps only one finds the attempt unchanged.
+        # The update takes the row's lock, so that of two who look only one finds the attempt unchanged.
         lost = sa.update(db.jobs).where(*mine)
         with self._database.transaction() as connection:
             if connection.execute(free).one_or_none() is None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
+from sae_service.jobs.lost_attempts import LostAttempts
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.store import JobStore
-from sae_service.jobs.sweep import Sweep
 
 SPEC: dict[str, Any] = {"queue": "default", "priority": 0, "metadata": {}, "saes": []}
 
@@ -22,13 +22,13 @@ def test_while_writes_are_held_up_nobody_is_declared_dead(tmp_path: Path) -> Non
     job = store.submit(SPEC)[0]
     assert Attempt(database, job.id, 1).claim("worker") is not None
     now = [0.0]
-    sweep = Sweep(database, lease_s=6, clock=lambda: now[0])
+    lost_attempts = LostAttempts(database, lease_s=6, clock=lambda: now[0])
     for now[0] in (0, 2, 4):
-        sweep.look()
+        lost_attempts.look()
     other = sqlite3.connect(tmp_path / "service.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     now[0] = 6
-    looking = threading.Thread(target=sweep.look)
+    looking = threading.Thread(target=lost_attempts.look)
     looking.start()
     time.sleep(0.5)
     now[0] = 10
