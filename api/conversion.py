@@ -14,8 +14,8 @@ from fastapi.responses import StreamingResponse
 from api.dependencies import Files, Jobs
 from api.files import RESPONSES, Conditions, Wanted, respond
 from sae_service.errors import DamagedCheckpoint, InvalidSpec, NotFound
-from sae_service.format_names import FormatName
 from sae_service.jobs.records import Checkpoint, FileEntry
+from sae_service.schema import FormatName
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
 from sae_service.storage.objects import Storage

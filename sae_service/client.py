@@ -12,8 +12,8 @@ import httpx
 from pydantic import ValidationError
 
 from sae_service import errors
-from sae_service.format_names import FormatName
 from sae_service.jobs.records import Checkpoint, Event, Job, MetricsRow, Worker
+from sae_service.schema import OWN_FORMAT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 OUTAGE_S = 60.0
@@ -134,7 +134,7 @@ class Client:
             time.sleep(pause_s)
 
     def download(
-        self, job_id: str, folder: Path, checkpoint: str = "latest", format: str = FormatName.saelens
+        self, job_id: str, folder: Path, checkpoint: str = "latest", format: str = OWN_FORMAT
     ) -> list[Path]:
         """Writes each SAE of a checkpoint to `folder/<sae name>/`, as the files of a format. Returns their paths.
 
@@ -148,7 +148,7 @@ class Client:
         for path, target in targets.items():
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise errors.StorageFailure(f"the service named a file outside {folder}: {path}")
-        if format == FormatName.saelens:
+        if format == OWN_FORMAT:
             for path, target in targets.items():
                 self._fetch(f"{base}/files/saes/{path}", entries[path].sha256, target)
             return list(targets.values())

@@ -10,20 +10,21 @@ from uuid import uuid4
 import jax
 from jaxtyping import Array
 
-from sae_service import errors, initial
+from sae_service import errors
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
 from sae_service.evaluation.on_synthetic import evaluate_synthetic, observer
 from sae_service.evaluation.on_text import evaluate
-from sae_service.initial import Initial
-from sae_service.sae import InferenceSAE, unscaled
+from sae_service.sae.inference import InferenceSAE, unscaled
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.checkpoint_writer import CheckpointWriter, on_host, snapshot
 from sae_service.storage.objects import Storage
 from sae_service.storage.provenance import provenance
+from sae_service.training import start
 from sae_service.training.loop import Trainer, activation_scale, continued, fitted, initial_state, schedule_warnings
+from sae_service.training.start import Initial
 from sae_service.training.step import TrainState
 
 
@@ -147,7 +148,7 @@ class _Training:
     def read_initial(self) -> dict[str, Initial]:
         """What SAEs of the job start from, by name, for a job that is at its beginning."""
         return {
-            sae.name: initial.load(sae, index, self.source.widths[sae.hook_name])
+            sae.name: start.load(sae, index, self.source.widths[sae.hook_name])
             for index, sae in enumerate(self.job.saes)
             if sae.initial is not None
         }
@@ -189,7 +190,7 @@ class _Training:
         state = self.states[sae.name]
         if sae.name not in self.initial:
             return fitted(state, sae, scale, rows)
-        return continued(state, initial.parameters(sae, self.initial.pop(sae.name), scale))
+        return continued(state, start.parameters(sae, self.initial.pop(sae.name), scale))
 
     def finish(self, should_stop: Callable[[], bool]) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint. Raises Stopped."""

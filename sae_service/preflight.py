@@ -3,46 +3,22 @@
 The training process checks again with the real model and text; this is for an answer within the request.
 """
 
-import difflib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_service import initial
 from sae_service.activations.tokens import check_column, load_arguments
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
 from sae_service.formats import FORMATS
+from sae_service.hook_points import RESIDUAL_SITES, check_hook
 from sae_service.spec import DatasetSpec, JobSpec, is_path
+from sae_service.training import start
 
-LIKELY_SLIP = 0.8
-BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH = ("hidden_size", "n_embd", "d_model")
-RESIDUAL_SITES = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
-
-_IN_OUT = ("hook_in", "hook_out")
-_NORM = (*_IN_OUT, "hook_normalized")
-BLOCK_SITES = (
-    *("hook_in", "hook_out", "hook_resid_pre", "hook_resid_mid", "hook_resid_post"),
-    *("hook_attn_in", "hook_attn_out", "hook_mlp_in", "hook_mlp_out"),
-    *(f"attn.{site}" for site in (*_IN_OUT, "hook_q", "hook_k", "hook_v", "hook_z", "hook_result")),
-    *("attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_hidden_states", "hook_q_input", "hook_k_input", "hook_v_input"),
-    *(f"attn.{part}.{site}" for part in ("q", "k", "v", "o", "qkv") for site in _IN_OUT),
-    *(f"{norm}.{site}" for norm in ("ln1", "ln2", "ln1_post", "ln2_post") for site in _NORM),
-    *(f"mlp.{site}" for site in (*_IN_OUT, "hook_pre", "hook_post", "hook_pre_linear")),
-    *(f"mlp.{part}.{site}" for part in ("in", "out", "gate") for site in _IN_OUT),
-)
-TOP_SITES = (
-    *("hook_embed", "hook_pos_embed", "hook_unembed"),
-    *(f"{part}.{site}" for part in ("embed", "pos_embed", "unembed") for site in _IN_OUT),
-    *(f"ln_final.{site}" for site in _NORM),
-)
-NO_ROWS = ("hook_pattern", "hook_attn_scores", "hook_scale")
-"""Sites whose values are not one vector of fixed width for each token."""
 
 
 def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
@@ -57,7 +33,7 @@ def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
             for name in FORMATS[sae.initial.format].files:
                 _inside(f"{sae.initial.path}/{name}", roots, f"/saes/{index}/initial/path")
             d_in = job.stream.synthetic.d_in if job.stream.synthetic else _width(config, sae.hook_name)
-            initial.check(sae, index, d_in)
+            start.check(sae, index, d_in)
 
 
 def _check_text(job: JobSpec, roots: tuple[Path, ...]) -> dict[str, Any]:
@@ -120,26 +96,6 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
             if isinstance(part, dict) and type(part.get(name)) is int:
                 return part[name]
     return None
-
-
-def check_hook(hook_name: str, n_layers: int | None, param: str) -> None:
-    """Raises InvalidSpec for a layer that is not there, a site that cannot be trained on, or a likely slip.
-
-    An unknown site that resembles none is let through: families of models differ, and the model itself decides.
-    """
-    block = BLOCK.fullmatch(hook_name)
-    site, known, prefix = hook_name, TOP_SITES, ""
-    if block:
-        layer, site, known = int(block[1]), block[2], BLOCK_SITES
-        prefix = f"blocks.{layer}."
-        if n_layers is not None and layer >= n_layers:
-            raise InvalidSpec(f"the model has no layer {layer}; its layers are 0 to {n_layers - 1}", param=param)
-    if site.split(".")[-1] in NO_ROWS:
-        raise InvalidSpec(f"{hook_name} is not one vector for each token, so no SAE can train on it", param=param)
-    close = difflib.get_close_matches(site, known, n=3, cutoff=LIKELY_SLIP)
-    if site not in known and close:
-        names = ", ".join(prefix + name for name in close)
-        raise InvalidSpec(f"there is no hook point {hook_name!r}. Close: {names}.", param=param)
 
 
 def check_dataset(

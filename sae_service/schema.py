@@ -1,6 +1,9 @@
 """The base of everything that crosses a process or a disk, and the types that several of them share."""
 
+import pkgutil
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +22,15 @@ Duration = Annotated[
     Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)],
     Field(description="A whole number, such as 1, counts steps; one with a point, up to 1.0, is a share of the job's steps."),
 ]
+
+_NOT_A_FORMAT = {"file_format", "folder", "torch_zip"}
+FormatName = StrEnum(
+    "FormatName",
+    sorted({module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "formats")])} - _NOT_A_FORMAT),
+)
+"""The names of the file formats: each is a module in `formats/`, which need not be imported to know them."""
+OWN_FORMAT = FormatName("saelens")
+"""The format in which a job's SAEs are kept."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 WeightProcessing = Literal["none", "compatibility"]

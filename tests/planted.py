@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_service.sae import Architecture
+from sae_service.sae.architecture import Architecture
 from sae_service.training.optimizer import schedule
 from sae_service.training.step import Numbers, TrainState, init_state, train_step
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.formats.file_format import Description
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
 from tests.planted import fresh, steps
 
 DESCRIPTION = Description("blocks.3.hook_resid_pre", "gpt2", "text", 128, "topk", {"kind": "topk", "d_sae": 24})

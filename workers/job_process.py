@@ -117,7 +117,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     import jax
 
     from sae_service import pipeline
-    from sae_service.spec import JobSpec
+    from sae_service.spec.job import JobSpec
     from sae_service.storage.objects import Storage
 
     job = JobSpec.model_validate(assignment["spec"])

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sae_service.sae import Architecture
+from sae_service.sae.architecture import Architecture
 
 
 def _discover() -> dict[str, Architecture]:

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service import inverse
-from sae_service.coder import Coder
 from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
 from sae_service.pytree import PyTree
-from sae_service.resampling import resample_coder
-from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.sae import parameters_from_inference
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae.coder import Coder
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.resampling import resample_coder
 from sae_service.schema import Duration, OptimizerConfig, ResamplingConfig
 
 
@@ -127,12 +128,12 @@ def from_inference(config: GatedConfig, sae: InferenceSAE) -> GatedParameters:
 
     Raises InvalidSpec if it has k.
     """
-    weights = inverse.unit(inverse.thresholded(sae))
-    coder = inverse.coder(weights)
+    weights = parameters_from_inference.unit(parameters_from_inference.thresholded(sae))
+    coder = parameters_from_inference.coder(weights)
     return GatedParameters(
         W_gate=coder.W_enc,
         b_gate=coder.b_enc - weights["threshold"],
-        r_mag=inverse.zeros(config.d_sae),
+        r_mag=parameters_from_inference.zeros(config.d_sae),
         b_mag=coder.b_enc,
         W_dec=coder.W_dec,
         b_dec=coder.b_dec,

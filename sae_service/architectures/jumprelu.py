@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from sae_service import inverse
-from sae_service.coder import FREE_NORM, Coder, exported, with_unit_rows
-from sae_service.numerics import active, jumprelu, random_rows, row_norms, squared_error
+from sae_service.kernels.dense import active, jumprelu
+from sae_service.numerics import random_rows, row_norms, squared_error
 from sae_service.pytree import PyTree
-from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.sae import parameters_from_inference
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae.coder import FREE_NORM, Coder, exported, with_unit_rows
+from sae_service.sae.inference import InferenceSAE
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
 
 TARGET_COEFFICIENT = 1.0
@@ -122,8 +124,8 @@ def constrain(parameters: JumpReLUParameters) -> JumpReLUParameters:
 
 def from_inference(config: JumpReLUConfig, sae: InferenceSAE) -> JumpReLUParameters:
     """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has k."""
-    weights: Any = inverse.unit(inverse.thresholded(sae))
-    coder = inverse.coder(weights)
+    weights: Any = parameters_from_inference.unit(parameters_from_inference.thresholded(sae))
+    coder = parameters_from_inference.coder(weights)
     return JumpReLUParameters(coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec, weights["threshold"])
 
 

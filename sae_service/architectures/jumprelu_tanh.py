@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service import inverse
-from sae_service.coder import Coder, exported, with_unit_rows
-from sae_service.numerics import jumprelu, row_norms, spread, squared_error
+from sae_service.kernels.dense import jumprelu
+from sae_service.numerics import row_norms, spread, squared_error
 from sae_service.pytree import PyTree
-from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.sae import parameters_from_inference
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae.coder import Coder, exported, with_unit_rows
+from sae_service.sae.inference import InferenceSAE
 from sae_service.schema import ArchitectureConfig, OptimizerConfig
 
 FIRING_TOKENS = 10_000
@@ -88,8 +90,8 @@ def export(config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters) -> In
 
 def from_inference(config: JumpReLUTanhConfig, sae: InferenceSAE) -> JumpReLUTanhParameters:
     """The SAE as it is. Raises InvalidSpec if it has k or a latent without a threshold."""
-    weights = inverse.with_thresholds(sae)
-    return JumpReLUTanhParameters(inverse.coder(weights), inverse.logarithms(weights))
+    weights = parameters_from_inference.with_thresholds(sae)
+    return JumpReLUTanhParameters(parameters_from_inference.coder(weights), parameters_from_inference.logarithms(weights))
 
 
 ARCHITECTURE = Architecture(

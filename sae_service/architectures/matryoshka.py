@@ -13,10 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from sae_service import inverse
-from sae_service.coder import ThresholdedCoder, exported, fitted_to_largest, random_thresholded_coder, with_unit_rows
-from sae_service.numerics import auxk_error, follow_threshold, keep_largest_of_batch, normalized_error
-from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.kernels.selection import keep_largest_of_batch
+from sae_service.numerics import normalized_error
+from sae_service.sae import parameters_from_inference
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae.auxk import auxk_error
+from sae_service.sae.coder import exported, fitted_to_largest, with_unit_rows
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.thresholded import ThresholdedCoder, follow_threshold, random_thresholded_coder
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
 
 
@@ -87,7 +91,7 @@ def export(config: MatryoshkaConfig, parameters: ThresholdedCoder) -> InferenceS
 
 def from_inference(config: MatryoshkaConfig, sae: InferenceSAE) -> ThresholdedCoder:
     """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has k or more than one threshold."""
-    return inverse.thresholded_coder(inverse.with_one_threshold(sae))
+    return parameters_from_inference.thresholded_coder(parameters_from_inference.with_one_threshold(sae))
 
 
 ARCHITECTURE = Architecture(

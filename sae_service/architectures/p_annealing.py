@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service import inverse
-from sae_service.coder import Coder, centred, exported, normalized, on_coder, random_coder, tangent
 from sae_service.numerics import squared_error
 from sae_service.pytree import PyTree
-from sae_service.resampling import resample_coder
-from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.sae import parameters_from_inference
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae.coder import Coder, centred, exported, normalized, on_coder, random_coder, tangent
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.resampling import resample_coder
 from sae_service.schema import OptimizerConfig, ResamplingConfig
 
 FALLS = 10
@@ -118,8 +119,8 @@ def export(config: PAnnealingConfig, parameters: PAnnealingParameters) -> Infere
 
 def from_inference(config: PAnnealingConfig, sae: InferenceSAE) -> PAnnealingParameters:
     """The SAE with decoder rows of norm 1, p = 1. Raises InvalidSpec if it has thresholds or k."""
-    coder = inverse.coder(inverse.unit(inverse.without_thresholds(sae)))
-    zero = inverse.zeros()
+    coder = parameters_from_inference.coder(parameters_from_inference.unit(parameters_from_inference.without_thresholds(sae)))
+    zero = parameters_from_inference.zeros()
     return PAnnealingParameters(coder, zero, zero + 1, zero, zero)
 
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service import inverse
-from sae_service.coder import Coder
 from sae_service.numerics import random_rows, row_norms, squared_error, unit_rows
 from sae_service.pytree import PyTree
-from sae_service.resampling import resample_coder
-from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.sae import parameters_from_inference
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae.coder import Coder
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.resampling import resample_coder
 from sae_service.schema import OptimizerConfig, ResamplingConfig
 
 INITIAL_DECODER_NORM = 0.1
@@ -85,7 +86,7 @@ def export(config: StandardConfig, parameters: StandardParameters) -> InferenceS
 
 def from_inference(config: StandardConfig, sae: InferenceSAE) -> StandardParameters:
     """The SAE as it is. Raises InvalidSpec if it has thresholds or k."""
-    weights: Any = inverse.without_thresholds(sae)
+    weights: Any = parameters_from_inference.without_thresholds(sae)
     return StandardParameters(**{name: weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
 
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service import inverse
-from sae_service.coder import Coder, centred, exported, normalized, random_coder, tangent
 from sae_service.numerics import squared_error
-from sae_service.resampling import resample_coder
-from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.sae import parameters_from_inference
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae.coder import Coder, centred, exported, normalized, random_coder, tangent
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.resampling import resample_coder
 from sae_service.schema import Duration, OptimizerConfig, ResamplingConfig
 
 
@@ -56,7 +57,7 @@ def export(config: StandardTiedConfig, parameters: Coder) -> InferenceSAE:
 
 def from_inference(config: StandardTiedConfig, sae: InferenceSAE) -> Coder:
     """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has thresholds or k."""
-    return inverse.coder(inverse.unit(inverse.without_thresholds(sae)))
+    return parameters_from_inference.coder(parameters_from_inference.unit(parameters_from_inference.without_thresholds(sae)))
 
 
 ARCHITECTURE = Architecture(

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from sae_service import inverse
-from sae_service.coder import Coder, exported, fitted_to_largest, normalized, random_coder, tangent
-from sae_service.numerics import auxk_error, keep_largest, normalized_error
-from sae_service.sae import Architecture, InferenceSAE, LossContext, LossOutput
+from sae_service.kernels.selection import keep_largest
+from sae_service.numerics import normalized_error
+from sae_service.sae import parameters_from_inference
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae.auxk import auxk_error
+from sae_service.sae.coder import Coder, exported, fitted_to_largest, normalized, random_coder, tangent
+from sae_service.sae.inference import InferenceSAE
 from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
 
 
@@ -75,7 +78,7 @@ def export(config: TopKConfig, parameters: Coder) -> InferenceSAE:
 
 def from_inference(config: TopKConfig, sae: InferenceSAE) -> Coder:
     """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has another k, or norms that decide what it keeps."""
-    return inverse.coder(inverse.with_k(sae, config.k))
+    return parameters_from_inference.coder(parameters_from_inference.with_k(sae, config.k))
 
 
 ARCHITECTURE = Architecture(

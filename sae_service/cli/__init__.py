@@ -14,8 +14,8 @@ from sae_service import errors
 from sae_service.cli import changes, saes
 from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, reported
 from sae_service.client import Client
-from sae_service.format_names import FormatName
 from sae_service.jobs.records import Job
+from sae_service.schema import OWN_FORMAT, FormatName
 from sae_service.settings import environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -206,7 +206,7 @@ def download(
     job_id: JobId,
     output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's id.")] = "latest",
-    format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = FormatName.saelens,
+    format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = OWN_FORMAT,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from sae_service.cli.common import AsJson, reported
-from sae_service.format_names import FormatName
-from sae_service.schema import Dtype, WeightProcessing
+from sae_service.schema import Dtype, FormatName, WeightProcessing
 
 Folder = Annotated[Path, typer.Argument(help="The folder of an SAE.")]
 Other = Annotated[Path, typer.Argument(help="The folder of another one.")]

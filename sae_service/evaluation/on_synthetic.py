@@ -9,8 +9,8 @@ import numpy as np
 
 from sae_service.activations import synthetic
 from sae_service.evaluation import feature_recovery
-from sae_service.evaluation.on_text import reconstruction, reconstruction_sums
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
 from sae_service.spec import JobSpec
 
 QUANTILE_VALUES = 1 << 22

@@ -2,8 +2,8 @@
 
 import importlib
 
-from sae_service.format_names import FormatName
 from sae_service.formats.file_format import Format
+from sae_service.schema import FormatName
 
 
 def _discover() -> dict[str, Format]:

@@ -17,23 +17,9 @@ import numpy as np
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import torch_zip
-from sae_service.formats.file_format import (
-    COMPLETE,
-    Description,
-    Shapes,
-    Tensors,
-    activation,
-    arrays,
-    assembled,
-    centred,
-    checked,
-    content_of,
-    json_of,
-    uncentred,
-    ungated,
-    with_unit_decoder,
-)
-from sae_service.sae import InferenceSAE
+from sae_service.formats.file_format import Description, activation, assembled, checked, content_of, json_of
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.weights import COMPLETE, Shapes, Tensors, arrays, centred, uncentred, ungated, with_unit_decoder
 
 CONFIG, WEIGHTS = FILES = "config.json", "ae.pt"
 _CLASSES = {"relu": "AutoEncoder", "jumprelu": "JumpReluAutoEncoder", "topk": "AutoEncoderTopK"}

@@ -17,14 +17,9 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.weights import COMPLETE, Shapes, Tensors
 
-Tensors = dict[str, np.ndarray]
-Shapes = Mapping[str, tuple[str, ...]]
-"""The axes of each tensor by name; axes of the same name have the same length."""
-
-MATRICES: Shapes = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in")}
-COMPLETE: Shapes = {**MATRICES, "b_enc": ("d_sae",), "b_dec": ("d_in",)}
 LARGEST_EXPANSION = 64
 LARGEST_HEADER = 1 << 24
 UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
@@ -78,40 +73,6 @@ def activation(sae: InferenceSAE) -> Literal["relu", "jumprelu", "topk"]:
     if np.any(thresholds > 0):
         raise InvalidSpec("no file format has both k and thresholds, and this SAE has both")
     return "topk"
-
-
-def arrays(sae: InferenceSAE) -> Tensors:
-    """The weights, biases and thresholds as float32."""
-    return {name: np.asarray(getattr(sae, name), np.float32) for name in (*COMPLETE, "threshold")}
-
-
-def uncentred(b_enc: np.ndarray, b_dec: np.ndarray, W_enc: np.ndarray) -> np.ndarray:
-    """The encoder's bias for a reader that subtracts `b_dec` from its input first."""
-    return (b_enc + np.einsum("i,ij->j", b_dec, W_enc, dtype=np.float64)).astype(np.float32)
-
-
-def centred(weights: Tensors) -> Tensors:
-    """The weights of an SAE that subtracts `b_dec` from its input, with that subtraction folded into `b_enc`."""
-    return {**weights, "b_enc": uncentred(weights["b_enc"], -weights["b_dec"], weights["W_enc"])}
-
-
-def with_unit_decoder(weights: Tensors) -> Tensors:
-    """The weights with the norms of the decoder's rows moved into the encoder; the reconstruction stays."""
-    norms = np.linalg.norm(weights["W_dec"], axis=1)
-    unit = weights["W_dec"] / np.where(norms == 0, 1, norms)[:, None]
-    return {**weights, "W_enc": weights["W_enc"] * norms, "b_enc": weights["b_enc"] * norms, "W_dec": unit}
-
-
-def ungated(weights: Tensors) -> Tensors:
-    """A gate and a magnitude that share their encoder, as one encoder with thresholds.
-
-    The magnitude is increasing in the gate, so that the gate opens where the magnitude is above a threshold.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        gain = np.exp(weights["r_mag"])
-        threshold = weights["b_mag"] - gain * weights["b_gate"]
-        shared = {name: weights[name] for name in ("W_dec", "b_dec")}
-        return {**shared, "W_enc": weights["W_enc"] * gain, "b_enc": weights["b_mag"], "threshold": threshold}
 
 
 def checked(tensors: Tensors, shapes: Shapes, others: Collection[str] = ()) -> Tensors:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae_service.errors import InvalidSpec
 from sae_service.formats import FORMATS
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
 
 
 def read(folder: Path, format: str) -> dict[str, bytes]:

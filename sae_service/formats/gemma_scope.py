@@ -14,18 +14,9 @@ from typing import Any
 import numpy as np
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.formats.file_format import (
-    COMPLETE,
-    UNREADABLE_ZIP,
-    Description,
-    activation,
-    arrays,
-    assembled,
-    checked,
-    content_of,
-    unzipped,
-)
-from sae_service.sae import InferenceSAE
+from sae_service.formats.file_format import UNREADABLE_ZIP, Description, activation, assembled, checked, content_of, unzipped
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.weights import COMPLETE, arrays
 
 WEIGHTS = "params.npz"
 FILES = (WEIGHTS,)

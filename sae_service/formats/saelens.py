@@ -17,24 +17,17 @@ from safetensors.numpy import save
 
 from sae_service.errors import InvalidSpec
 from sae_service.formats.file_format import (
-    COMPLETE,
-    MATRICES,
     Description,
-    Shapes,
-    Tensors,
     activation,
-    arrays,
     assembled,
-    centred,
     checked,
     flag_of,
     json_of,
     safetensors_of,
     safetensors_shape,
-    ungated,
-    with_unit_decoder,
 )
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.weights import COMPLETE, MATRICES, Shapes, Tensors, arrays, centred, ungated, with_unit_decoder
 
 CONFIG, WEIGHTS = FILES = "cfg.json", "sae_weights.safetensors"
 SAE_LENS_VERSION = "6.54.12"

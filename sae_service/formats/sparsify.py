@@ -17,19 +17,16 @@ from safetensors.numpy import save
 from sae_service.errors import InvalidSpec
 from sae_service.formats.file_format import (
     Description,
-    Shapes,
     activation,
-    arrays,
     assembled,
-    centred,
     checked,
     flag_of,
     json_of,
     safetensors_of,
     safetensors_shape,
-    uncentred,
 )
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.weights import Shapes, arrays, centred, uncentred
 
 CONFIG, WEIGHTS = FILES = "cfg.json", "sae.safetensors"
 DEFAULT_K = 32

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from sae_service.errors import DamagedCheckpoint
-from sae_service.formats.file_format import Tensors, unzipped, widened
+from sae_service.formats.file_format import unzipped, widened
+from sae_service.sae.weights import Tensors
 
 PROGRAM = "data.pkl"
 MAX_AXES = 8

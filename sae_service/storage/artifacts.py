@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_service.formats import FORMATS, saelens
 from sae_service.formats.file_format import Description
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
 from sae_service.spec import JobSpec, SAESpec
 
 CONFIG, WEIGHTS, METRICS, PROVENANCE = saelens.CONFIG, saelens.WEIGHTS, "metrics.json", "provenance.json"

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import NonFiniteLoss
 from sae_service.numerics import spread
-from sae_service.sae import InferenceSAE, unscaled
+from sae_service.sae.inference import InferenceSAE, unscaled
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.training import metrics, optimizer

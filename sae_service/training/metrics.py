@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from sae_service.errors import NonFiniteLoss
 from sae_service.pytree import PyTree
-from sae_service.sae import LossOutput
+from sae_service.sae.architecture import LossOutput
 
 HINT = "Lower the learning rate, or look for NaN in the model's activations (dtype float16?)."
 

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sae_service.pytree import PyTree
-from sae_service.sae import Architecture, LossContext
+from sae_service.sae.architecture import Architecture, LossContext
 from sae_service.schema import ArchitectureConfig
 from sae_service.training import metrics, optimizer
 

@@ -27,7 +27,7 @@ from sae_service.activations.tokens import Cursor, PackedTokens, Part
 from sae_service.architectures import ARCHITECTURES
 from sae_service.demo import show
 from sae_service.numerics import squared_error, variance_of
-from sae_service.sae import unscaled
+from sae_service.sae.inference import unscaled
 from sae_service.spec import JobSpec
 from sae_service.training.loop import Trainer, activation_scale, fitted, initial_state
 from tests.benchmarks import quality_report

@@ -225,7 +225,7 @@ def test_an_address_that_others_can_reach_needs_a_key(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_description_are_valid_jobs() -> None:
     from api.examples import JOB_EXAMPLES
-    from sae_service.spec import JobSpec
+    from sae_service.spec.job import JobSpec
 
     for example in JOB_EXAMPLES.values():
         JobSpec.model_validate(example["value"])

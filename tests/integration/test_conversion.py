@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from sae_service import client, errors
 from sae_service.cli import app as command_line
-from sae_service.format_names import FormatName
 from sae_service.formats import FORMATS
 from sae_service.jobs import database as db
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
+from sae_service.schema import FormatName
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts

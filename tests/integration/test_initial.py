@@ -13,12 +13,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
-from sae_service import initial
 from sae_service.cli import read_spec
 from sae_service.errors import InvalidSpec
 from sae_service.formats import FORMATS
 from sae_service.settings import Settings
 from sae_service.spec import SAESpec
+from sae_service.training import start
 from tests.integration.test_pipeline import small_job, train
 from tests.saes import DESCRIPTION, random_sae
 
@@ -209,7 +209,7 @@ def test_sizes_are_read_from_the_headers_of_files_too_large_to_be_read(
         "initial": {"path": str(folder), "format": format},
     })  # fmt: skip
     with pytest.raises(InvalidSpec, match="must be 12"):
-        initial.check(spec, 0, None)
+        start.check(spec, 0, None)
 
 
 @pytest.mark.parametrize("format", list(FORMATS))
@@ -222,7 +222,7 @@ def test_a_header_that_says_nothing_is_refused(tmp_path: Path, format: str, cont
         "initial": {"path": str(tmp_path), "format": format},
     })  # fmt: skip
     with pytest.raises(InvalidSpec) as caught:
-        initial.check(spec, 2, None)
+        start.check(spec, 2, None)
     assert caught.value.param == "/saes/2/initial/path"
 
 
@@ -237,7 +237,7 @@ for kind in ARCHITECTURES:
     architecture = ARCHITECTURES[kind].example.model_dump() | {"d_sae": 24}
     spec = {"hook_name": "hook_a", "architecture": architecture, "initial": {"path": sys.argv[1]}}
     try:
-        initial.check(SAESpec.model_validate(spec), 0, 6)
+        start.check(SAESpec.model_validate(spec), 0, 6)
     except InvalidSpec:
         pass
 assert "torch" not in sys.modules

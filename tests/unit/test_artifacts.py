@@ -9,7 +9,7 @@ import pytest
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
 

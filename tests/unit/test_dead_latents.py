@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import ARCHITECTURES
-from sae_service.coder import random_coder
-from sae_service.resampling import resample_coder
-from sae_service.sae import Architecture, LossContext
+from sae_service.sae.architecture import Architecture, LossContext
+from sae_service.sae.coder import random_coder
+from sae_service.sae.resampling import resample_coder
 from sae_service.schema import ResamplingConfig
 from sae_service.training.step import resample_step
 from tests.planted import BATCH, D_IN, fresh, numbers, planted_rows, steps

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.numerics import squared_error
-from sae_service.sae import Architecture, LossContext, unscaled
+from sae_service.sae.architecture import Architecture, LossContext
+from sae_service.sae.inference import unscaled
 from sae_service.schema import ResamplingConfig
 from sae_service.storage import checkpoint
 from sae_service.training import metrics

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_torch
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import FORMATS
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
 from tests.saes import DESCRIPTION, KINDS, random_sae, results, rows
 
 WRITABLE = [("saelens", kind) for kind in KINDS] + [("dictionary_learning", kind) for kind in KINDS]

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import gated, jumprelu, jumprelu_tanh, matryoshka, standard, standard_tied, topk
-from sae_service.coder import Coder, ThresholdedCoder, tangent
-from sae_service.evaluation.on_text import reconstruction, reconstruction_sums
-from sae_service.numerics import active, keep_largest, keep_largest_of_batch, kth_largest, squared_error, variance_of
-from sae_service.sae import LossContext, LossOutput
+from sae_service.kernels.dense import active
+from sae_service.kernels.selection import keep_largest, keep_largest_of_batch, kth_largest
+from sae_service.numerics import squared_error, variance_of
+from sae_service.sae.architecture import LossContext, LossOutput
+from sae_service.sae.coder import Coder, tangent
+from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
+from sae_service.sae.thresholded import ThresholdedCoder
 from sae_service.training import metrics
 
 X = [[1, 0.5, -0.2], [0.3, -0.4, 0.8]]

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import ARCHITECTURES, gated, topk
-from sae_service.coder import Coder
-from sae_service.numerics import active, auxk_error, jumprelu, normalized_error
-from sae_service.sae import Architecture, LossContext
+from sae_service.kernels.dense import active, jumprelu
+from sae_service.numerics import normalized_error
+from sae_service.sae.architecture import Architecture, LossContext
+from sae_service.sae.auxk import auxk_error
+from sae_service.sae.coder import Coder
 from tests.planted import BATCH, D_IN, planted_rows
 
 # Nothing may be frozen where differences are taken, and every term must count.

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from sae_service.architectures import ARCHITECTURES
-from sae_service.coder import SCALING_ROWS, fitted_to_largest, random_coder
-from sae_service.numerics import keep_largest, row_norms, spread, squared_error
+from sae_service.kernels.selection import keep_largest
+from sae_service.numerics import row_norms, spread, squared_error
+from sae_service.sae.coder import SCALING_ROWS, fitted_to_largest, random_coder
 
 D_IN, D_SAE = 32, 256
 ROWS = jax.random.normal(jax.random.key(1), (2000, D_IN)) + 3.0

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from sae_service.evaluation import feature_recovery
-from sae_service.numerics import follow_threshold, geometric_median, spread
+from sae_service.numerics import geometric_median, spread
+from sae_service.sae.thresholded import follow_threshold
 from sae_service.schema import OptimizerConfig
 from sae_service.training import optimizer
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from sae_service.architectures import ARCHITECTURES, p_annealing
 from sae_service.errors import NonFiniteLoss
-from sae_service.sae import LossContext
+from sae_service.sae.architecture import LossContext
 from sae_service.schema import OptimizerConfig
 from sae_service.spec import JobSpec
 from sae_service.storage import checkpoint

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sae_service.coder import Coder, ThresholdedCoder
 from sae_service.errors import InvalidSpec
-from sae_service.formats.file_format import Tensors, arrays, uncentred, with_unit_decoder
-from sae_service.sae import InferenceSAE
+from sae_service.sae.coder import Coder
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.thresholded import ThresholdedCoder
+from sae_service.sae.weights import Tensors, arrays, uncentred, with_unit_decoder
 
 KIND, K = "/architecture/kind", "/architecture/k"
 NORM_TOLERANCE = 1e-3

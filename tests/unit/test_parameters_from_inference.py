@@ -10,7 +10,8 @@ import pytest
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import InvalidSpec
-from sae_service.sae import Architecture, InferenceSAE, unscaled
+from sae_service.sae.architecture import Architecture
+from sae_service.sae.inference import InferenceSAE, unscaled
 from tests.saes import random_sae, results, rows
 from tests.unit.test_every_architecture import planted_rows, trained
 

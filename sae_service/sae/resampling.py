@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sae_service.coder import Coder
 from sae_service.numerics import row_norms, unit_rows
+from sae_service.sae.coder import Coder
 
 ENCODER_SHARE = 0.2
 

@@ -9,7 +9,7 @@ from typing import Any
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import FORMATS, folder
-from sae_service.sae import InferenceSAE, unscaled
+from sae_service.sae.inference import InferenceSAE, unscaled
 from sae_service.spec import InitialSpec, SAESpec
 
 LARGEST_READ = 1 << 27

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sae_service.numerics import geometric_median, keep_largest, random_rows, remove_parallel, row_norms, spread, unit_rows
+from sae_service.kernels.selection import keep_largest
+from sae_service.numerics import geometric_median, random_rows, remove_parallel, row_norms, spread, unit_rows
 from sae_service.pytree import PyTree
-from sae_service.sae import InferenceSAE
+from sae_service.sae.inference import InferenceSAE
 
 SCALING_ROWS = 256
 FREE_NORM = 0.5
@@ -73,18 +74,6 @@ def tangent(coder: Coder, gradients: Coder) -> Coder:
 def normalized(coder: Coder) -> Coder:
     """Decoder rows of norm 1."""
     return coder.replace(W_dec=unit_rows(coder.W_dec))
-
-
-class ThresholdedCoder(PyTree):
-    """A coder and one threshold for all latents, which moves by averaging; it is negative before the first batch."""
-
-    coder: Coder
-    threshold: Float[Array, ""]
-
-
-def random_thresholded_coder(key: Any, d_in: int, d_sae: int) -> ThresholdedCoder:
-    """A random coder whose threshold has seen no batch; its decoder's norms are free to grow."""
-    return ThresholdedCoder(random_coder(key, d_in, d_sae, FREE_NORM), -jnp.ones(()))
 
 
 def on_coder(change: Any) -> Any:

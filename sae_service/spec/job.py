@@ -1,0 +1,94 @@
+"""A training job as its user writes it: one activation stream and the SAEs that train on it.
+
+Everything that can be checked without a model or text is checked here, with the path of the field to blame.
+A parsed spec has no gaps: what the user left out is filled in, so the stored spec says all that was done.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sae_service.schema import Frozen, Name, refuse, with_nul
+from sae_service.spec.saes import SAESpec
+from sae_service.spec.stream import SYNTHETIC_HOOK, StreamSpec
+
+MAX_DEAD_AFTER_TOKENS = 10_000_000
+
+
+Labels = Annotated[
+    dict[
+        Annotated[str, Field(max_length=64, pattern=r'^[^"\x00]*$')],
+        Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
+    ],
+    Field(max_length=16),
+]
+
+
+class CheckpointSpec(Frozen):
+    """When the state is saved, so that a job survives its worker."""
+
+    every_tokens: int = Field(default=0, ge=0, description="Tokens between two checkpoints; 0: a tenth of the job.")
+    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept beside the last one of the job.")
+
+
+class EvaluationSpec(Frozen):
+    """How much held-out text the finished SAEs are measured on."""
+
+    tokens: int = Field(default=65_536, gt=0, description="Held-out tokens; all that there are, if fewer.")
+
+
+class JobSpec(Frozen):
+    """A whole training job."""
+
+    schema_version: Literal[1] = 1
+    stream: StreamSpec
+    saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
+    checkpoints: CheckpointSpec = CheckpointSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    log_every: int = Field(default=50, gt=0, description="Steps between two rows of metrics.")
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
+    queue: Name = "default"
+    gpus: int = Field(
+        default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them. 1 also runs on a CPU."
+    )
+    metadata: Labels = Field(default={}, description="The user's own labels; jobs can be listed by them.")
+
+    @model_validator(mode="after")
+    def _check_characters(self) -> "JobSpec":
+        for location in with_nul(self.model_dump()):
+            # PostgreSQL has no such character, and could not look into the spec of any job any more.
+            refuse(location, "must not contain the character NUL", None)
+        return self
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> "JobSpec":
+        seen: dict[str, int] = {}
+        for index, sae in enumerate(self.saes):
+            if sae.name in seen:
+                other = f"saes[{seen[sae.name]}]"
+                refuse(("saes", index, "name"), f"must be unique; {other} is called {sae.name!r} too", sae.name)
+            seen[sae.name] = index
+        for index, sae in enumerate(self.saes):
+            if self.stream.synthetic is not None and sae.hook_name != SYNTHETIC_HOOK:
+                refuse(("saes", index, "hook_name"), f"must be {SYNTHETIC_HOOK} for synthetic activations", sae.hook_name)
+        if self.gpus > len(self.saes):
+            refuse(("gpus",), f"must be at most the number of SAEs ({len(self.saes)}): each trains on one GPU", self.gpus)
+        if self.evaluation.tokens < self.stream.context_size:
+            minimum = self.stream.context_size
+            refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)
+        return self
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """The hook points that are read, each once, in the order of first use."""
+        return tuple(dict.fromkeys(sae.hook_name for sae in self.saes))
+
+    @property
+    def checkpoint_every_steps(self) -> int:
+        """Steps between two checkpoints."""
+        tokens = self.checkpoints.every_tokens or self.stream.tokens // 10
+        return max(1, tokens // self.stream.batch)
+
+    def dead_after_tokens(self, sae: SAESpec) -> int:
+        """Tokens without firing after which a latent of `sae` counts as dead."""
+        return sae.dead_after_tokens or max(1, min(MAX_DEAD_AFTER_TOKENS, self.stream.tokens // 10))

@@ -1,0 +1,136 @@
+"""The stream of activations as its user writes it: which model reads which text, or synthetic rows."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sae_service.schema import Dtype, Frozen, WeightProcessing, refuse
+
+HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
+SYNTHETIC_HOOK = "hook_synthetic"
+MAX_BUFFER_ROWS = 1 << 20
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's or dataset's name means a file or folder, not something on a hub."""
+    return name.startswith(("/", ".", "~"))
+
+
+class ModelSpec(Frozen):
+    """Which language model the activations come from."""
+
+    name: str = Field(
+        min_length=1,
+        description="A folder in Hugging Face format (it starts with '/', '.' or '~') or a hub name such as gpt2.",
+    )
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub model.")
+    dtype: Dtype = "float32"
+    weight_processing: WeightProcessing = Field(
+        default="none",
+        description="none: the published weights. compatibility: TransformerLens folds layer norms and centres weights, "
+        "which changes the activations.",
+    )
+
+
+class DatasetSpec(Frozen):
+    """Which text is read, and which part of it is held out from training."""
+
+    path: str = Field(
+        min_length=1,
+        description="A file (.jsonl, .txt, .parquet; .xz and .gz too), a folder of such files (it starts with '/', '.' or '~'), "
+        "or a hub name.",
+    )
+    name: str | None = Field(default=None, description="Configuration of a hub dataset.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
+    split: str = "train"
+    column: str = Field(default="text", description="Column that holds a document's text.")
+    held_out_split: str | None = Field(
+        default=None, description="Split for evaluation. Default: a share of the documents of `split`, chosen by their hash."
+    )
+    held_out_share: float = Field(
+        default=0.02, gt=0, lt=0.5, description="Share of the documents that is held out when no held_out_split is named."
+    )
+
+
+class SyntheticSpec(Frozen):
+    """Activations with known features, in place of a model's: sparse strengths times fixed directions."""
+
+    n_features: int = Field(gt=0, le=1 << 16)
+    d_in: int = Field(gt=0, le=1 << 14)
+    firing_probability: float = Field(default=0.05, gt=0, lt=1, description="Probability that the first feature fires.")
+    firing_decay: float = Field(default=1.0, gt=0, le=1, description="Ratio of each feature's probability to the one before.")
+    strength: tuple[float, float] = Field(default=(0.0, 1.0), description="Strengths are uniform between these two.")
+    correlation: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of what decides firing that all features have in common."
+    )
+    branching: int = Field(
+        default=0, ge=0, description="Children of each feature, which fire only where it does; 0: no hierarchy."
+    )
+    noise: float = Field(default=0.0, ge=0, description="Standard deviation of the normal noise in each dimension.")
+    directions: Literal["random", "toy_model"] = Field(
+        default="random", description="Random unit directions, or those that a toy model of superposition learns."
+    )
+
+    @model_validator(mode="after")
+    def _check_strength(self) -> "SyntheticSpec":
+        if not 0 <= self.strength[0] < self.strength[1]:
+            refuse(("strength",), "must be two numbers, the first at least 0 and less than the second", self.strength)
+        return self
+
+
+class StreamSpec(Frozen):
+    """The activations that every SAE of the job trains on, in the order in which they are served: those of a model on
+    the text of a dataset, or synthetic ones.
+    """
+
+    model: ModelSpec | None = None
+    dataset: DatasetSpec | None = None
+    synthetic: SyntheticSpec | None = None
+    context_size: int = Field(default=128, ge=2, description="Tokens in each row that the model reads.")
+    exclude: tuple[Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0)], ...] = Field(
+        default=("bos", "eos", "pad"), description="Positions with these tokens (names or ids) are not trained on."
+    )
+    tokens: int = Field(gt=0, lt=1 << 53, description="Rows of activations to train on, one for each token.")
+    batch: int = Field(default=4096, gt=0, description="Rows in a training step.")
+    buffer_rows: int = Field(
+        default=0, ge=0, description="Rows that are harvested and shuffled together; 0: about a million, less for a short job."
+    )
+    prompts: int = Field(default=16, gt=0, le=1 << 16, description="Rows of context_size tokens in one forward pass of the model.")
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "StreamSpec":
+        if self.synthetic is None:
+            for name in ("model", "dataset"):
+                if getattr(self, name) is None:
+                    refuse((name,), "is required (or synthetic in place of model and dataset)", None)
+        elif self.model is not None or self.dataset is not None:
+            refuse(("synthetic",), "takes the place of model and dataset; give one or the other", None)
+        return self
+
+    @property
+    def text_source(self) -> tuple[ModelSpec, DatasetSpec]:
+        """The model and the dataset of a stream that has them."""
+        assert self.model is not None
+        assert self.dataset is not None
+        return self.model, self.dataset
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "StreamSpec":
+        if self.tokens < self.batch:
+            refuse(("tokens",), f"must be at least batch ({self.batch}): a job has at least one step", self.tokens)
+        if 0 < self.buffer_rows < self.batch:
+            refuse(("buffer_rows",), f"must be at least batch ({self.batch})", self.buffer_rows)
+        return self
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps of the whole job."""
+        return self.tokens // self.batch
+
+    @property
+    def steps_per_fill(self) -> int:
+        """Batches that one fill of the buffer serves. By default a job has at least eight fills, so that the model
+        and the SAEs work at the same time from early on."""
+        rows = self.buffer_rows or min(MAX_BUFFER_ROWS, max(self.tokens // 8, 16 * self.batch))
+        return max(1, min(rows // self.batch, self.n_steps))
