@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-gpu peers test-peers faults lint types layers check serve worker
+.PHONY: help setup demo test test-slow test-gpu peers test-peers faults lint types layers check serve worker
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration
 	$(BIN)/python -m pytest tests/e2e tests/faults
 
+test-slow: $(READY)  ## Run the tests that take long and say little that others do not
+	$(BIN)/python -m pytest -m slow tests/unit tests/integration tests/e2e
+
 test-gpu: $(READY)  ## Run the check that needs a GPU, and print its figures
 	$(BIN)/python -m pytest tests/gpu -s
 
@@ -40,10 +43,10 @@ peers: $(READY)  ## Make .venv-peers, with SAELens, dictionary_learning and spar
 test-peers: peers  ## Check our files with the libraries that read and write the same
 	$(BIN)/python -m pytest $(addprefix tests/integration/test_,saelens.py dictionary_learning.py sparsify.py)
 
-faults: $(READY)  ## Kill, cut, fill and lock everything for an hour or two (options: KILLS=100 SEED=1 ARGS="-k disk")
+faults: $(READY)  ## Kill, cut, fill and lock everything for two hours or three (options: KILLS=100 JOBS=20 SEED=1 ARGS="-k disk")
 	test -x .venv-faults/bin/python || $(PYTHON) -m venv .venv-faults
 	.venv-faults/bin/pip install --quiet "moto[server]==5.2.5" swift==2.38.3
-	FAULTS_KILLS=$(or $(KILLS),100) FAULTS_SEED=$(or $(SEED),$(shell date +%s)) $(BIN)/python -m pytest tests/faults -m "" -s -v $(ARGS)
+	FAULTS_KILLS=$(or $(KILLS),100) FAULTS_JOBS=$(or $(JOBS),20) FAULTS_SEED=$(or $(SEED),$(shell date +%s)) $(BIN)/python -m pytest tests/faults -m "" -s -v $(ARGS)
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import DEMO
+from tests.faults import long_documents
 from tests.faults.history import History
+from tests.faults.results import KEEP_ALL
 from tests.postgres import Postgres
 
 
 def pytest_report_header() -> str:
-    """Says with which seed and how many kills the suite is run."""
-    return f"faults: FAULTS_SEED={seed_of_this_run()} FAULTS_KILLS={kills_of_this_run()}"
+    """Says with which seed, how many kills and how many jobs the suite is run."""
+    return f"faults: FAULTS_SEED={seed_of_this_run()} FAULTS_KILLS={kills_of_this_run()} FAULTS_JOBS={jobs_of_this_run()}"
 
 
 def seed_of_this_run() -> int:
@@ -25,6 +28,11 @@ def seed_of_this_run() -> int:
 def kills_of_this_run() -> int:
     """How many kills each of the long runs is to have."""
     return int(os.environ.get("FAULTS_KILLS", "100"))
+
+
+def jobs_of_this_run() -> int:
+    """How many jobs are killed again and again."""
+    return int(os.environ.get("FAULTS_JOBS", "20"))
 
 
 @pytest.fixture
@@ -67,11 +75,32 @@ def quick() -> dict[str, Any]:
 
 
 @pytest.fixture
-def variety(quick: dict[str, Any], spec: dict[str, Any]) -> list[dict[str, Any]]:
+def long_text(spec: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A job of 30 checkpoints, all but the first few of them in one group of long documents."""
+    spec["stream"]["dataset"]["path"] = str(long_documents.write(tmp_path / "text"))
+    spec["stream"] |= {"tokens": 480 * 256, "prompts": 8}
+    spec["checkpoints"] = {"every_tokens": 16 * 256, "keep": KEEP_ALL}
+    return spec
+
+
+@pytest.fixture
+def variety(quick: dict[str, Any], long_text: dict[str, Any]) -> list[dict[str, Any]]:
     """Jobs that differ, so that state of one that got into another would show."""
-    other = copy.deepcopy(quick)
+    quick["checkpoints"]["keep"] = KEEP_ALL
+    other, text = copy.deepcopy(quick), copy.deepcopy(long_text)
     other["stream"]["seed"] = 4
-    text = copy.deepcopy(spec)
+    text["stream"]["dataset"]["path"] = str(DEMO / "text")
     text["stream"]["tokens"] = 120 * 256
-    text["checkpoints"] = {"every_tokens": 12 * 256}
-    return [quick, text, other]
+    text["checkpoints"]["every_tokens"] = 12 * 256
+    return [quick, text, other, long_text]
+
+
+@pytest.fixture
+def demo_text(spec: dict[str, Any]) -> dict[str, Any]:
+    """TopK and JumpReLU on the demo's model and text: 14 checkpoints and the last one, five for each group of documents."""
+    spec["stream"] |= {"tokens": 300_000, "batch": 1024, "buffer_rows": 32_768, "prompts": 16}
+    topk = spec["saes"][0] | {"name": "topk", "architecture": {"kind": "topk", "d_sae": 64, "k": 8}}
+    jumprelu = {"kind": "jumprelu", "d_sae": 64, "bandwidth": 0.05, "initial_threshold": 0.05}
+    spec["saes"] = [topk, spec["saes"][1] | {"name": "jumprelu", "architecture": jumprelu}]
+    spec["checkpoints"] = {"every_tokens": 20_480, "keep": KEEP_ALL}
+    return spec

@@ -48,6 +48,11 @@ class Following:
         return count
 
     @property
+    def n_checkpoints(self) -> int:
+        """Checkpoints so far, of all attempts."""
+        return sum(event.type == "checkpoint" for event in self.events)
+
+    @property
     def n_attempts(self) -> int:
         """How often the job was begun."""
         return sum(event.message.startswith("Attempt ") for event in self.events)

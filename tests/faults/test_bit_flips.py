@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sae_service.errors import DamagedCheckpoint, StorageFailure
+from sae_service.storage import checkpoint
 from sae_service.storage.objects import MANIFEST, Storage
 from tests.faults import invariants
 from tests.faults.history import History
@@ -36,6 +38,24 @@ def test_no_single_bit_makes_a_set_of_files_read_as_another(tmp_path: Path, name
             flip(path, bit)
         # What no hash covers is white space and the names and sizes that nobody reads.
         assert found == FILES, f"bit {bit} of {name}"
+
+
+@pytest.mark.parametrize("name", [MANIFEST, checkpoint.ARRAYS, checkpoint.VALUES])
+def test_no_single_bit_makes_a_state_read_as_another(tmp_path: Path, name: str) -> None:
+    storage, state = Storage(tmp_path.as_uri()), {"a": np.arange(3, dtype=np.float32), "b": np.zeros((), np.int32)}
+    storage.publish("jobs/j/step-1", checkpoint.to_files(state, {"n_steps": 1}))
+    path = tmp_path / "jobs" / "j" / "step-1" / name
+    for bit in range(8 * path.stat().st_size):
+        flip(path, bit)
+        try:
+            found, values = checkpoint.read(storage, "jobs/j/step-1", like=state)
+        except DamagedCheckpoint:
+            continue
+        finally:
+            flip(path, bit)
+        assert name == MANIFEST, f"bit {bit} of {name}"
+        assert values == {"n_steps": 1}
+        assert all(np.array_equal(found[leaf], state[leaf]) for leaf in state)
 
 
 @pytest.mark.faults

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.faults import invariants
 from tests.faults.conftest import kills_of_this_run
 from tests.faults.history import History
-from tests.faults.kills import Kills
+from tests.faults.random_kills import RandomKills
+from tests.faults.results import KEEP_ALL, result
 from tests.postgres import Postgres
 from tests.service import Service
 
@@ -19,30 +19,29 @@ def suffer(
     """Trains each job once in peace, and then a set of them under kills."""
     try:
         calm = [service.client.submit(spec) for spec in specs]
-        undisturbed = {}
-        for index, job in enumerate(calm):
-            assert service.ended(job).status == "succeeded"
-            undisturbed[index] = invariants.hashes(service, job, folder)
-        history.add("undisturbed", hashes=undisturbed)
-        kills = Kills(service, history, specs, at_once)
+        assert [service.ended(job).status for job in calm] == ["succeeded"] * len(calm)
+        undisturbed = [result(service, job, folder) for job in calm]
+        history.add("undisturbed", hashes=[found.weights for found in undisturbed])
+        kills = RandomKills(service, history, specs, at_once)
         kills.run(n_kills)
         kills.check(undisturbed, folder)
         history.add("summary", **kills.summary())
-        print(f"\n{kills.summary()}, all weights alike; history: {history.path}")  # noqa: T201
+        print(f"\n{kills.summary()}, all alike; history: {history.path}")  # noqa: T201
     finally:
         service.interrupt()
 
 
-def test_a_few_kills_do_not_change_the_bytes(
+def test_a_few_kills_do_not_change_any_checkpoint(
     history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
     quick["stream"]["tokens"] = 600 * 64
+    quick["checkpoints"]["keep"] = KEEP_ALL
     service = Service(tmp_path, 2, **compiled)
     suffer(service, history, [quick], 5, tmp_path / "weights", at_once=2)
 
 
 @pytest.mark.faults
-def test_many_kills_do_not_change_the_bytes_on_sqlite(
+def test_many_kills_do_not_change_any_checkpoint_on_sqlite(
     history: History, variety: list[dict[str, Any]], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
     service = Service(tmp_path, 2, **compiled)
@@ -50,7 +49,7 @@ def test_many_kills_do_not_change_the_bytes_on_sqlite(
 
 
 @pytest.mark.faults
-def test_many_kills_do_not_change_the_bytes_on_postgresql(
+def test_many_kills_do_not_change_any_checkpoint_on_postgresql(
     history: History, variety: list[dict[str, Any]], tmp_path: Path, postgres: Postgres, compiled: dict[str, str]
 ) -> None:
     service = Service(tmp_path, 2, SAE_SERVICE_DATABASE_URL=postgres.url, **compiled)
