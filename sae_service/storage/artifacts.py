@@ -1,4 +1,8 @@
-"""The files of one trained SAE: those that other tools read, its figures, and where it comes from."""
+"""The files of one trained SAE: its weights, its figures, and where it comes from.
+
+The weights are in the layout of SAELens. Of what SAELens has no class for (crosscoders, and transcoders with k) they are
+in the same files under a name of our own; `formats.saelens` says which. SAELens refuses such files by that name.
+"""
 
 import json
 import math
@@ -15,7 +19,8 @@ CONFIG, WEIGHTS, METRICS, PROVENANCE = saelens.CONFIG, saelens.WEIGHTS, "metrics
 def description(job: JobSpec, spec: SAESpec) -> Description:
     """What a file format may say about an SAE of `job`."""
     return Description(
-        hook_name=spec.hook_name,
+        reads=spec.reads,
+        writes=spec.writes,
         model_name=job.stream.model.name if job.stream.model else "synthetic",
         dataset_path=job.stream.dataset.path if job.stream.dataset else "synthetic",
         context_size=job.stream.context_size,
@@ -25,8 +30,8 @@ def description(job: JobSpec, spec: SAESpec) -> Description:
 
 
 def to_files(sae: InferenceSAE, job: JobSpec, spec: SAESpec, provenance: dict[str, Any]) -> dict[str, bytes]:
-    """The files of one SAE by name, in the layout of SAELens."""
-    return saelens.to_files(sae, description(job, spec)) | {PROVENANCE: json.dumps(provenance, indent=1).encode()}
+    """The files of one SAE by name."""
+    return saelens.to_own_files(sae, description(job, spec)) | {PROVENANCE: json.dumps(provenance, indent=1).encode()}
 
 
 def from_files(files: dict[str, bytes]) -> InferenceSAE:

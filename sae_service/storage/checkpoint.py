@@ -1,14 +1,15 @@
-"""Any pytree of arrays, with a small JSON value beside it, to and from files. Restoring is exact or an error."""
+"""Any pytree of arrays, with a small JSON value beside it, to and from a storage. Restoring is exact or an error."""
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from sae_service.errors import DamagedCheckpoint, WrongVersion
+from sae_service.errors import DamagedCheckpoint, StorageFailure, WrongVersion
+from sae_service.storage import arrays
+from sae_service.storage.objects import Content, Storage
 
 ARRAYS, VALUES = "state/arrays.safetensors", "state/values.json"
 FORMAT = 3
@@ -16,36 +17,85 @@ FIRST_EXACT_FORMAT = 3
 """Before it, a job that was resumed twice within a group of documents went on from the beginning of the text."""
 
 
-def to_files(state: Any, values: dict[str, Any]) -> dict[str, bytes]:
-    """The files of a checkpoint by path; `values` is anything that JSON holds exactly."""
+def to_files(state: Any, values: dict[str, Any]) -> dict[str, Content]:
+    """The files of a checkpoint by path; `values` is anything that JSON holds exactly.
+
+    The arrays are read where they are, when they are written: until then `state` may not change.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    arrays = {jax.tree_util.keystr(path): np.asarray(leaf, order="C") for path, leaf in leaves}
-    return {ARRAYS: save(arrays), VALUES: json.dumps({"format": FORMAT, **values}).encode()}
+    named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return {ARRAYS: arrays.to_parts(named), VALUES: json.dumps({"format": FORMAT, **values}).encode()}
 
 
-def from_files(files: dict[str, bytes], like: Any) -> tuple[Any, dict[str, Any]]:
-    """The state and the values; `like` gives the shapes.
+def read(storage: Storage, key: str, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The state and the values of the checkpoint published under `key`.
+
+    Each array is read for itself and goes straight to its place, so the host has one of them beside the state.
+
+    Args:
+        like: a pytree with the shape, dtype and, as far as it is to be decided, sharding of each leaf.
 
     Raises:
         DamagedCheckpoint: something does not fit.
         WrongVersion: another release wrote it. It is as good as ever there, so nothing is to take its place.
     """
-    try:
-        arrays, values = load(files[ARRAYS]), json.loads(files[VALUES])
-    except (KeyError, ValueError, SafetensorError) as error:
-        raise DamagedCheckpoint(f"the checkpoint cannot be read: {error}") from error
-    written = values.pop("format", None)
-    if isinstance(written, int) and written != FORMAT:
-        raise WrongVersion(f"the checkpoint has format {written}, and this release reads format {FORMAT}.", hint=_remedy(written))
+    hashes = storage.hashes(key)
+    if not {ARRAYS, VALUES} <= hashes.keys():
+        raise DamagedCheckpoint(f"{key} has no state")
+    values = _values(storage.read(key, {VALUES: hashes[VALUES]})[VALUES])
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(path) for path, _ in paths]
-    if written is None or sorted(names) != sorted(arrays):
-        raise DamagedCheckpoint("the checkpoint was written for other SAEs")
-    for name, (_, leaf) in zip(names, paths, strict=True):
-        if arrays[name].shape != np.shape(leaf) or arrays[name].dtype != np.asarray(leaf).dtype:
-            raise DamagedCheckpoint(f"{name} has shape {arrays[name].shape}, expected {np.shape(leaf)}")
-    leaves = [jax.numpy.asarray(arrays[name]) for name in names]
-    return jax.tree_util.tree_unflatten(structure, leaves), values
+    places = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
+    pieces = storage.checked(f"{key}/{ARRAYS}", hashes[ARRAYS])
+    found = arrays.read(pieces, places, lambda name, array: _put(array, places[name]))
+    return jax.tree_util.tree_unflatten(structure, [found[name] for name in places]), values
+
+
+def restored(
+    storage: Storage, keys: Sequence[str], begin_with: str | None, like: Any, warn: Callable[[str], None]
+) -> tuple[Any, dict[str, Any]] | None:
+    """The state and the values to go on from, or None where there is no checkpoint yet.
+
+    Args:
+        keys: of a job's own checkpoints, the newest first; the first that is not damaged is read.
+        begin_with: of another job's, for when none of its own can be read.
+        like: see `read`.
+        warn: told of each checkpoint that is damaged.
+
+    Raises:
+        StorageFailure: none of the checkpoints was ever published here: beginning anew would give them all up.
+    """
+    known = keys or ([begin_with] if begin_with else [])
+    if known and not any(storage.has_published(key) for key in known):
+        raise StorageFailure(
+            f"the storage has none of the job's {len(known)} checkpoints, {known[0]} the newest: it is not the "
+            "one to which they were written, or was emptied.",
+            hint="Give the API and all workers, on every host, the same SAE_SERVICE_STORAGE_URL.",
+        )
+    for key in keys:
+        try:
+            return read(storage, key, like)
+        except DamagedCheckpoint as error:
+            warn(f"{error} The one before it is used.")
+    # Without it this would be another job, so there is nothing to fall back on.
+    return read(storage, begin_with, like) if begin_with is not None else None
+
+
+def _values(content: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+        written = values.pop("format")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"the checkpoint cannot be read: {error}") from error
+    if not isinstance(written, int):
+        raise DamagedCheckpoint(f"the checkpoint has no format but {written!r}")
+    if written != FORMAT:
+        raise WrongVersion(f"the checkpoint has format {written}, and this release reads format {FORMAT}.", hint=_remedy(written))
+    return values
+
+
+def _put(array: np.ndarray, like: Any) -> jax.Array:
+    """The array where `like` is to be. JAX may take over its memory instead of copying it: nobody else may have it."""
+    return jax.block_until_ready(jax.device_put(array, getattr(like, "sharding", None)))
 
 
 def _remedy(written: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+SOONEST_S, LATEST_S, LARGEST_SHARE = 120.0, 600.0, 0.02
+
 
 def snapshot(state: Any) -> Any:
     """A copy of a pytree in the host's memory; the next step may reuse the original's."""
@@ -28,19 +30,32 @@ class CheckpointWriter:
 
     Attributes:
         waited_s: how long training has waited for it.
+        took_s: how long the last checkpoint took, its copy included.
     """
 
     def __init__(self) -> None:
-        self.waited_s = 0.0
+        self.waited_s, self.took_s = 0.0, 0.0
+        self._began = time.monotonic()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Any] | None = None
 
     def write(self, prepare: Callable[[], Callable[[], Any]]) -> None:
         """Calls `prepare` now and what it returns on the thread, once the one before is done, whose error it raises."""
         self._join()
-        began = time.monotonic()
-        self._pending = self._executor.submit(prepare())
-        self.waited_s += time.monotonic() - began
+        self._began = time.monotonic()
+        self._pending = self._executor.submit(self._timed, prepare(), self._began)
+        self.waited_s += time.monotonic() - self._began
+
+    def _timed(self, publish: Callable[[], Any], began: float) -> None:
+        publish()
+        self.took_s = time.monotonic() - began
+
+    def is_due(self) -> bool:
+        """Whether the clock asks for the next one: after two minutes, or later if writing would take more than 2 % of the
+        time, but after ten minutes at the latest.
+        """
+        wait = min(max(SOONEST_S, self.took_s / LARGEST_SHARE), LATEST_S)
+        return time.monotonic() - self._began >= wait
 
     def check(self) -> None:
         """Raises the error of a write that has failed, so that no steps are taken that cannot be saved. Never waits."""

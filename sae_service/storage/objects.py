@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -21,6 +22,30 @@ from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
 MANIFEST = "manifest.json"
 PART, AT_ONCE = 8 << 20, 4
 """What is longer travels in parts of so many bytes, so many at once: a request is over after 30 s, however long it is."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Content that is never in memory as a whole: how long it is, and its parts, one after the other."""
+
+    size: int
+    parts: Callable[[], Iterator[bytes | memoryview]]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The parts, none longer than PART. Raises ValueError at the end if there were not `size` bytes."""
+        length = 0
+        for part in self.parts():
+            for start in range(0, len(part), PART):
+                yield memoryview(part)[start : start + PART]
+            length += len(part)
+        if length != self.size:
+            raise ValueError(f"there were {length} bytes where {self.size} had been promised")
+
+
+Content = bytes | Parts
 
 
 class Storage:
@@ -38,11 +63,16 @@ class Storage:
         except (BaseError, OSError, ValueError) as error:
             raise StorageFailure(f"cannot open the storage {url}: {_said(error)}") from error
 
-    def put(self, key: str, content: bytes) -> None:
-        """Writes a new object, durably. Raises StorageFailure if there is another one or it cannot be written.
+    def put(self, key: str, content: Content) -> str:
+        """Writes a new object, durably, and returns its SHA-256.
 
-        A store takes parts without a look at what is there: long objects rely on their key, which is new.
+        A store takes parts without a look at what is there: long objects rely on their key, which is new, and so does a
+        folder where they come as `Parts`. Raises StorageFailure if there is another one or it cannot be written.
         """
+        if isinstance(content, Parts):
+            if len(content) > PART:
+                return self._put_parts(key, content)
+            content = b"".join(content.pieces())
         in_parts = self.root is None and len(content) > PART
         try:
             mode = "overwrite" if in_parts else "create"
@@ -53,10 +83,37 @@ class Storage:
                 raise StorageFailure(f"{key} exists already, or is being written") from error
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
+        self._flush(key)
+        return hashlib.sha256(content).hexdigest()
+
+    def _put_parts(self, key: str, content: Parts) -> str:
+        sha256 = hashlib.sha256()
+
+        def hashed() -> Iterator[memoryview]:
+            for piece in content.pieces():
+                sha256.update(piece)
+                yield piece
+
         try:
-            if self.root is not None:
-                _flush(self.root / key, self.root)
+            obstore.put(self._store, key, hashed(), mode="overwrite", chunk_size=PART, max_concurrency=AT_ONCE)
         except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
+        self._flush(key)
+        return sha256.hexdigest()
+
+    def _flush(self, key: str) -> None:
+        """Makes a file and the entries of its folders durable: the store renames but does not flush."""
+        if self.root is None:
+            return
+        path = self.root / key
+        try:
+            for target in (path, *path.parents[: len(path.relative_to(self.root).parts)]):
+                descriptor = os.open(target, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
             raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
 
     def _has(self, key: str, content: bytes) -> bool:
@@ -127,14 +184,16 @@ class Storage:
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot delete {keys[0]}: {_said(error)}") from error
 
-    def publish(self, prefix: str, files: Mapping[str, bytes]) -> list[dict[str, str | int]]:
-        """Writes `files` below a new prefix and their manifest last. Returns the manifest's entries."""
-        entries: list[dict[str, str | int]] = [
-            {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for path, content in sorted(files.items())
-        ]
-        for path, content in sorted(files.items()):
-            self.put(f"{prefix}/{path}", content)
+    def publish(self, prefix: str, files: Mapping[str, Content] | Iterator[tuple[str, Content]]) -> list[dict[str, str | int]]:
+        """Writes files below a new prefix, in the order in which they come, and their manifest last.
+
+        Returns the manifest's entries, sorted by path. A file is let go of before the next one is asked for.
+        """
+        entries: list[dict[str, str | int]] = []
+        for path, content in files if isinstance(files, Iterator) else files.items():
+            entries.append({"path": path, "size": len(content), "sha256": self.put(f"{prefix}/{path}", content)})
+            del content
+        entries.sort(key=lambda entry: str(entry["path"]))
         self.put(f"{prefix}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
         return entries
 
@@ -145,14 +204,33 @@ class Storage:
         except NotFound:
             return False
 
-    def read_published(self, prefix: str, below: str = "") -> dict[str, bytes]:
-        """The files of a published set whose path starts with `below`, each checked against the manifest."""
+    def hashes(self, prefix: str) -> dict[str, str]:
+        """The SHA-256 of each file of a published set, by path. Raises DamagedCheckpoint without a readable manifest."""
         try:
             listed = json.loads(self.get(f"{prefix}/{MANIFEST}"))["files"]
-            hashes = {str(entry["path"]): entry["sha256"] for entry in listed}
+            return {str(entry["path"]): entry["sha256"] for entry in listed}
         except (NotFound, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"{prefix} has no readable manifest") from error
+
+    def read_published(self, prefix: str, below: str = "") -> dict[str, bytes]:
+        """The files of a published set whose path starts with `below`, each checked against the manifest."""
+        hashes = self.hashes(prefix)
         return self.read(prefix, {path: sha256 for path, sha256 in hashes.items() if path.startswith(below)})
+
+    def checked(self, key: str, sha256: str) -> Iterator[bytes]:
+        """A whole object in pieces. Raises DamagedCheckpoint after the last one if they are not what `sha256` says."""
+        try:
+            size = self.size(key)
+        except NotFound as error:
+            raise DamagedCheckpoint(f"{key} is missing") from error
+        found = hashlib.sha256()
+        for piece in self.stream(key, 0, size, PART):
+            found.update(piece)
+            yield piece
+            # Not beside the next one.
+            del piece
+        if found.hexdigest() != sha256:
+            raise DamagedCheckpoint(f"{key} does not match its manifest")
 
     def read(self, prefix: str, hashes: Mapping[str, str]) -> dict[str, bytes]:
         """The files below `prefix` that `hashes` names, by path. Raises DamagedCheckpoint if one is not what it says."""
@@ -170,15 +248,3 @@ class Storage:
 def _said(error: Exception) -> str:
     """What an error says to a person: the store adds its own structures below."""
     return str(error).split("\n\n")[0]
-
-
-def _flush(path: Path, root: Path) -> None:
-    """Makes a file and the entries of its folders durable: the store renames but does not flush."""
-    for target in (path, *path.parents):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if target == root:
-            return
