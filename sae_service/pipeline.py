@@ -1,14 +1,12 @@
 """A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 from uuid import uuid4
 
 import jax
-from jaxtyping import Array
 
 from sae_service import errors
 from sae_service.activations.source import Source
@@ -16,14 +14,16 @@ from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.architectures import ARCHITECTURES
 from sae_service.evaluation.on_synthetic import evaluate_synthetic, observer
 from sae_service.evaluation.on_text import evaluate
-from sae_service.sae.inference import InferenceSAE, unscaled
+from sae_service.sae.inference import InferenceSAE, Sites, unscaled
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.checkpoint_writer import CheckpointWriter, on_host, snapshot
-from sae_service.storage.objects import Storage
+from sae_service.storage.objects import Content, Storage
 from sae_service.storage.provenance import provenance
-from sae_service.training import start
-from sae_service.training.loop import Trainer, activation_scale, continued, fitted, initial_state, schedule_warnings
+from sae_service.training import memory, start
+from sae_service.training.cohort import public
+from sae_service.training.loop import Trainer, schedule_warnings
+from sae_service.training.placement import Placement, placement
 from sae_service.training.start import Initial
 from sae_service.training.step import TrainState
 
@@ -85,12 +85,11 @@ def run(
             reporter.event("warning", f"saes[{index}].{warning}")
     if job.gpus > len(jax.devices()):
         reporter.event("warning", f"gpus: {job.gpus} were asked for, and the SAEs share the {len(jax.devices())} that there are.")
-    # The initial states have no name here, which would keep them on the device beside those of a checkpoint.
-    restored = _restored(
-        {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes},
-        storage, reporter, resume_from, begin_with,
-    )  # fmt: skip
-    training = _Training(job, storage, prefix, reporter, source, alive, *restored)
+    setting = Setting(job, source, placement(job))
+    setting.check_memory(reporter)
+    found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
+    states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
+    training = _Training(setting, storage, prefix, reporter, alive, states, values)
     try:
         return training.finish(should_stop) if training.train(should_stop) else None
     except errors.Stopped:
@@ -100,40 +99,40 @@ def run(
         training.stream.close()
 
 
-def _restored(
-    blank: dict[str, TrainState], storage: Storage, reporter: Reporter, resume_from: Sequence[str], begin_with: str | None
-) -> tuple[dict[str, TrainState], dict[str, Any]]:
-    """The states to go on from, and what a checkpoint holds beside them.
+@dataclass(frozen=True)
+class Setting:
+    """What an attempt knows of a job before it trains: where its rows come from, and where its SAEs are and live."""
 
-    Raises:
-        StorageFailure: none of the checkpoints was ever published here: beginning anew would give them all up.
-    """
-    known = resume_from or ([begin_with] if begin_with else [])
-    if known and not any(storage.has_published(key) for key in known):
-        raise errors.StorageFailure(
-            f"the storage has none of the job's {len(known)} checkpoints, {known[0]} the newest: it is not the "
-            "one to which they were written, or was emptied.",
-            hint="Give the API and all workers, on every host, the same SAE_SERVICE_STORAGE_URL.",
-        )
-    for key in resume_from:
-        try:
-            return checkpoint.from_files(storage.read_published(key, below="state/"), blank)
-        except errors.DamagedCheckpoint as error:
-            reporter.event("warning", f"{error} The one before it is used.")
-    if begin_with is not None:
-        # Without it this would be another job, so there is nothing to fall back on.
-        return checkpoint.from_files(storage.read_published(begin_with, below="state/"), blank)
-    return blank, {"position": {}, "n_steps": 0, "scales": {}}
+    job: JobSpec
+    source: Source
+    placement: Placement
+
+    @cached_property
+    def sites(self) -> dict[str, Sites]:
+        """Where each SAE reads and writes."""
+        return {sae.name: sae.sites(self.source.widths) for sae in self.job.saes}
+
+    def check_memory(self, reporter: Reporter) -> None:
+        """Says what memory the job needs. Raises OutOfMemory if that is more than the device has."""
+        wanted = memory.plan(self.job, self.sites, self.placement, self.source.row_bytes, self.source.model_bytes)
+        reporter.event("info", wanted.said())
+        if warning := wanted.check(memory.device_limit()):
+            reporter.event("warning", warning)
+
+    def shapes(self) -> dict[str, TrainState]:
+        """The shapes of the states, and their places."""
+        return {sae.name: self.placement.of(sae.name, start.shapes(sae, self.sites[sae.name])) for sae in self.job.saes}
 
 
 class _Training:
     """The moving parts of one attempt at a job."""
 
     def __init__(
-        self, job: JobSpec, storage: Storage, prefix: str, reporter: Reporter, source: Source,
+        self, setting: Setting, storage: Storage, prefix: str, reporter: Reporter,
         alive: Callable[[], None], states: dict[str, TrainState], values: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.job, self.storage, self.prefix, self.reporter, self.source = job, storage, prefix, reporter, source
+        self.setting, self.job, self.source = setting, setting.job, setting.source
+        self.storage, self.prefix, self.reporter = storage, prefix, reporter
         self.position = StreamPosition.model_validate(values["position"])
         self.states, self.scales, self.saved_step = states, values["scales"], values["n_steps"]
         self.alive = alive
@@ -141,14 +140,15 @@ class _Training:
         self.writer = CheckpointWriter()
         self.initial = {} if self.saved_step else self.read_initial()
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
-        self.provenance = provenance(job, jax.devices()[0].device_kind) | {"initial": self.hashes}
+        self.provenance = provenance(self.job, jax.devices()[0].device_kind) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
-        self.stream = ActivationStream(job.stream, source.harvest(self.position.fill_start), self.position, alive)
+        harvest = self.source.harvest(self.position.fill_start)
+        self.stream = ActivationStream(self.job.stream, harvest, self.position, alive, self.source.row_bytes)
 
     def read_initial(self) -> dict[str, Initial]:
         """What SAEs of the job start from, by name, for a job that is at its beginning."""
         return {
-            sae.name: start.load(sae, index, self.source.widths[sae.hook_name])
+            sae.name: start.load(sae, index, self.source.widths)
             for index, sae in enumerate(self.job.saes)
             if sae.initial is not None
         }
@@ -167,7 +167,7 @@ class _Training:
                 self.alive()
                 self.position = position
                 is_last = self.trainer.n_steps == self.job.stream.n_steps
-                if not is_last and self.trainer.n_steps % self.job.checkpoint_every_steps == 0:
+                if not is_last and self.is_due(self.trainer.n_steps):
                     self.save()
         if (self.trainer.n_steps if self.trainer else self.saved_step) < self.job.stream.n_steps:
             self.save_and_wait()
@@ -176,47 +176,57 @@ class _Training:
         self.trainer = self.trainer or self.begin({})
         return True
 
+    def is_due(self, n_steps: int) -> bool:
+        """Whether a checkpoint is to be written after so many steps."""
+        every = self.job.checkpoint_every_steps
+        return self.writer.is_due() if every is None else n_steps % every == 0
+
     def begin(self, rows: dict[str, Any]) -> Trainer:
         """The trainer, fitted to the first fill, which is complete before its first row is served: that uses up none."""
         if self.saved_step == 0:
-            self.scales = {sae.name: activation_scale(sae, rows[sae.hook_name]) for sae in self.job.saes}
-            for sae in self.job.saes:
-                self.states[sae.name] = self.started(sae, self.scales[sae.name], rows[sae.hook_name])
-        observe = observer(self.job) if self.job.stream.synthetic else lambda sae: {}
-        return Trainer(self.job, self.states, self.scales, self.reporter.metrics, self.saved_step, observe)
+            self.scales = start.measured_scales(self.job, rows)
+            self.states = {sae.name: self.started(sae, rows) for sae in self.job.saes}
+        observe = observer(self.job) if self.job.stream.synthetic else None
+        at, places = self.setting.sites, self.setting.placement
+        return Trainer(self.job, at, self.states, self.scales, places, self.reporter.metrics, self.saved_step, observe)
 
-    def started(self, sae: SAESpec, scale: float, rows: Array) -> TrainState:
-        """The state of one SAE before its first step: what it is to start from, or else fitted to the rows."""
-        state = self.states[sae.name]
-        if sae.name not in self.initial:
-            return fitted(state, sae, scale, rows)
-        return continued(state, start.parameters(sae, self.initial.pop(sae.name), scale))
+    def started(self, sae: SAESpec, rows: dict[str, Any]) -> TrainState:
+        """The state of one SAE before its first step: what it is to start from, or else drawn and fitted to the rows."""
+        sites, scales, places = self.setting.sites[sae.name], self.scales[sae.name], self.setting.placement
+        if sae.name in self.initial:
+            return start.from_weights(sae, sites, scales, self.initial.pop(sae.name), places)
+        return start.drawn_and_fitted(self.job, sae, sites, scales, rows, places)
 
     def finish(self, should_stop: Callable[[], bool]) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint. Raises Stopped."""
         assert self.trainer is not None
         self.trainer.check()
+        trained_s, tokens_per_s, values = self.trainer.seconds(), self.trainer.tokens_per_s(), self.values()
+        dead_shares = {sae.name: self.trainer.dead_share(sae) for sae in self.job.saes}
         state = snapshot(self.trainer.states)
-        trained_s, tokens_per_s = self.trainer.seconds(), self.trainer.tokens_per_s()
-        exported = {sae.name: (sae.hook_name, self.exported(sae, state)) for sae in self.job.saes}
-        with ExitStack() as unless_measured:
+        # From here on the device is the evaluation's.
+        self.trainer.states.clear()
+        try:
+            measured = self.evaluated(state, should_stop)
+        except BaseException:
             # What has been trained is not lost with its evaluation.
-            unless_measured.callback(self.save_and_wait)
-            measured = self.evaluated(exported, should_stop)
-            unless_measured.pop_all()
-        for sae in self.job.saes:
-            measured[sae.name]["dead_share"] = self.trainer.dead_share(sae)
-            measured[sae.name]["tokens_per_s"] = tokens_per_s
+            self.writer.finish()
+            if values["n_steps"] > self.saved_step:
+                self.publish(state, values)
+            raise
+        for name, figures in measured.items():
+            figures |= {"dead_share": dead_shares[name], "tokens_per_s": tokens_per_s}
         self.writer.finish()
         if self.writer.waited_s:
             share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
             self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")
-        return self.publish(state, self.values(), measured)
+        return self.publish(state, values, measured)
 
-    def evaluated(self, saes: dict[str, tuple[str, InferenceSAE]], should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """The held-out metrics of each SAE, by its name."""
+    def evaluated(self, states: dict[str, TrainState], should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """The held-out metrics of each SAE, by its name, of states on the host."""
+        saes = {sae.name: partial(self.exported, sae, states) for sae in self.job.saes}
         if self.source.model is None:
-            return evaluate_synthetic(self.job, saes)
+            return evaluate_synthetic(self.job, saes, should_stop)
 
         def ends_here() -> bool:
             self.alive()
@@ -225,9 +235,11 @@ class _Training:
         return evaluate(self.job.stream, self.job.evaluation.tokens, self.source.model, saes, ends_here)
 
     def exported(self, sae: SAESpec, states: dict[str, TrainState]) -> InferenceSAE:
-        """The public form of one SAE, for raw activations."""
-        parameters = jax.device_put(states[sae.name].parameters)
-        return unscaled(ARCHITECTURES[sae.architecture.kind].export(sae.architecture, parameters), self.scales[sae.name])
+        """The public form of one SAE, for raw activations, on the host: training may have filled the device."""
+        with on_host():
+            architecture, sites = ARCHITECTURES[sae.architecture.kind], self.setting.sites[sae.name]
+            found = jax.device_get(public(architecture, sae.architecture, sites, states[sae.name].parameters))
+        return unscaled(found, self.scales[sae.name], self.scales[sae.name])
 
     def values(self) -> dict[str, Any]:
         """What a checkpoint holds beside the arrays."""
@@ -259,6 +271,18 @@ class _Training:
         state, values = snapshot(self.trainer.states), self.values()
         return partial(self.publish, state, values)
 
+    def files(
+        self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any] | None
+    ) -> Iterator[tuple[str, Content]]:
+        """The files of a checkpoint: the state, then those of each SAE, which are made when it is their turn."""
+        yield from checkpoint.to_files(states, values).items()
+        for sae in self.job.saes:
+            found = artifacts.to_files(self.exported(sae, states), self.job, sae, self.provenance)
+            if metrics is not None:
+                found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
+            for name in sorted(found):
+                yield f"saes/{sae.name}/{name}", found.pop(name)
+
     def publish(
         self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any] | None = None
     ) -> Checkpoint:
@@ -267,17 +291,9 @@ class _Training:
         Args:
             metrics: the held-out metrics by SAE, which make it the final checkpoint.
         """
-        files, n_steps = checkpoint.to_files(states, values), values["n_steps"]
-        for sae in self.job.saes:
-            # Not on the device, whose memory training has filled.
-            with on_host():
-                public = self.exported(sae, states)
-            found = artifacts.to_files(public, self.job, sae, self.provenance)
-            if metrics is not None:
-                found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
-            files |= {f"saes/{sae.name}/{name}": content for name, content in found.items()}
+        n_steps = values["n_steps"]
         key = f"{self.prefix}/step-{n_steps:09d}-{uuid4().hex[:12]}"
-        entries = self.storage.publish(key, files)
+        entries = self.storage.publish(key, self.files(states, values, metrics))
         tokens = n_steps * self.job.stream.batch
         written = Checkpoint(key, n_steps, tokens, metrics is not None, entries, metrics or {})
         self.reporter.checkpoint(written)

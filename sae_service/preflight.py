@@ -32,8 +32,8 @@ def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
         if sae.initial is not None:
             for name in FORMATS[sae.initial.format].files:
                 _inside(f"{sae.initial.path}/{name}", roots, f"/saes/{index}/initial/path")
-            d_in = job.stream.synthetic.d_in if job.stream.synthetic else _width(config, sae.hook_name)
-            start.check(sae, index, d_in)
+            widths = {name: width for name in (*sae.reads, *sae.writes) if (width := _width(job, config, name)) is not None}
+            start.check(sae, index, widths)
 
 
 def _check_text(job: JobSpec, roots: tuple[Path, ...]) -> dict[str, Any]:
@@ -50,7 +50,9 @@ def _check_text(job: JobSpec, roots: tuple[Path, ...]) -> dict[str, Any]:
             f"must be at most the model's context of {limit}: {job.stream.context_size}", param="/stream/context_size"
         )
     for index, sae in enumerate(job.saes):
-        check_hook(sae.hook_name, _first(config, LAYERS), f"/saes/{index}/hook_name")
+        for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes if sae.hook_name_out else ())):
+            for name in names:
+                check_hook(name, _first(config, LAYERS), f"/saes/{index}/{field}")
     if is_path(dataset.path):
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
@@ -85,8 +87,10 @@ def model_config(name: str) -> dict[str, Any]:
     return config
 
 
-def _width(config: dict[str, Any], hook_name: str) -> int | None:
-    """d_in at a hook point whose rows are as wide as the model, or None if only the model knows."""
+def _width(job: JobSpec, config: dict[str, Any], hook_name: str) -> int | None:
+    """The width of a hook point whose rows are as wide as the model, or None if only the model knows."""
+    if job.stream.synthetic is not None:
+        return job.stream.synthetic.d_in
     return _first(config, WIDTH) if hook_name.split(".")[-1] in RESIDUAL_SITES else None
 
 

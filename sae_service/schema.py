@@ -59,6 +59,14 @@ class ArchitectureConfig(Frozen):
         return self.model_copy(update=numbers)
 
 
+class BypassConfig(ArchitectureConfig):
+    """An architecture whose transcoders can have a linear bypass beside their latents."""
+
+    skip: bool = Field(
+        default=False, description="Whether a matrix carries over what is read, beside the latents (with hook_name_out)."
+    )
+
+
 class ResamplingConfig(ArchitectureConfig):
     """An architecture whose dead latents can be started anew."""
 

@@ -10,6 +10,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SAE_SERVICE_"
+COMPILED_BYTES = 1 << 30
+"""Largest size of the compiled programs that are kept; those that have not been used for longest go first."""
 
 
 class Settings(BaseSettings):
@@ -63,6 +65,7 @@ class Settings(BaseSettings):
 def child_environment(settings: Settings, device: str | None) -> dict[str, str]:
     """The environment for a training process, fixed before its Python starts.
 
+    What a job has compiled, the next one of its kind finds in the data folder.
     torch and JAX share one GPU by agreement: JAX preallocates its share, torch takes what it needs of the rest.
     Thread counts are set on purpose: torch's threads spin while they wait, which starves JAX's.
 
@@ -71,6 +74,9 @@ def child_environment(settings: Settings, device: str | None) -> dict[str, str]:
     """
     threads = str(settings.torch_threads)
     environment = {
+        "JAX_COMPILATION_CACHE_DIR": str((settings.data_dir / "compiled").resolve()),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(COMPILED_BYTES),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         **os.environ,
         "XLA_CLIENT_MEM_FRACTION": str(settings.gpu_memory_fraction),
         "OMP_NUM_THREADS": threads,

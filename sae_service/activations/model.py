@@ -1,4 +1,4 @@
-"""The language model: activations at hook points, and its loss with a hook point replaced.
+"""The language model: activations at hook points, and its losses with hook points edited.
 
 The only adapter of TransformerLens 4. Tokens go in as integers that we packed, never as strings, because the
 library's default for BOS differs between model families.
@@ -7,20 +7,26 @@ library's default for BOS differs between model families.
 import re
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from sae_service.activations.torch_to_jax import to_jax, to_torch
 from sae_service.errors import InvalidSpec, ModelNotFound
+from sae_service.sae.inference import Sites, Widths
 from sae_service.settings import hub_host, is_offline
 from sae_service.spec import ModelSpec, is_path
 
-Replace = Callable[[torch.Tensor], torch.Tensor]
+Edit = Callable[[torch.Tensor], torch.Tensor | None]
+"""Sees the activations of a hook point, [prompts, context_size, width]. What it returns replaces them; None leaves them."""
+Reconstruct = Callable[[jax.Array, jax.Array], jax.Array]
+"""(x [rows, d_read], y [rows, d_write]) -> y_hat [rows, d_write], one row for each position of a batch."""
 
 
 class LanguageModel:
@@ -32,6 +38,11 @@ class LanguageModel:
         self.bridge = _load(spec, device)
         self.tokenizer: Any = self.bridge.tokenizer
         self._lock = threading.Lock()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its weights."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.bridge.parameters())
 
     @property
     def bos(self) -> int:
@@ -86,21 +97,107 @@ class LanguageModel:
             raise InvalidSpec(f"the model computed nothing at hook point {missing[0]!r}", param="/saes")
         return {name: cache[name].flatten(start_dim=2) for name in hook_names}
 
-    def token_losses(
-        self, tokens: Int[np.ndarray, "prompts context_size"], replace: Mapping[str, Replace] | None = None
-    ) -> Float[torch.Tensor, "prompts predicted"]:
-        """Next-token loss in nats at every position but the last, with the hook points in `replace` replaced."""
+    def check_order(self, reads: Sequence[str], writes: Sequence[str], param: str | None = None) -> None:
+        """Checks that an SAE which writes other hook points than it reads can be spliced in: by a short forward pass.
+
+        Raises:
+            InvalidSpec: one that it writes is computed before one that it reads. `param` is the field to blame.
+        """
+        if set(reads) == set(writes):
+            return
+        order: list[str] = []
+
+        def note(_: torch.Tensor, name: str) -> None:
+            order.append(name)
+
+        tokens = np.full((1, 2), self.bos, dtype=np.int32)
+        self.losses(tokens, {name: partial(note, name=name) for name in (*reads, *writes)})
+        last_read, first_written = max(reads, key=order.index), min(writes, key=order.index)
+        if order.index(first_written) < order.index(last_read):
+            raise InvalidSpec(
+                f"the model computes {first_written}, which is written, before {last_read}, which is read.",
+                param=param,
+                hint="hook_name_out must come after hook_name in the model.",
+            )
+
+    def losses(
+        self, tokens: Int[np.ndarray, "prompts context_size"], edits: Mapping[str, Edit] | None = None
+    ) -> Float[np.ndarray, "prompts predicted"]:
+        """Next-token loss in nats at every position but the last, with the hook points in `edits` edited."""
         ids = torch.from_numpy(tokens).long().to(self.device)
 
-        def hook(tensor: torch.Tensor, hook: Any, function: Replace) -> torch.Tensor:
-            return function(tensor.flatten(start_dim=2)).reshape(tensor.shape).to(tensor.dtype)
+        def hook(tensor: torch.Tensor, hook: Any, edit: Edit) -> torch.Tensor | None:
+            edited = edit(tensor.flatten(start_dim=2))
+            return None if edited is None else edited.reshape(tensor.shape).to(tensor.dtype)
 
-        hooks = [(name, partial(hook, function=function)) for name, function in (replace or {}).items()]
+        hooks = [(name, partial(hook, edit=edit)) for name, edit in (edits or {}).items()]
         with self._lock, torch.inference_mode():
             logits = self.bridge.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits")
-            return torch.nn.functional.cross_entropy(
+            found = torch.nn.functional.cross_entropy(
                 logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-            ).view(len(ids), -1)
+            )
+        return found.view(len(ids), -1).cpu().numpy()
+
+    def spliced_losses(
+        self, tokens: Int[np.ndarray, "prompts context_size"], keep: Bool[np.ndarray, "prompts context_size"], sites: Sites,
+        reconstruct: Reconstruct,
+    ) -> Float[np.ndarray, "prompts predicted"]:  # fmt: skip
+        """`losses` with what an SAE writes in place of the activations, at the positions in `keep`.
+
+        `reconstruct` is called once, on the rows of all positions. One hook point is written in the pass that reads. Of
+        several, an early one cannot depend on what is read at a later one in the same pass: all are read in a clean pass
+        first, and a second one replaces all of them. The losses then say what it does to replace all.
+        """
+        kept = self._mask(keep)
+        if len(sites.write) == 1:
+            return self.losses(tokens, _spliced_while_read(kept, sites, reconstruct))
+        y_hat = _reconstructed(self.activations(tokens, sites.hook_names), sites, reconstruct)
+        parts = y_hat.split([width for _, width in sites.write], dim=-1)
+        return self.losses(tokens, {name: partial(_replaced, kept, part) for name, part in zip(sites.writes, parts, strict=True)})
+
+    def zeroed_losses(
+        self, tokens: Int[np.ndarray, "prompts context_size"], keep: Bool[np.ndarray, "prompts context_size"],
+        hook_names: Sequence[str],
+    ) -> Float[np.ndarray, "prompts predicted"]:  # fmt: skip
+        """`losses` with zeros in place of the activations of all `hook_names`, at the positions in `keep`."""
+        kept = self._mask(keep)
+        return self.losses(tokens, dict.fromkeys(hook_names, lambda rows: rows.masked_fill(kept, 0)))
+
+    def _mask(self, keep: Bool[np.ndarray, "prompts context_size"]) -> Bool[torch.Tensor, "prompts context_size 1"]:
+        return torch.from_numpy(keep).to(self.device)[..., None]
+
+
+def _replaced(kept: torch.Tensor, y_hat: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.where(kept, y_hat.to(y.dtype), y)
+
+
+def _spliced_while_read(kept: torch.Tensor, sites: Sites, reconstruct: Reconstruct) -> Mapping[str, Edit]:
+    """Edits that note what is read, and replace the one hook point that is written, which fires last."""
+    seen: dict[str, torch.Tensor] = {}
+    (written,) = sites.writes
+
+    def read(rows: torch.Tensor, name: str) -> None:
+        seen[name] = rows
+
+    def write(rows: torch.Tensor) -> torch.Tensor:
+        seen[written] = rows
+        return _replaced(kept, _reconstructed(seen, sites, reconstruct), rows)
+
+    return {name: partial(read, name=name) for name in sites.reads} | {written: write}
+
+
+def _reconstructed(
+    seen: Mapping[str, torch.Tensor], sites: Sites, reconstruct: Reconstruct
+) -> Float[torch.Tensor, "prompts context_size d_write"]:
+    """What the SAE writes at every position, from the activations at its hook points."""
+
+    def rows(widths: Widths) -> jax.Array:
+        return to_jax(torch.cat([seen[name] for name, _ in widths], dim=-1).flatten(0, 1))
+
+    x = rows(sites.read)
+    first = seen[sites.writes[0]]
+    y_hat = to_torch(reconstruct(x, x if sites.is_autoencoder else rows(sites.write)))
+    return y_hat.to(first.device).view(*first.shape[:2], sites.d_write)
 
 
 def keep_mask(tokens: Int[np.ndarray, "prompts context_size"], excluded: tuple[int, ...]) -> Bool[np.ndarray, "..."]:

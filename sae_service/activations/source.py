@@ -22,7 +22,7 @@ class Harvest(Protocol):
 
 
 class Source:
-    """The rows of a job. `model` is None for synthetic ones; `widths` is d_in by hook point."""
+    """The rows of a job. `model` is None for synthetic ones; `widths` are those of the rows by hook point."""
 
     model: LanguageModel | None
     widths: dict[str, int]
@@ -40,6 +40,20 @@ class Source:
         else:
             self.model = LanguageModel(job.stream.text_source[0], device)
             self.widths = self.model.check(job.hook_names, job.stream.context_size)
+            for index, sae in enumerate(job.saes):
+                if sae.hook_name_out is not None:
+                    self.model.check_order(sae.reads, sae.writes, f"/saes/{index}/hook_name_out")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of every hook point."""
+        spec = self._stream.model
+        return sum(self.widths.values()) * (4 if spec is None or spec.dtype == "float32" else 2)
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the language model's weights."""
+        return 0 if self.model is None else self.model.n_bytes
 
     def harvest(self, start: FillStart) -> Harvest:
         """Rows from `start` on."""

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +39,25 @@ class Fill:
     following: StreamPosition
 
 
-_take = jax.jit(lambda rows, order: jnp.take(rows, order, axis=0))
+@partial(jax.jit, static_argnums=3)
+def _take(rows: Array, order: Array, start: Array | int, n_rows: int) -> Array:
+    """The rows that a batch has in an order."""
+    return jnp.take(rows, jax.lax.dynamic_slice(order, (start,), (n_rows,)), axis=0)
 
 
 class ActivationStream:
     """Batches of rows for every hook point, in the same order for all of them."""
 
     def __init__(
-        self, spec: StreamSpec, harvest: Harvest, position: StreamPosition, alive: Callable[[], None] = lambda: None
-    ) -> None:
-        """Starts reading ahead; `harvest` must start where `position` says. Calls `alive` before each of its pieces."""
+        self, spec: StreamSpec, harvest: Harvest, position: StreamPosition, alive: Callable[[], None] = lambda: None,
+        row_bytes: int = 4,
+    ) -> None:  # fmt: skip
+        """Starts reading ahead; `harvest` must start where `position` says. Calls `alive` before each of its pieces.
+
+        Args:
+            row_bytes: of one row of every hook point.
+        """
+        self._steps_in_fill = spec.steps_in_fill(row_bytes)
         self.spec, self.position, self._harvest, self._alive = spec, position, harvest, alive
         self._closed = threading.Event()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="harvest")
@@ -61,7 +71,7 @@ class ActivationStream:
 
     def _fill(self, position: StreamPosition) -> Fill:
         # Both the rows and their order depend on how many there are.
-        n_batches = position.n_batches or min(self.spec.steps_per_fill, self.spec.n_steps - position.steps_before)
+        n_batches = position.n_batches or min(self._steps_in_fill, self.spec.n_steps - position.steps_before)
         rows, fill_start = self._harvest.fill(n_batches * self.spec.batch, self._ends_here)
         order = jnp.asarray(permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch))
         following = StreamPosition(
@@ -89,9 +99,8 @@ class ActivationStream:
         """The batches of a fill that are still to be served, each with the position after it."""
         batch, n_batches = self.spec.batch, fill.start.n_batches
         for index in range(fill.start.batches_served, min(n_batches, self.spec.n_steps - fill.start.steps_before)):
-            order = fill.order[index * batch : (index + 1) * batch]
             after = fill.start.model_copy(update={"batches_served": index + 1}) if index + 1 < n_batches else fill.following
-            yield {name: _take(rows, order) for name, rows in fill.rows.items()}, after
+            yield {name: _take(rows, fill.order, index * batch, batch) for name, rows in fill.rows.items()}, after
 
     def close(self) -> None:
         """Stops reading ahead and waits for the forward pass in flight."""

@@ -4,7 +4,7 @@ Sources: Sharkey et al. 2022, "Taking features out of superposition with sparse 
 random unit directions); Elhage et al. 2022, "Toy Models of Superposition" (directions that a small model has learned).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,8 +17,11 @@ from jaxtyping import Array, Float
 from sae_service.activations.buffer import FillStart
 from sae_service.numerics import random_rows, unit_rows
 from sae_service.spec import StreamSpec, SyntheticSpec
+from sae_service.spec.stream import SYNTHETIC_HOOK
 
 CHUNK = 8192
+HELD_OUT_CHUNK = 2048
+"""So many rows are measured at once, beside which all latents of an SAE find room."""
 HELD_OUT = 1 << 30
 KEYS = 0x73796E74
 """Apart from the seeds of SAEs, which draw their initial directions from the same key of the stream."""
@@ -28,10 +31,19 @@ TOY_BATCH = 1024
 
 @dataclass(frozen=True)
 class Truth:
-    """The features: their directions, unit rows, and the probability with which each fires on its own."""
+    """The features: their directions, unit rows, and the probability with which each fires on its own.
+
+    `onward` is the linear map from hook_synthetic to hook_synthetic_out; its columns are unit vectors, so that rows keep
+    their mean square.
+    """
 
     directions: Float[Array, "n_features d_in"]
     probabilities: Float[Array, " n_features"]
+    onward: Float[Array, "d_in d_in"]
+
+    def at(self, hook_names: Sequence[str], rows: Float[Array, "n d_in"]) -> Float[Array, "n widths"]:
+        """What is at the hook points, side by side, where `rows` are at hook_synthetic: activations, or directions."""
+        return jnp.concatenate([rows if name == SYNTHETIC_HOOK else rows @ self.onward for name in hook_names], axis=1)
 
 
 def _key(seed: int, use: int) -> Any:
@@ -43,9 +55,10 @@ def truth(spec: SyntheticSpec, seed: int) -> Truth:
     ranks = jnp.arange(spec.n_features)
     probabilities = jnp.clip(spec.firing_probability * spec.firing_decay**ranks, 0, 1)
     key = _key(seed, 1)
+    onward = random_rows(_key(seed, 3), spec.d_in, spec.d_in).T
     if spec.directions == "random":
-        return Truth(random_rows(key, spec.n_features, spec.d_in), probabilities)
-    return Truth(toy_model_directions(spec, probabilities, key), probabilities)
+        return Truth(random_rows(key, spec.n_features, spec.d_in), probabilities, onward)
+    return Truth(toy_model_directions(spec, probabilities, key), probabilities, onward)
 
 
 def toy_model_directions(spec: SyntheticSpec, probabilities: Array, key: Any) -> Float[Array, "n_features d_in"]:
@@ -122,7 +135,7 @@ class SyntheticHarvest:
         self._key = _key(stream.seed, 2)
 
     def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Array], FillStart]:
-        """The next `n_rows` rows, the same for every hook point, and where the following fill starts."""
+        """The next `n_rows` rows at every hook point, and where the following fill starts."""
         first = self._start.rows_taken
         chunks = [
             rows(self._spec, self._truth.directions, self._truth.probabilities, jax.random.fold_in(self._key, index), CHUNK)[1]
@@ -131,12 +144,22 @@ class SyntheticHarvest:
         skipped = first % CHUNK
         found = jnp.concatenate(chunks)[skipped : skipped + n_rows]
         self._start = FillStart(rows_taken=first + n_rows)
-        return dict.fromkeys(self._hook_names, found), self._start
+        return {name: self._truth.at((name,), found) for name in self._hook_names}, self._start
 
 
-def held_out(stream: StreamSpec, n_rows: int) -> tuple[Float[Array, "rows n_features"], Float[Array, "rows d_in"]]:
-    """Strengths and activations that no fill contains."""
+@dataclass(frozen=True)
+class HeldOutChunk:
+    """Strengths, and rows at hook_synthetic; of the last chunk `n_rows` count, and the rest only keeps the shape."""
+
+    strengths: Float[Array, "chunk n_features"]
+    x: Float[Array, "chunk d_in"]
+    n_rows: int
+
+
+def held_out(stream: StreamSpec, known: Truth, n_rows: int) -> Iterator[HeldOutChunk]:
+    """`n_rows` rows that no fill contains, in chunks of one shape. The n-th row is the same whatever `n_rows`."""
     assert stream.synthetic is not None
-    known = truth(stream.synthetic, stream.seed)
     key: Any = jax.random.fold_in(_key(stream.seed, 2), HELD_OUT)
-    return rows(stream.synthetic, known.directions, known.probabilities, key, n_rows)
+    for index, first in enumerate(range(0, n_rows, HELD_OUT_CHUNK)):
+        drawn = rows(stream.synthetic, known.directions, known.probabilities, jax.random.fold_in(key, index), HELD_OUT_CHUNK)
+        yield HeldOutChunk(*drawn, n_rows=min(HELD_OUT_CHUNK, n_rows - first))

@@ -14,12 +14,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service.numerics import random_rows, remove_parallel, squared_error, unit_rows
+from sae_service.kernels.dense import Latents, Ops
+from sae_service.numerics import squared_error
 from sae_service.pytree import PyTree
-from sae_service.sae import parameters_from_inference
-from sae_service.sae.architecture import Architecture, LossContext, LossOutput
-from sae_service.sae.coder import Coder
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae import parameters_from_inference as start
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
+from sae_service.sae.coder import (
+    Coder,
+    answering,
+    centred_bias,
+    completed,
+    exported,
+    normalized,
+    random_coder,
+    tangent,
+)
+from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.sae.resampling import resample_coder
 from sae_service.schema import Duration, OptimizerConfig, ResamplingConfig
 
@@ -38,63 +48,61 @@ class GatedConfig(ResamplingConfig):
 
 
 class GatedParameters(PyTree):
-    """W_mag is W_gate with column i scaled by exp(r_mag_i). `b_dec` is subtracted from the input too."""
+    """The gate and the decoder as a coder, which subtracts `b_dec` from its input. The magnitude's encoder is the gate's
+    with column i scaled by exp(r_mag_i), and has a bias of its own.
+    """
 
-    W_gate: Float[Array, "d_in d_sae"]
-    b_gate: Float[Array, " d_sae"]
+    coder: Coder
     r_mag: Float[Array, " d_sae"]
     b_mag: Float[Array, " d_sae"]
-    W_dec: Float[Array, "d_sae d_in"]
-    b_dec: Float[Array, " d_in"]
 
 
-def init(config: GatedConfig, d_in: int, key: Any) -> GatedParameters:
+def init(config: GatedConfig, sites: Sites, key: Any) -> GatedParameters:
     """Random unit decoder rows, the encoder their transpose, everything else 0."""
-    W_dec = random_rows(key, config.d_sae, d_in)
-    return GatedParameters(
-        W_gate=W_dec.T,
-        b_gate=jnp.zeros(config.d_sae),
-        r_mag=jnp.zeros(config.d_sae),
-        b_mag=jnp.zeros(config.d_sae),
-        W_dec=W_dec,
-        b_dec=jnp.zeros(d_in),
-    )
+    return GatedParameters(random_coder(key, sites, config.d_sae), jnp.zeros(config.d_sae), jnp.zeros(config.d_sae))
+
+
+def fit_to_rows(config: GatedConfig, parameters: GatedParameters, rows: Rows) -> GatedParameters:
+    """A transcoder's decoder, which has no encoder to be the transpose of, and a magnitude that begins as the gate."""
+    coder = answering(parameters.coder, rows)
+    return parameters.replace(coder=coder, b_mag=coder.b_enc)
+
+
+def magnitude_bias(parameters: GatedParameters) -> Float[Array, " d_sae"]:
+    """The magnitude's bias, with what the subtraction of `b_dec` adds to it."""
+    offset = centred_bias(parameters.coder) - parameters.coder.b_enc
+    return parameters.b_mag + jnp.exp(parameters.r_mag) * offset
 
 
 def loss(
-    config: GatedConfig, parameters: GatedParameters, x: Float[Array, "batch d_in"], context: LossContext
+    config: GatedConfig, parameters: GatedParameters, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, GatedParameters]:
     """Reconstruction + λ ‖ReLU(gate)‖₁ + reconstruction from the gate alone, whose decoder is frozen."""
-    u = (x - parameters.b_dec) @ parameters.W_gate
-    gate = u + parameters.b_gate
-    magnitude = jax.nn.relu(u * jnp.exp(parameters.r_mag) + parameters.b_mag)
-    acts = jnp.where(gate > 0, magnitude, 0)
-    x_hat = acts @ parameters.W_dec + parameters.b_dec
+    coder = parameters.coder
+    u = rows.x @ coder.W_enc
+    gate = u + centred_bias(coder)
+    magnitude = jax.nn.relu(u * jnp.exp(parameters.r_mag) + magnitude_bias(parameters))
+    latents = Latents(gate, jnp.where(gate > 0, magnitude, 0))
+    y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
     positive = jax.nn.relu(gate)
     terms = {
-        "mse": squared_error(x, x_hat),
+        "mse": squared_error(rows.y, y_hat),
         "sparsity": context.sparsity_scale * config.l1_coefficient * jnp.mean(jnp.sum(positive, axis=1)),
     }
     if config.aux != "off":
-        decoder = parameters.W_dec, parameters.b_dec
-        W_dec, b_dec = jax.lax.stop_gradient(decoder) if config.aux == "full" else decoder
-        terms["aux"] = squared_error(x, positive @ W_dec + b_dec)
-    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
+        frozen = jax.lax.stop_gradient(coder) if config.aux == "full" else coder
+        from_gate = completed(frozen, ops.decode(Latents(gate, positive), frozen.W_dec), rows.x)
+        terms["aux"] = squared_error(rows.y, from_gate)
+    return outcome(terms, rows, y_hat, latents), parameters
 
 
 def resample(
-    parameters: GatedParameters, x: Array, x_hat: Array, is_dead: Array, key: Any
+    parameters: GatedParameters, rows: Rows, y_hat: Array, is_dead: Array, key: Any
 ) -> tuple[GatedParameters, GatedParameters]:
     """Dead latents started anew, with a magnitude equal to the gate."""
-    p = parameters
-    fresh, touched = resample_coder(Coder(p.W_gate, p.b_gate, p.W_dec, p.b_dec), x, x_hat, is_dead, key)
-    return (
-        GatedParameters(
-            W_gate=fresh.W_enc, b_gate=fresh.b_enc, r_mag=jnp.where(is_dead, 0, p.r_mag),
-            b_mag=jnp.where(is_dead, 0, p.b_mag), W_dec=fresh.W_dec, b_dec=fresh.b_dec,
-        ),
-        GatedParameters(touched.W_enc, is_dead, is_dead, is_dead, touched.W_dec, touched.b_dec),
-    )  # fmt: skip
+    fresh, touched = resample_coder(parameters.coder, rows, y_hat, is_dead, key)
+    r_mag, b_mag = jnp.where(is_dead, 0, parameters.r_mag), jnp.where(is_dead, 0, parameters.b_mag)
+    return GatedParameters(fresh, r_mag, b_mag), GatedParameters(touched, is_dead, is_dead)
 
 
 def export(config: GatedConfig, parameters: GatedParameters) -> InferenceSAE:
@@ -102,25 +110,19 @@ def export(config: GatedConfig, parameters: GatedParameters) -> InferenceSAE:
 
     Source: arXiv:2404.16014, appendix on the equivalence with JumpReLU.
     """
-    scale = jnp.exp(parameters.r_mag)
-    W_enc = parameters.W_gate * scale
-    return InferenceSAE(
-        W_enc=W_enc,
-        b_enc=parameters.b_mag - parameters.b_dec @ W_enc,
-        W_dec=parameters.W_dec,
-        b_dec=parameters.b_dec,
-        threshold=parameters.b_mag - scale * parameters.b_gate,
-    )
+    coder, scale = parameters.coder, jnp.exp(parameters.r_mag)
+    threshold = parameters.b_mag - scale * coder.b_enc
+    return exported(coder.replace(W_enc=coder.W_enc * scale), magnitude_bias(parameters), threshold)
 
 
 def constrain_gradients(parameters: GatedParameters, gradients: GatedParameters) -> GatedParameters:
     """Takes out what would change the decoder's norms."""
-    return gradients.replace(W_dec=remove_parallel(gradients.W_dec, parameters.W_dec))
+    return gradients.replace(coder=tangent(parameters.coder, gradients.coder))
 
 
 def constrain(parameters: GatedParameters) -> GatedParameters:
     """Decoder rows of norm 1."""
-    return parameters.replace(W_dec=unit_rows(parameters.W_dec))
+    return parameters.replace(coder=normalized(parameters.coder))
 
 
 def from_inference(config: GatedConfig, sae: InferenceSAE) -> GatedParameters:
@@ -128,16 +130,10 @@ def from_inference(config: GatedConfig, sae: InferenceSAE) -> GatedParameters:
 
     Raises InvalidSpec if it has k.
     """
-    weights = parameters_from_inference.unit(parameters_from_inference.thresholded(sae))
-    coder = parameters_from_inference.coder(weights)
-    return GatedParameters(
-        W_gate=coder.W_enc,
-        b_gate=coder.b_enc - weights["threshold"],
-        r_mag=parameters_from_inference.zeros(config.d_sae),
-        b_mag=coder.b_enc,
-        W_dec=coder.W_dec,
-        b_dec=coder.b_dec,
-    )
+    weights = start.unit(start.thresholded(start.bypass(config, sae)))
+    coder = start.centred_coder(sae, weights)
+    gate = coder.replace(b_enc=coder.b_enc - weights["threshold"])
+    return GatedParameters(gate, start.zeros(config.d_sae), coder.b_enc)
 
 
 ARCHITECTURE = Architecture(
@@ -149,6 +145,7 @@ ARCHITECTURE = Architecture(
     optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0, lr_warm_up=1000, lr_warm_up_shape="cosine"),
     normalization="unit_mean_square",
     example=GatedConfig(d_sae=64),
+    fit_to_rows=fit_to_rows,
     resample=resample,
     constrain_gradients=constrain_gradients,
     constrain=constrain,

@@ -16,19 +16,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from sae_service.kernels.dense import active, jumprelu
-from sae_service.numerics import random_rows, row_norms, squared_error
+from sae_service.kernels.dense import Ops, active
+from sae_service.numerics import squared_error
 from sae_service.pytree import PyTree
-from sae_service.sae import parameters_from_inference
-from sae_service.sae.architecture import Architecture, LossContext, LossOutput
-from sae_service.sae.coder import FREE_NORM, Coder, exported, with_unit_rows
-from sae_service.sae.inference import InferenceSAE
-from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
+from sae_service.sae import parameters_from_inference as start
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
+from sae_service.sae.coder import (
+    FREE_NORM,
+    Coder,
+    answering,
+    centred_bias,
+    completed,
+    exported,
+    norms,
+    random_coder,
+    with_unit_rows,
+)
+from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.schema import BypassConfig, OptimizerConfig, refuse
 
 TARGET_COEFFICIENT = 1.0
 
 
-class JumpReLUConfig(ArchitectureConfig):
+class JumpReLUConfig(BypassConfig):
     """Thresholds and an L0 penalty, linear or with a target."""
 
     kind: Literal["jumprelu"] = "jumprelu"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
@@ -67,54 +77,54 @@ class JumpReLUConfig(ArchitectureConfig):
 
 
 class JumpReLUParameters(PyTree):
-    """`b_dec` is subtracted from the input too; no threshold is negative."""
+    """A coder that subtracts `b_dec` from its input, and thresholds, none of them negative."""
 
-    W_enc: Float[Array, "d_in d_sae"]
-    b_enc: Float[Array, " d_sae"]
-    W_dec: Float[Array, "d_sae d_in"]
-    b_dec: Float[Array, " d_in"]
+    coder: Coder
     threshold: Float[Array, " d_sae"]
 
 
-def init(config: JumpReLUConfig, d_in: int, key: Any) -> JumpReLUParameters:
+def init(config: JumpReLUConfig, sites: Sites, key: Any) -> JumpReLUParameters:
     """Random decoder rows of norm 0.5, encoder columns along them, biases 0; a latent gives back d_in / d_sae of its direction.
 
     Half of the latents fire at first: if each gave back all of it, they would reconstruct d_sae / (2 d_in) times the row.
     Source (the factor): Anthropic, January 2025 update.
     """
-    directions = random_rows(key, config.d_sae, d_in)
-    W_enc = min(1, d_in / config.d_sae) / FREE_NORM * directions.T
-    threshold = jnp.full(config.d_sae, config.initial_threshold)
-    return JumpReLUParameters(W_enc, jnp.zeros(config.d_sae), FREE_NORM * directions, jnp.zeros(d_in), threshold)
+    coder = random_coder(key, sites, config.d_sae, FREE_NORM, config.skip)
+    gain = min(1, sites.d_read / config.d_sae) / FREE_NORM**2
+    return JumpReLUParameters(coder.replace(W_enc=gain * coder.W_enc), jnp.full(config.d_sae, config.initial_threshold))
+
+
+def fit_to_rows(config: JumpReLUConfig, parameters: JumpReLUParameters, rows: Rows) -> JumpReLUParameters:
+    """A transcoder's decoder, which has no encoder to be the transpose of."""
+    return parameters.replace(coder=answering(parameters.coder, rows))
 
 
 def loss(
-    config: JumpReLUConfig, parameters: JumpReLUParameters, x: Float[Array, "batch d_in"], context: LossContext
+    config: JumpReLUConfig, parameters: JumpReLUParameters, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, JumpReLUParameters]:
-    """Mean ‖x - x_hat‖² + λ L0, or + λ (L0 / target - 1)² with the batch's mean L0 or each row's.
+    """Mean ‖y - y_hat‖² + λ L0, or + λ (L0 / target - 1)² with the batch's mean L0 or each row's.
 
     Source (each row's): Gemma Scope 2, quadratic penalty λ (2 / target) (L0 - target)².
     """
-    threshold, bandwidth = parameters.threshold, jnp.asarray(config.bandwidth, x.dtype)
-    z = (x - parameters.b_dec) @ parameters.W_enc + parameters.b_enc
-    acts = jumprelu(z, threshold, bandwidth)
-    x_hat = acts @ parameters.W_dec + parameters.b_dec
-    l0 = jnp.sum(active(z, threshold, bandwidth), axis=1)
+    coder, threshold, bandwidth = parameters.coder, parameters.threshold, jnp.asarray(config.bandwidth, rows.x.dtype)
+    latents = ops.encode_above(rows.x, coder.W_enc, centred_bias(coder), threshold, bandwidth)
+    y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
+    l0 = jnp.sum(active(latents.z, threshold, bandwidth), axis=1)
     l0 = l0 if config.target_each_row else jnp.mean(l0)
     penalty = jnp.mean(l0 if config.target_l0 is None else jnp.square(l0 / config.target_l0 - 1))
+    below = jnp.where(context.is_dead, jax.nn.relu(threshold - latents.z) * norms(coder), 0)
     terms = {
-        "mse": squared_error(x, x_hat),
+        "mse": squared_error(rows.y, y_hat),
         "sparsity": context.sparsity_scale * config.l0_coefficient * penalty,
+        "pre_act": config.pre_act_coefficient * jnp.mean(jnp.sum(below, axis=1)),
     }
-    below = jnp.where(context.is_dead, jax.nn.relu(threshold - z) * row_norms(parameters.W_dec), 0)
-    terms["pre_act"] = config.pre_act_coefficient * jnp.mean(jnp.sum(below, axis=1))
-    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
+    return outcome(terms, rows, y_hat, latents), parameters
 
 
 def export(config: JumpReLUConfig, parameters: JumpReLUParameters) -> InferenceSAE:
     """Decoder norms folded into the encoder and the thresholds, the pre-encoder bias into `b_enc`."""
-    coder = Coder(parameters.W_enc, parameters.b_enc, parameters.W_dec, parameters.b_dec)
-    return exported(with_unit_rows(coder), parameters.threshold * row_norms(parameters.W_dec))
+    coder = with_unit_rows(parameters.coder)
+    return exported(coder, centred_bias(coder), parameters.threshold * norms(parameters.coder))
 
 
 def constrain(parameters: JumpReLUParameters) -> JumpReLUParameters:
@@ -124,9 +134,8 @@ def constrain(parameters: JumpReLUParameters) -> JumpReLUParameters:
 
 def from_inference(config: JumpReLUConfig, sae: InferenceSAE) -> JumpReLUParameters:
     """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has k."""
-    weights: Any = parameters_from_inference.unit(parameters_from_inference.thresholded(sae))
-    coder = parameters_from_inference.coder(weights)
-    return JumpReLUParameters(coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec, weights["threshold"])
+    weights: Any = start.unit(start.thresholded(start.bypass(config, sae)))
+    return JumpReLUParameters(start.centred_coder(sae, weights), weights["threshold"])
 
 
 ARCHITECTURE = Architecture(
@@ -140,5 +149,6 @@ ARCHITECTURE = Architecture(
     ),
     normalization="unit_mean_square",
     example=JumpReLUConfig(d_sae=64),
+    fit_to_rows=fit_to_rows,
     constrain=constrain,
 )

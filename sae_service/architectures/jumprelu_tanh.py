@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service.kernels.dense import jumprelu
-from sae_service.numerics import row_norms, spread, squared_error
+from sae_service.kernels.dense import Ops
+from sae_service.numerics import spread, squared_error
 from sae_service.pytree import PyTree
-from sae_service.sae import parameters_from_inference
-from sae_service.sae.architecture import Architecture, LossContext, LossOutput
-from sae_service.sae.coder import Coder, exported, with_unit_rows
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae import parameters_from_inference as start
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
+from sae_service.sae.coder import Coder, answering, centred_bias, completed, exported, norms, with_unit_rows
+from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.schema import ArchitectureConfig, OptimizerConfig
 
 FIRING_TOKENS = 10_000
@@ -44,54 +44,56 @@ class JumpReLUTanhParameters(PyTree):
     log_threshold: Float[Array, " d_sae"]
 
 
-def init(config: JumpReLUTanhConfig, d_in: int, key: Any) -> JumpReLUTanhParameters:
+def init(config: JumpReLUTanhConfig, sites: Sites, key: Any) -> JumpReLUTanhParameters:
     """Decoder entries uniform within 1 / sqrt(d_in), the encoder its transpose times d_in / d_sae, biases 0."""
-    bound = d_in**-0.5
-    W_dec = jax.random.uniform(key, (config.d_sae, d_in), minval=-bound, maxval=bound)
-    coder = Coder(W_dec.T * (d_in / config.d_sae), jnp.zeros(config.d_sae), W_dec, jnp.zeros(d_in))
+    bound = sites.d_write**-0.5
+
+    def drawn(key: Any, width: int) -> Float[Array, "d_sae width"]:
+        return jax.random.uniform(key, (config.d_sae, width), minval=-bound, maxval=bound)
+
+    W_dec = drawn(key, sites.d_write)
+    W_enc = W_dec if sites.is_autoencoder else drawn(jax.random.fold_in(key, 1), sites.d_read)
+    coder = Coder(W_enc.T * (sites.d_read / config.d_sae), jnp.zeros(config.d_sae), W_dec, jnp.zeros(sites.d_write), sites=sites)
     return JumpReLUTanhParameters(coder, jnp.full(config.d_sae, jnp.log(config.initial_threshold)))
 
 
-def fit_to_rows(
-    config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters, rows: Float[Array, "rows d_in"]
-) -> JumpReLUTanhParameters:
+def fit_to_rows(config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters, rows: Rows) -> JumpReLUTanhParameters:
     """`b_enc` such that each latent fires on 10,000 / d_sae of the rows, at most on half of them."""
     share = min(FIRING_TOKENS / config.d_sae, MOST_FIRING)
-    z = spread(rows, FITTING_ROWS) @ parameters.coder.W_enc
+    coder = answering(parameters.coder, rows)
+    z = spread(rows.x, FITTING_ROWS) @ coder.W_enc
     b_enc = jnp.exp(parameters.log_threshold) - jnp.quantile(z, 1 - share, axis=0)
-    coder = parameters.coder.replace(b_enc=b_enc)
-    return parameters.replace(coder=coder)
+    return parameters.replace(coder=coder.replace(b_enc=b_enc))
 
 
 def loss(
-    config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters, x: Float[Array, "batch d_in"], context: LossContext
+    config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, JumpReLUTanhParameters]:
-    """Mean ‖x - x_hat‖² + λ mean Σ tanh(c f_i ‖d_i‖) + λ_P mean Σ ReLU(θ_i - z_i) ‖d_i‖."""
+    """Mean ‖y - y_hat‖² + λ mean Σ tanh(c f_i ‖d_i‖) + λ_P mean Σ ReLU(θ_i - z_i) ‖d_i‖."""
     coder, threshold = parameters.coder, jnp.exp(parameters.log_threshold)
-    norms = row_norms(coder.W_dec)
-    z = coder.encode(x)
-    acts = jumprelu(z, threshold, jnp.asarray(config.bandwidth, x.dtype))
-    x_hat = coder.decode(acts)
-    penalty = jnp.mean(jnp.sum(jnp.tanh(config.tanh_scale * jnp.abs(acts) * norms), axis=1))
-    below = jnp.mean(jnp.sum(jax.nn.relu(threshold - z) * norms, axis=1))
+    bandwidth, found = jnp.asarray(config.bandwidth, rows.x.dtype), norms(coder)
+    latents = ops.encode_above(rows.x, coder.W_enc, centred_bias(coder), threshold, bandwidth)
+    y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
+    penalty = jnp.mean(jnp.sum(jnp.tanh(config.tanh_scale * jnp.abs(latents.acts) * found), axis=1))
+    below = jnp.mean(jnp.sum(jax.nn.relu(threshold - latents.z) * found, axis=1))
     terms = {
-        "mse": squared_error(x, x_hat),
+        "mse": squared_error(rows.y, y_hat),
         "sparsity": context.sparsity_scale * config.sparsity_coefficient * penalty,
         "pre_act": config.pre_act_coefficient * below,
     }
-    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
+    return outcome(terms, rows, y_hat, latents), parameters
 
 
 def export(config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters) -> InferenceSAE:
     """Decoder norms folded into the encoder and the thresholds, the pre-encoder bias into `b_enc`."""
-    coder = parameters.coder
-    return exported(with_unit_rows(coder), jnp.exp(parameters.log_threshold) * row_norms(coder.W_dec))
+    coder = with_unit_rows(parameters.coder)
+    return exported(coder, centred_bias(coder), jnp.exp(parameters.log_threshold) * norms(parameters.coder))
 
 
 def from_inference(config: JumpReLUTanhConfig, sae: InferenceSAE) -> JumpReLUTanhParameters:
     """The SAE as it is. Raises InvalidSpec if it has k or a latent without a threshold."""
-    weights = parameters_from_inference.with_thresholds(sae)
-    return JumpReLUTanhParameters(parameters_from_inference.coder(weights), parameters_from_inference.logarithms(weights))
+    weights = start.with_thresholds(start.bypass(config, sae))
+    return JumpReLUTanhParameters(start.centred_coder(sae, weights), start.logarithms(weights))
 
 
 ARCHITECTURE = Architecture(

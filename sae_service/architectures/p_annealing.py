@@ -14,12 +14,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service.kernels.dense import Ops
 from sae_service.numerics import squared_error
 from sae_service.pytree import PyTree
-from sae_service.sae import parameters_from_inference
-from sae_service.sae.architecture import Architecture, LossContext, LossOutput
-from sae_service.sae.coder import Coder, centred, exported, normalized, on_coder, random_coder, tangent
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae import parameters_from_inference as start
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
+from sae_service.sae.coder import (
+    Coder,
+    answering,
+    centred_bias,
+    completed,
+    exported,
+    normalized,
+    random_coder,
+    tangent,
+    with_median,
+)
+from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.sae.resampling import resample_coder
 from sae_service.schema import OptimizerConfig, ResamplingConfig
 
@@ -49,17 +60,15 @@ class PAnnealingParameters(PyTree):
     next_penalty: Float[Array, ""]
 
 
-def init(config: PAnnealingConfig, d_in: int, key: Any) -> PAnnealingParameters:
+def init(config: PAnnealingConfig, sites: Sites, key: Any) -> PAnnealingParameters:
     """A random coder, p = 1."""
-    zero = jnp.zeros(())
-    return PAnnealingParameters(random_coder(key, d_in, config.d_sae), zero, jnp.ones(()), zero + 0, zero + 0)
+    coder = random_coder(key, sites, config.d_sae)
+    return PAnnealingParameters(coder, jnp.zeros(()), jnp.ones(()), jnp.zeros(()), jnp.zeros(()))
 
 
-def fit_to_rows(
-    config: PAnnealingConfig, parameters: PAnnealingParameters, rows: Float[Array, "rows d_in"]
-) -> PAnnealingParameters:
+def fit_to_rows(config: PAnnealingConfig, parameters: PAnnealingParameters, rows: Rows) -> PAnnealingParameters:
     """`b_dec` at the geometric median of the rows."""
-    return parameters.replace(coder=centred(parameters.coder, rows))
+    return parameters.replace(coder=answering(with_median(parameters.coder, rows), rows))
 
 
 def power_penalty(acts: Float[Array, "batch d_sae"], p: Float[Array, ""]) -> Float[Array, ""]:
@@ -69,25 +78,26 @@ def power_penalty(acts: Float[Array, "batch d_sae"], p: Float[Array, ""]) -> Flo
 
 
 def loss(
-    config: PAnnealingConfig, parameters: PAnnealingParameters, x: Float[Array, "batch d_in"], context: LossContext
+    config: PAnnealingConfig, parameters: PAnnealingParameters, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, PAnnealingParameters]:
-    """Mean ‖x - x_hat‖² + λ mean Σ f_i^p; the second value carries p's memory on."""
+    """Mean ‖y - y_hat‖² + λ mean Σ f_i^p; the second value carries p's memory on."""
     annealed = (context.progress - config.anneal_start) / (1 - config.anneal_start)
     # Memory has no gradient, or the optimiser would move it.
     falls = jax.lax.stop_gradient(jnp.clip(jnp.floor(annealed * (FALLS + 1)), parameters.falls, FALLS))
     has_fallen = falls > parameters.falls
     ratio = parameters.penalty / jnp.maximum(parameters.next_penalty, 1e-12)
     factor = jax.lax.stop_gradient(jnp.where(has_fallen & (parameters.penalty > 0), parameters.factor * ratio, parameters.factor))
-    acts = jax.nn.relu(parameters.coder.encode(x))
-    x_hat = parameters.coder.decode(acts)
+    coder = parameters.coder
+    latents = ops.encode(rows.x, coder.W_enc, centred_bias(coder))
+    y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
     fall = (1 - config.p_end) / FALLS
     p = 1 - falls * fall
-    penalty = power_penalty(acts, p)
+    penalty = power_penalty(latents.acts, p)
     terms = {
-        "mse": squared_error(x, x_hat),
+        "mse": squared_error(rows.y, y_hat),
         "sparsity": context.sparsity_scale * config.lp_coefficient * factor * penalty,
     }
-    next_penalty = power_penalty(acts, jnp.maximum(p - fall, config.p_end))
+    next_penalty = power_penalty(latents.acts, jnp.maximum(p - fall, config.p_end))
 
     def averaged(before: Array, now: Array) -> Array:
         is_first = has_fallen | (before == 0)
@@ -97,14 +107,14 @@ def loss(
         parameters.coder, falls, factor,
         averaged(parameters.penalty, penalty), averaged(parameters.next_penalty, next_penalty),
     )  # fmt: skip
-    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), moved
+    return outcome(terms, rows, y_hat, latents), moved
 
 
 def resample(
-    parameters: PAnnealingParameters, x: Array, x_hat: Array, is_dead: Array, key: Any
+    parameters: PAnnealingParameters, rows: Rows, y_hat: Array, is_dead: Array, key: Any
 ) -> tuple[PAnnealingParameters, PAnnealingParameters]:
     """Dead latents started anew."""
-    fresh, touched = resample_coder(parameters.coder, x, x_hat, is_dead, key)
+    fresh, touched = resample_coder(parameters.coder, rows, y_hat, is_dead, key)
     nothing = jnp.zeros((), bool)
     return (
         parameters.replace(coder=fresh),
@@ -114,13 +124,13 @@ def resample(
 
 def export(config: PAnnealingConfig, parameters: PAnnealingParameters) -> InferenceSAE:
     """The pre-encoder bias folded into `b_enc`; the threshold is 0."""
-    return exported(parameters.coder, jnp.zeros(config.d_sae))
+    return exported(parameters.coder, centred_bias(parameters.coder), jnp.zeros(config.d_sae))
 
 
 def from_inference(config: PAnnealingConfig, sae: InferenceSAE) -> PAnnealingParameters:
     """The SAE with decoder rows of norm 1, p = 1. Raises InvalidSpec if it has thresholds or k."""
-    coder = parameters_from_inference.coder(parameters_from_inference.unit(parameters_from_inference.without_thresholds(sae)))
-    zero = parameters_from_inference.zeros()
+    coder = start.centred_coder(sae, start.unit(start.without_thresholds(start.bypass(config, sae))))
+    zero = start.zeros()
     return PAnnealingParameters(coder, zero, zero + 1, zero, zero)
 
 
@@ -135,6 +145,6 @@ ARCHITECTURE = Architecture(
     example=PAnnealingConfig(d_sae=64, lp_coefficient=0.01),
     fit_to_rows=fit_to_rows,
     resample=resample,
-    constrain_gradients=on_coder(tangent),
-    constrain=on_coder(normalized),
+    constrain_gradients=lambda parameters, gradients: gradients.replace(coder=tangent(parameters.coder, gradients.coder)),
+    constrain=lambda parameters: parameters.replace(coder=normalized(parameters.coder)),
 )

@@ -5,16 +5,25 @@ Source: Bricken et al. 2023, "Towards Monosemanticity", Autoencoder setup and Ne
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 from pydantic import Field
 
+from sae_service.kernels.dense import Ops
 from sae_service.numerics import squared_error
-from sae_service.sae import parameters_from_inference
-from sae_service.sae.architecture import Architecture, LossContext, LossOutput
-from sae_service.sae.coder import Coder, centred, exported, normalized, random_coder, tangent
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae import parameters_from_inference as start
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
+from sae_service.sae.coder import (
+    Coder,
+    answering,
+    centred_bias,
+    completed,
+    exported,
+    normalized,
+    random_coder,
+    tangent,
+    with_median,
+)
+from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.sae.resampling import resample_coder
 from sae_service.schema import Duration, OptimizerConfig, ResamplingConfig
 
@@ -27,37 +36,37 @@ class StandardTiedConfig(ResamplingConfig):
     resample_at: tuple[Duration, ...] = (25_000, 50_000, 75_000, 100_000)
 
 
-def init(config: StandardTiedConfig, d_in: int, key: Any) -> Coder:
+def init(config: StandardTiedConfig, sites: Sites, key: Any) -> Coder:
     """A random coder."""
-    return random_coder(key, d_in, config.d_sae)
+    return random_coder(key, sites, config.d_sae)
 
 
-def fit_to_rows(config: StandardTiedConfig, parameters: Coder, rows: Float[Array, "rows d_in"]) -> Coder:
+def fit_to_rows(config: StandardTiedConfig, parameters: Coder, rows: Rows) -> Coder:
     """`b_dec` at the geometric median of the rows."""
-    return centred(parameters, rows)
+    return answering(with_median(parameters, rows), rows)
 
 
 def loss(
-    config: StandardTiedConfig, parameters: Coder, x: Float[Array, "batch d_in"], context: LossContext
+    config: StandardTiedConfig, parameters: Coder, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, Coder]:
-    """Mean ‖x - x_hat‖² + λ mean Σ f_i."""
-    acts = jax.nn.relu(parameters.encode(x))
-    x_hat = parameters.decode(acts)
+    """Mean ‖y - y_hat‖² + λ mean Σ f_i."""
+    latents = ops.encode(rows.x, parameters.W_enc, centred_bias(parameters))
+    y_hat = completed(parameters, ops.decode(latents, parameters.W_dec), rows.x)
     terms = {
-        "mse": squared_error(x, x_hat),
-        "sparsity": context.sparsity_scale * config.l1_coefficient * jnp.mean(jnp.sum(acts, axis=1)),
+        "mse": squared_error(rows.y, y_hat),
+        "sparsity": context.sparsity_scale * config.l1_coefficient * jnp.mean(jnp.sum(latents.acts, axis=1)),
     }
-    return LossOutput(terms["mse"] + terms["sparsity"], terms, x_hat, acts), parameters
+    return outcome(terms, rows, y_hat, latents), parameters
 
 
 def export(config: StandardTiedConfig, parameters: Coder) -> InferenceSAE:
     """The pre-encoder bias folded into `b_enc`; the threshold is 0."""
-    return exported(parameters, jnp.zeros(config.d_sae))
+    return exported(parameters, centred_bias(parameters), jnp.zeros(config.d_sae))
 
 
 def from_inference(config: StandardTiedConfig, sae: InferenceSAE) -> Coder:
     """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has thresholds or k."""
-    return parameters_from_inference.coder(parameters_from_inference.unit(parameters_from_inference.without_thresholds(sae)))
+    return start.centred_coder(sae, start.unit(start.without_thresholds(start.bypass(config, sae))))
 
 
 ARCHITECTURE = Architecture(

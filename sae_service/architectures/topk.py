@@ -9,22 +9,29 @@ scalar per hook point takes its place, as for every architecture here. The defau
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from sae_service.kernels.selection import keep_largest
+from sae_service.kernels.dense import Ops
 from sae_service.numerics import normalized_error
-from sae_service.sae import parameters_from_inference
-from sae_service.sae.architecture import Architecture, LossContext, LossOutput
+from sae_service.sae import parameters_from_inference as start
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
 from sae_service.sae.auxk import auxk_error
-from sae_service.sae.coder import Coder, exported, fitted_to_largest, normalized, random_coder, tangent
-from sae_service.sae.inference import InferenceSAE
-from sae_service.schema import ArchitectureConfig, OptimizerConfig, refuse
+from sae_service.sae.coder import (
+    Coder,
+    centred_bias,
+    completed,
+    exported,
+    fitted_to_largest,
+    normalized,
+    random_coder,
+    tangent,
+)
+from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.schema import BypassConfig, OptimizerConfig, refuse
 
 
-class TopKConfig(ArchitectureConfig):
+class TopKConfig(BypassConfig):
     """k active latents in every row."""
 
     kind: Literal["topk"] = "topk"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
@@ -44,41 +51,39 @@ class TopKConfig(ArchitectureConfig):
         return self
 
 
-def init(config: TopKConfig, d_in: int, key: Any) -> Coder:
+def init(config: TopKConfig, sites: Sites, key: Any) -> Coder:
     """A random coder."""
-    return random_coder(key, d_in, config.d_sae)
+    return random_coder(key, sites, config.d_sae, skip=config.skip)
 
 
-def fit_to_rows(config: TopKConfig, parameters: Coder, rows: Float[Array, "rows d_in"]) -> Coder:
+def fit_to_rows(config: TopKConfig, parameters: Coder, rows: Rows) -> Coder:
     """`b_dec` at the geometric median of the rows, the encoder scaled to their length."""
     return fitted_to_largest(parameters, rows, config.k)
 
 
-def loss(config: TopKConfig, parameters: Coder, x: Float[Array, "batch d_in"], context: LossContext) -> tuple[LossOutput, Coder]:
+def loss(
+    config: TopKConfig, parameters: Coder, rows: Rows, context: LossContext, ops: Ops
+) -> tuple[LossOutput, Coder]:
     """Normalised error + AuxK + the error with 4 k latents, if that is wanted."""
-    z = parameters.encode(x)
-    positive = jax.nn.relu(z)
-    acts = keep_largest(positive, config.k)
-    x_hat = parameters.decode(acts)
-    k_aux = config.k_aux or x.shape[1] // 2
-    terms = {
-        "error": normalized_error(x, x_hat),
-        "aux": config.aux_coefficient * auxk_error(x - x_hat, z, acts, parameters.W_dec, context.is_dead, k_aux),
-    }
+    encoder = rows.x, parameters.W_enc, centred_bias(parameters)
+    latents = ops.encode_topk(*encoder, config.k)
+    y_hat = completed(parameters, ops.decode(latents, parameters.W_dec), rows.x)
+    aux = auxk_error(rows.y - y_hat, latents, parameters.W_dec, context.is_dead, config.k_aux)
+    terms = {"error": normalized_error(rows.y, y_hat), "aux": config.aux_coefficient * aux}
     if config.multi_coefficient is not None:
-        wider = parameters.decode(keep_largest(positive, 4 * config.k))
-        terms["multi"] = config.multi_coefficient * normalized_error(x, wider)
-    return LossOutput(sum(terms.values(), jnp.zeros(())), terms, x_hat, acts), parameters
+        wider = ops.decode(ops.encode_topk(*encoder, 4 * config.k), parameters.W_dec)
+        terms["multi"] = config.multi_coefficient * normalized_error(rows.y, completed(parameters, wider, rows.x))
+    return outcome(terms, rows, y_hat, latents), parameters
 
 
 def export(config: TopKConfig, parameters: Coder) -> InferenceSAE:
     """The pre-encoder bias folded into `b_enc`; k stays."""
-    return exported(parameters, jnp.zeros(config.d_sae), int(config.k))
+    return exported(parameters, centred_bias(parameters), jnp.zeros(config.d_sae), int(config.k))
 
 
 def from_inference(config: TopKConfig, sae: InferenceSAE) -> Coder:
     """The SAE with decoder rows of norm 1. Raises InvalidSpec if it has another k, or norms that decide what it keeps."""
-    return parameters_from_inference.coder(parameters_from_inference.with_k(sae, config.k))
+    return start.centred_coder(sae, start.with_k(start.bypass(config, sae), config.k))
 
 
 ARCHITECTURE = Architecture(

@@ -7,12 +7,15 @@ Cosines are signed, except in MCC. Plain NumPy: nothing here is differentiated.
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
+
+from sae_service.evaluation.tally import Tally
 
 BINS = 50
 FOUND = 0.9
 CONTROL_SEED = 0
+Best = Int[np.ndarray, " n"]
 
 
 def similarity(
@@ -55,53 +58,92 @@ def control(truth: Float[np.ndarray, "n_features d_in"], d_sae: int) -> dict[str
     return similarity(truth, random) | assignment(truth, random)
 
 
+def best_features(truth: Float[np.ndarray, "n_features d_in"], learned: Float[np.ndarray, "d_sae d_in"]) -> Best:
+    """The feature that each latent resembles most."""
+    return (_unit(truth) @ _unit(learned).T).argmax(axis=0)
+
+
+def best_latents(truth: Float[np.ndarray, "n_features d_in"], learned: Float[np.ndarray, "d_sae d_in"]) -> Best:
+    """The latent that resembles each feature most."""
+    return (_unit(truth) @ _unit(learned).T).argmax(axis=1)
+
+
 def detection(
-    truth: Float[np.ndarray, "n_features d_in"], learned: Float[np.ndarray, "d_sae d_in"],
-    present: Bool[np.ndarray, "rows n_features"], fires: Bool[np.ndarray, "rows d_sae"],
-) -> dict[str, float]:  # fmt: skip
-    """Precision, recall and F1 of each latent as a detector of its best-matching feature, averaged over latents."""
-    best = (_unit(truth) @ _unit(learned).T).argmax(axis=0)
-    wanted = present[:, best]
-    both = (wanted & fires).sum(axis=0)
-    precision = both / np.maximum(fires.sum(axis=0), 1)
-    recall = both / np.maximum(wanted.sum(axis=0), 1)
+    both: Float[np.ndarray, " d_sae"], fires: Float[np.ndarray, " d_sae"], present: Float[np.ndarray, " d_sae"]
+) -> dict[str, float]:
+    """Precision, recall and F1 of each latent as a detector of its best-matching feature, averaged over latents.
+
+    Args:
+        both: on how many rows the latent fires and the feature is present; `fires`, `present`: each of the two.
+    """
+    precision = both / np.maximum(fires, 1)
+    recall = both / np.maximum(present, 1)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return {"precision": float(precision.mean()), "recall": float(recall.mean()), "f1": float(f1.mean())}
 
 
-def readout(
-    truth: Float[np.ndarray, "n_features d_in"], learned: Float[np.ndarray, "d_sae d_in"],
-    strengths: Float[np.ndarray, "rows n_features"], acts: Float[np.ndarray, "rows d_sae"],
-) -> dict[str, float]:  # fmt: skip
-    """Mean squared error per feature of reading its strength from the best-matching latent, scaled and shifted at its best."""
-    best = (_unit(truth) @ _unit(learned).T).argmax(axis=1)
-    return {"readout_mse": _scaled_error(acts[:, best], strengths - strengths.mean(axis=0))}
+class Readout:
+    """How well the strength of each feature can be read from one value, scaled and shifted at its best."""
+
+    def __init__(self) -> None:
+        """Has seen no rows."""
+        self._n_rows = 0
+        self._tally = Tally()
+
+    def add(
+        self, values: Float[np.ndarray, "rows n_features"], strengths: Float[np.ndarray, "rows n_features"]
+    ) -> None:
+        """Counts some rows."""
+        v, s = values.astype(np.float64), strengths.astype(np.float64)
+        self._n_rows += len(v)
+        self._tally.add({"v": v.sum(axis=0), "s": s.sum(axis=0), "vv": (v * v).sum(axis=0), "vs": (v * s).sum(axis=0),
+                         "ss": (s * s).sum(axis=0)})  # fmt: skip
+
+    def variance(self) -> float:
+        """The mean squared error per feature of the mean."""
+        sums = self._tally.sums
+        return float(np.mean(sums["ss"] - sums["s"] ** 2 / self._n_rows)) / self._n_rows
+
+    def error(self) -> float:
+        """The mean squared error per feature of the best a * value + b."""
+        sums, n_rows = self._tally.sums, self._n_rows
+        squares = sums["vv"] - sums["v"] ** 2 / n_rows
+        products = sums["vs"] - sums["v"] * sums["s"] / n_rows
+        explained = products**2 / np.where(squares > 0, squares, 1)
+        return self.variance() - float(np.mean(explained)) / n_rows
 
 
-def baselines(
-    truth: Float[np.ndarray, "n_features d_in"], strengths: Float[np.ndarray, "rows n_features"],
-    x: Float[np.ndarray, "rows d_in"],
-) -> dict[str, float]:  # fmt: skip
+class Baselines:
     """How many features are present, and the error of reading their strengths without an SAE: from the projection on the
     feature's direction, from the best affine map of x, from the mean.
     """
-    centred = strengths - strengths.mean(axis=0)
-    design = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    solution, *_ = np.linalg.lstsq(design, strengths, rcond=None)
-    return {
-        "l0_truth": float((strengths > 0).sum(axis=1).mean()),
-        "readout_mse_projection": _scaled_error(x @ _unit(truth).T, centred),
-        "readout_mse_affine": float(np.mean((strengths - design @ solution) ** 2)),
-        "readout_mse_mean": float(np.mean(centred**2)),
-    }
 
+    def __init__(self, truth: Float[np.ndarray, "n_features d_in"]) -> None:
+        """`truth`: directions of the features where x is read."""
+        self._directions = _unit(truth)
+        self._projection = Readout()
+        self._n_rows = 0
+        self._tally = Tally()
 
-def _scaled_error(values: np.ndarray, centred: np.ndarray) -> float:
-    """Error of the best a * value + b, feature by feature."""
-    values = values - values.mean(axis=0)
-    squares = (values**2).sum(axis=0)
-    slopes = (values * centred).sum(axis=0) / np.where(squares > 0, squares, 1)
-    return float(np.mean((centred - slopes * values) ** 2))
+    def add(self, strengths: Float[np.ndarray, "rows n_features"], x: Float[np.ndarray, "rows d_in"]) -> None:
+        """Counts some rows."""
+        self._n_rows += len(x)
+        self._projection.add(x @ self._directions.T, strengths)
+        design, s = np.concatenate([x, np.ones((len(x), 1))], axis=1, dtype=np.float64), strengths.astype(np.float64)
+        self._tally.add({"gram": design.T @ design, "cross": design.T @ s, "present": (s > 0).sum(), "ss": (s * s).sum()})
+
+    def figures(self) -> dict[str, float]:
+        """l0_truth, readout_mse_projection, readout_mse_affine, readout_mse_mean."""
+        sums, n_features = self._tally.sums, len(self._directions)
+        # The normal equations: the residual of the best affine map is what it does not explain.
+        solution, *_ = np.linalg.lstsq(sums["gram"], sums["cross"], rcond=None)
+        affine = float(sums["ss"] - (solution * sums["cross"]).sum()) / (self._n_rows * n_features)
+        return {
+            "l0_truth": float(sums["present"]) / self._n_rows,
+            "readout_mse_projection": self._projection.error(),
+            "readout_mse_affine": affine,
+            "readout_mse_mean": self._projection.variance(),
+        }
 
 
 def _unit(matrix: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from sae_service.errors import InvalidSpec
 from sae_service.evaluation import feature_recovery
 from sae_service.evaluation.on_text import evaluate
 from sae_service.formats.folder import load
+from sae_service.sae.inference import InferenceSAE, Sites, at
 from sae_service.spec import StreamSpec
 from sae_service.storage.artifacts import finite_or_null
 
@@ -19,10 +20,11 @@ NAMES = {"truth_to_learned": "a_to_b", "learned_to_truth": "b_to_a"}
 
 
 def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of the SAE in `folder` on held-out text, as JSON; see `evaluation.summary` for their definitions.
+    """The metrics of the SAE in `folder` on held-out text, as JSON; see `on_text` for their definitions.
 
     Args:
         format: its file format, or None to take the one whose files are there.
+        hook_name: where it reads. One that reads or writes several hook points does so where its file says.
         stream: a `StreamSpec` as its user writes it; its `tokens` are how many are measured.
 
     Raises:
@@ -36,12 +38,34 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
         raise InvalidSpec(first["msg"], f"/{'/'.join(map(str, first['loc']))}") from error
     if spec.tokens < spec.context_size:
         raise InvalidSpec(f"must be at least context_size ({spec.context_size})", "/tokens")
-    assert spec.model is not None
-    model = LanguageModel(spec.model, "cuda" if jax.default_backend() == "gpu" else "cpu")
-    found_d_in, d_in = sae.W_enc.shape[0], model.check((hook_name,), spec.context_size)[hook_name]
-    if found_d_in != d_in:
-        raise InvalidSpec(f"the SAE reads rows of {found_d_in} numbers, and those of {hook_name} have {d_in}")
-    return finite_or_null(evaluate(spec, spec.tokens, model, {"sae": (hook_name, sae)})["sae"])
+    sites = _sites(sae, hook_name)
+    model = LanguageModel(spec.text_source[0], "cuda" if jax.default_backend() == "gpu" else "cpu")
+    found = model.check(sites.hook_names, spec.context_size)
+    for verb, widths in (("reads", sites.read), ("writes", sites.write)):
+        for name, width in widths:
+            if width != found[name]:
+                raise InvalidSpec(f"the SAE {verb} rows of {width} numbers, and those of {name} have {found[name]}")
+    model.check_order(sites.reads, sites.writes)
+    return finite_or_null(evaluate(spec, spec.tokens, model, {"sae": lambda: sae.replace(sites=sites)})["sae"])
+
+
+def _sites(sae: InferenceSAE, hook_name: str) -> Sites:
+    """Where the SAE reads and writes: at `hook_name`, if it has one hook point, or else where its file says.
+
+    Raises:
+        InvalidSpec: its file does not say, or it does not read `hook_name`.
+    """
+    if sae.sites is None or (sae.sites.is_autoencoder and len(sae.sites.read) == 1):
+        d_read, d_write = sae.W_enc.shape[0], sae.W_dec.shape[1]
+        if d_read != d_write or sae.W_skip is not None:
+            raise InvalidSpec(
+                f"the SAE reads rows of {d_read} numbers and writes others, of {d_write}; its file does not say where"
+            )
+        return at(hook_name, d_read)
+    if hook_name not in sae.sites.reads:
+        read, written = (", ".join(names) for names in (sae.sites.reads, sae.sites.writes))
+        raise InvalidSpec(f"the SAE does not read {hook_name}: its file says that it reads {read} and writes {written}")
+    return sae.sites
 
 
 def compared(folder: Path, other: Path) -> dict[str, Any]:

@@ -1,146 +1,169 @@
 """What a finished SAE is worth, on held-out text: reconstruction, sparsity and what it does to the model's loss."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from sae_service.activations.model import LanguageModel, Replace, keep_mask
+from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.activations.torch_to_jax import to_jax, to_torch
 from sae_service.errors import DataNotFound, Stopped
-from sae_service.sae.inference import InferenceSAE
+from sae_service.evaluation.tally import Tally
+from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
 from sae_service.spec import StreamSpec
 
 
-@jax.jit
-def reconstructed(sae: InferenceSAE, x: Float[Array, "rows d_in"]) -> tuple[Array, dict[str, Array]]:
-    """The reconstruction, and sums over the rows."""
-    x = x.astype(jnp.float32)
+@partial(jax.jit, static_argnames="widths")
+def reconstructed(
+    sae: InferenceSAE, x: Float[Array, "rows d_read"], y: Float[Array, "rows d_write"], weights: Float[Array, " rows"],
+    widths: tuple[int, ...],
+) -> tuple[Float[Array, "rows d_write"], dict[str, Any]]:  # fmt: skip
+    """What the SAE writes for each row, and the sums over those of weight 1; see `reconstruction_sums`."""
+    # Where a model overflows it does so at the tokens that are left out, and 0 times infinity is not 0.
+    x, y = (jnp.where(weights[:, None] > 0, rows.astype(jnp.float32), 0) for rows in (x, y))
     acts = sae.encode(x)
-    x_hat = sae.decode(acts)
-    return x_hat, reconstruction_sums(x, x_hat, acts)
+    y_hat = sae.decode(acts, x)
+    return y_hat, reconstruction_sums(y, y_hat, acts, weights, widths)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens, and which of their positions count."""
+
+    tokens: Int[np.ndarray, "prompts context_size"]
+    keep: Bool[np.ndarray, "prompts context_size"]
+
+    def counted(self, losses: Float[np.ndarray, "prompts predicted"]) -> float:
+        """The sum of the losses where neither a position's own token nor the next one is excluded."""
+        return float(losses[self._counts].sum(dtype=np.float64))
+
+    @property
+    def n_predicted(self) -> int:
+        """How many losses count."""
+        return int(self._counts.sum())
+
+    @property
+    def _counts(self) -> Bool[np.ndarray, "prompts predicted"]:
+        return self.keep[:, :-1] & self.keep[:, 1:]
+
+
+def held_out_batches(stream: StreamSpec, n_tokens: int, model: LanguageModel) -> Iterator[Batch]:
+    """Packed held-out tokens until there are `n_tokens` of them, or no more text.
+
+    All batches have the same shape: the last is filled up with rows of which nothing is kept.
+    """
+    excluded, left = model.excluded_tokens(stream.exclude), n_tokens // stream.context_size
+    prompts = max(1, min(stream.prompts, left))
+    packed = PackedTokens(stream.text_source[1], "held_out", model.encode, model.bos, stream.context_size, prompts, repeat=False)
+    for tokens, _ in packed.read(Cursor()):
+        real = tokens[:left]
+        missing = ((0, prompts - len(real)), (0, 0))
+        yield Batch(
+            np.pad(real, missing, constant_values=model.bos), np.pad(keep_mask(real, excluded), missing, constant_values=False)
+        )
+        left -= len(real)
+        if left <= 0:
+            return
 
 
 @dataclass
-class Tally:
-    """Sums over the whole evaluation set, in float64 on the host."""
+class HeldOut:
+    """The held-out text, and the losses that no SAE changes, each computed once. All of it lies on the host."""
 
-    n_rows: int = 0
-    n_predicted: int = 0
-    sums: dict[str, Any] = field(default_factory=dict)
-    losses: dict[str, float] = field(default_factory=dict)
+    model: LanguageModel
+    batches: list[Batch]
+    should_stop: Callable[[], bool]
+    _known: dict[tuple[str, ...], float] = field(default_factory=dict)
 
-    def add(self, n_rows: int, sums: dict[str, Any]) -> None:
-        """Counts the rows of one batch."""
-        self.n_rows += n_rows
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0) + np.asarray(value, np.float64)
+    def clean(self) -> float:
+        """The sum of the model's losses."""
+        return self.zeroed(())
 
-    def add_losses(self, counted: Any, losses: dict[str, Any]) -> None:
-        """Counts the token losses of one batch at the positions `counted`."""
-        self.n_predicted += int(counted.sum())
-        for name, values in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + float(values[counted].double().sum())
+    def zeroed(self, hook_names: tuple[str, ...]) -> float:
+        """The sum of the losses with zeros at all these hook points."""
+        if hook_names not in self._known:
+            self._known[hook_names] = self.total(lambda batch: self.model.zeroed_losses(batch.tokens, batch.keep, hook_names))
+        return self._known[hook_names]
 
-
-def held_out_batches(
-    stream: StreamSpec, n_tokens: int, model: LanguageModel
-) -> Iterator[Int[np.ndarray, "prompts context_size"]]:
-    """Packed held-out tokens until there are `n_tokens` of them, or no more text."""
-    packed = PackedTokens(
-        stream.text_source[1], "held_out", model.encode, model.bos, stream.context_size, stream.prompts, repeat=False
-    )
-    left = n_tokens // stream.context_size
-    for tokens, _ in packed.read(Cursor()):
-        if left <= 0:
-            return
-        yield tokens[:left]
-        left -= len(tokens)
+    def total(self, losses: Callable[[Batch], Float[np.ndarray, "prompts predicted"]]) -> float:
+        """The sum of the losses that count, over all batches. Raises Stopped."""
+        total = 0.0
+        for batch in self.batches:
+            if self.should_stop():
+                raise Stopped
+            total += batch.counted(losses(batch))
+        return total
 
 
 def evaluate(
-    stream: StreamSpec, n_tokens: int, model: LanguageModel, saes: dict[str, tuple[str, InferenceSAE]],
+    stream: StreamSpec, n_tokens: int, model: LanguageModel, saes: Mapping[str, Callable[[], InferenceSAE]],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:  # fmt: skip
     """Metrics of each SAE on held-out text, by its name.
 
     A position counts for the cross-entropies if neither its own token nor the next one is excluded; excluded
-    positions are left unspliced.
+    positions are left unspliced. One SAE at a time is loaded and lies on the device.
 
     Args:
-        stream: its held-out text, context_size and excluded tokens are used.
-        saes: hook name and SAE, for raw activations, by the SAE's name.
+        stream: its held-out text, context_size, prompts and excluded tokens are used.
+        saes: what loads each SAE, for raw activations and with its sites, by the SAE's name.
+        should_stop: asked before every forward pass.
 
     Raises:
         DataNotFound: there is not one row of held-out text.
         Stopped: it should stop before it has read all.
     """
-    excluded = model.excluded_tokens(stream.exclude)
-    tallies = {name: Tally() for name in saes}
-    for tokens in held_out_batches(stream, n_tokens, model):
-        if should_stop():
-            raise Stopped
-        keep = to_torch(jnp.asarray(keep_mask(tokens, excluded))).to(model.device)
-        clean = model.token_losses(tokens)
-        counted = keep[:, :-1] & keep[:, 1:]
-        zeroed: dict[str, Any] = {}
-        for name, (hook_name, sae) in saes.items():
-            if hook_name not in zeroed:
-                zeroed[hook_name] = model.token_losses(tokens, {hook_name: _spliced(keep, lambda rows: rows * 0)})
-            spliced = model.token_losses(tokens, {hook_name: _spliced(keep, _measuring(sae, tallies[name]))})
-            losses = {"ce_loss": clean, "ce_loss_sae": spliced, "ce_loss_zero": zeroed[hook_name]}
-            tallies[name].add_losses(counted, losses)
-    if not all(tally.n_predicted for tally in tallies.values()):
+    held_out = HeldOut(model, list(held_out_batches(stream, n_tokens, model)), should_stop)
+    if not any(batch.n_predicted for batch in held_out.batches):
         raise DataNotFound(
             f"the held-out text is shorter than one row of {stream.context_size} tokens.",
             param="/stream/dataset",
             hint="Name a held_out_split or raise held_out_share.",
         )
-    return {name: summary(tally) for name, tally in tallies.items()}
+    return {name: _measured(held_out, jax.device_put(load(), jax.devices()[0])) for name, load in saes.items()}
 
 
-def _spliced(keep: Any, function: Replace) -> Replace:
-    """Replaces the kept positions of a hook point by `function` of their rows."""
-
-    def replace(tensor: Any) -> Any:
-        result = tensor.clone()
-        result[keep] = function(tensor[keep]).to(tensor.dtype)
-        return result
-
-    return replace
-
-
-def _measuring(sae: InferenceSAE, tally: Tally) -> Replace:
-    """The SAE as a function of torch rows that also counts what it sees."""
-
-    def reconstruct(rows: Any) -> Any:
-        x_hat, sums = reconstructed(sae, to_jax(rows))
-        tally.add(len(rows), jax.device_get(sums))
-        return to_torch(x_hat)
-
-    return reconstruct
-
-
-def summary(tally: Tally) -> dict[str, Any]:
-    """The metrics, from the sums over the whole set: those of `reconstruction`, and those of the model's loss:
+def _measured(held_out: HeldOut, sae: InferenceSAE) -> dict[str, Any]:
+    """The metrics of one SAE: those of `reconstruction`, and those of the model's loss:
 
     ce_loss, _sae, _zero: mean next-token loss in nats, clean, spliced, zeroed. delta_ce_loss: sae - clean.
-    ce_loss_recovered: (zero - sae) / (zero - clean).
+    ce_loss_recovered: (zero - sae) / (zero - clean). All of them are about every hook point that the SAE writes.
     """
-    losses = {name: total / tally.n_predicted for name, total in tally.losses.items()}
-    clean, spliced, zero = losses["ce_loss"], losses["ce_loss_sae"], losses["ce_loss_zero"]
+    sites = sae.sites
+    assert sites is not None, "an SAE is measured where it reads and writes"
+    tally, n_predicted = Tally(), sum(batch.n_predicted for batch in held_out.batches)
+    clean = held_out.clean() / n_predicted
+    zero = held_out.zeroed(sites.writes) / n_predicted
+    spliced = held_out.total(partial(_spliced, held_out.model, sae, sites, tally)) / n_predicted
     return {
-        **losses,
+        "ce_loss": clean,
+        "ce_loss_sae": spliced,
+        "ce_loss_zero": zero,
         "delta_ce_loss": spliced - clean,
         "ce_loss_recovered": (zero - spliced) / (zero - clean) if zero != clean else math.nan,
-        **reconstruction(tally.n_rows, tally.sums),
+        **reconstruction(tally.sums, sites.writes),
     }
 
 
+def _spliced(
+    model: LanguageModel, sae: InferenceSAE, sites: Sites, tally: Tally, batch: Batch
+) -> Float[np.ndarray, "prompts predicted"]:
+    """The losses of one batch with the SAE spliced in, which also counts in the tally."""
+    anywhere, weights = sae.replace(sites=None), jnp.asarray(batch.keep.ravel(), jnp.float32)
+    widths = tuple(width for _, width in sites.write)
+
+    def reconstruct(x: jax.Array, y: jax.Array) -> jax.Array:
+        x, y = jax.device_put((x, y), jax.devices()[0])
+        # Without its sites, or those of one structure at several hook points would be compiled for each.
+        y_hat, sums = reconstructed(anywhere, x, y, weights, widths)
+        tally.add(sums)
+        return y_hat
+
+    return model.spliced_losses(batch.tokens, batch.keep, sites, reconstruct)

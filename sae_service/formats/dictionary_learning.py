@@ -4,6 +4,9 @@ A ReLU SAE is written as `AutoEncoder`, one with thresholds as `JumpReluAutoEnco
 The first and the last subtract the decoder's bias from their input; the encoder's bias is written so that this changes
 nothing. The library moves the decoder norms of an `AutoEncoder` into its encoder as it loads it, and so does the reader.
 
+The library has no class for transcoders, and none is written. It trains its classes as transcoders where the buffer's
+`io` is `in_and_out`, and what was trained so is not read.
+
 Checked with dictionary_learning 0.1.0: `load_dictionary` reads ours, and ours reads all seven classes that it loads.
 """
 
@@ -17,22 +20,43 @@ import numpy as np
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import torch_zip
-from sae_service.formats.file_format import Description, activation, assembled, checked, content_of, json_of
+from sae_service.formats.file_format import (
+    Description,
+    activation,
+    assembled,
+    checked,
+    content_of,
+    json_of,
+    refuse_all_but_autoencoders,
+)
 from sae_service.sae.inference import InferenceSAE
-from sae_service.sae.weights import COMPLETE, Shapes, Tensors, arrays, centred, uncentred, ungated, with_unit_decoder
+from sae_service.sae.weights import (
+    COMPLETE,
+    Shapes,
+    Tensors,
+    arrays,
+    centred,
+    of_autoencoder,
+    uncentred,
+    ungated,
+    with_unit_decoder,
+)
 
 CONFIG, WEIGHTS = FILES = "config.json", "ae.pt"
 _CLASSES = {"relu": "AutoEncoder", "jumprelu": "JumpReluAutoEncoder", "topk": "AutoEncoderTopK"}
 _LAYERS: Shapes = {"encoder.weight": ("d_sae", "d_in"), "decoder.weight": ("d_in", "d_sae")}
 _BIASED: Shapes = {**_LAYERS, "encoder.bias": ("d_sae",)}
 _LATENT = ("d_sae",)
+_COMPLETE = of_autoencoder(COMPLETE)
 
 
 def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
-    """The two files."""
+    """The two files. Raises InvalidSpec for what is no autoencoder."""
+    refuse_all_but_autoencoders(sae, description, "dictionary_learning")
     kind, tensors = activation(sae), arrays(sae)
     d_in, d_sae = tensors["W_enc"].shape
-    layer = re.match(r"blocks\.(\d+)\.", description.hook_name)
+    (hook_name,) = description.reads
+    layer = re.match(r"blocks\.(\d+)\.", hook_name)
     trainer = {
         "dict_class": _CLASSES[kind],
         "activation_dim": d_in,
@@ -40,7 +64,7 @@ def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
         **({"k": sae.k} if kind == "topk" else {}),
         "lm_name": description.model_name,
         "layer": int(layer[1]) if layer else None,
-        "submodule_name": description.hook_name,
+        "submodule_name": hook_name,
         "training_architecture": description.architecture,
         "training_architecture_details": dict(description.details),
     }
@@ -67,6 +91,9 @@ def _as_layers(tensors: Tensors, k: int | None) -> Tensors:
 
 def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
     """The SAE in the two files, ours or the library's own."""
+    buffer = json_of(files, CONFIG).get("buffer")
+    if isinstance(buffer, dict) and buffer.get("io") == "in_and_out":
+        raise InvalidSpec(f"{CONFIG} says that it is a transcoder (buffer.io is in_and_out), which is not read here")
     trainer = _trainer(files)
     if not isinstance(trainer.get("dict_class"), str):
         raise DamagedCheckpoint(f"{CONFIG} does not name the class at trainer.dict_class")
@@ -128,7 +155,7 @@ def _gated(state: Tensors, trainer: dict[str, Any]) -> InferenceSAE:
 
 
 def _jumprelu(state: Tensors, trainer: dict[str, Any]) -> InferenceSAE:
-    return assembled(checked(state, {**COMPLETE, "threshold": _LATENT}))
+    return assembled(checked(state, {**_COMPLETE, "threshold": _LATENT}))
 
 
 def _topk(state: Tensors, trainer: dict[str, Any]) -> InferenceSAE:
@@ -143,7 +170,7 @@ def _batch_topk(state: Tensors, trainer: dict[str, Any]) -> InferenceSAE:
 
 
 def _matryoshka(state: Tensors, trainer: dict[str, Any]) -> InferenceSAE:
-    return _with_one_threshold(checked(state, COMPLETE, others=("k", "threshold", "group_sizes")), state)
+    return _with_one_threshold(checked(state, _COMPLETE, others=("k", "threshold", "group_sizes")), state)
 
 
 _READERS: dict[str, Callable[[Tensors, dict[str, Any]], InferenceSAE]] = {

@@ -17,9 +17,12 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.inference import InferenceSAE, Sites, at
 from sae_service.sae.weights import COMPLETE, Shapes, Tensors
 
+UNNAMED_READ, UNNAMED_WRITE = "unnamed_input", "unnamed_output"
+"""The hook points of a transcoder whose file does not name them."""
+OWN_FILES = "Download it without a format: its own files hold it."
 LARGEST_EXPANSION = 64
 LARGEST_HEADER = 1 << 24
 UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
@@ -31,7 +34,8 @@ class Description:
     """What a file says about an SAE beside its weights.
 
     Attributes:
-        hook_name: where it reads, in TransformerLens' words.
+        reads: the hook points that it reads, in TransformerLens' words.
+        writes: those that it writes.
         model_name: the language model.
         dataset_path: the text that it was trained on.
         context_size: tokens in each row that the model read.
@@ -39,7 +43,8 @@ class Description:
         details: that kind's config.
     """
 
-    hook_name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     model_name: str
     dataset_path: str
     context_size: int
@@ -63,6 +68,27 @@ class Format:
     to_files: Callable[[InferenceSAE, Description], dict[str, bytes]]
     from_files: Callable[[Mapping[str, bytes]], InferenceSAE]
     sizes: Callable[[Path], tuple[int, int]]
+
+
+def form(sae: InferenceSAE, description: Description) -> Literal["autoencoder", "transcoder", "crosscoder"]:
+    """What reads one hook point and writes the same, or another, or whatever has several hook points on a side."""
+    if len(description.reads) > 1 or len(description.writes) > 1:
+        return "crosscoder"
+    if description.reads != description.writes:
+        return "transcoder"
+    if sae.W_skip is not None or sae.W_enc.shape[0] != sae.W_dec.shape[1]:
+        raise InvalidSpec("an SAE that writes the hook point that it reads has no bypass, and one width")
+    return "autoencoder"
+
+
+def refuse_all_but_autoencoders(sae: InferenceSAE, description: Description, format: str) -> None:
+    """Raises InvalidSpec for a transcoder or a crosscoder, which `format` cannot express."""
+    found = form(sae, description)
+    if found == "autoencoder":
+        return
+    elsewhere = "sparsify" if sae.k else "saelens"
+    hint = f"Write it as {elsewhere}, or download it without a format." if found == "transcoder" else OWN_FILES
+    raise InvalidSpec(f"{format} cannot hold a {found}", hint=hint)
 
 
 def activation(sae: InferenceSAE) -> Literal["relu", "jumprelu", "topk"]:
@@ -91,18 +117,32 @@ def checked(tensors: Tensors, shapes: Shapes, others: Collection[str] = ()) -> T
         return {name: np.ascontiguousarray(tensors[name], np.float32) for name in shapes}
 
 
-def assembled(weights: Tensors, k: Any = None) -> InferenceSAE:
+def sites_named(weights: Tensors, hook_name: Any, hook_name_out: Any, is_transcoder: bool) -> Sites | None:
+    """The sites of weights with one hook point on each side, by what a config says of them.
+
+    A config that names a second hook point means a transcoder. None for an autoencoder without a name.
+    """
+    d_read, d_write = weights["W_enc"].shape[0], weights["W_dec"].shape[1]
+    read, write = (name if isinstance(name, str) and name else None for name in (hook_name, hook_name_out))
+    if not is_transcoder and write in (None, read):
+        return None if read is None else at(read, d_read)
+    if read is not None and read == write:
+        raise InvalidSpec(f"the transcoder reads and writes the same: {read[:100]}")
+    return Sites(((read or UNNAMED_READ, d_read),), ((write or UNNAMED_WRITE, d_write),))
+
+
+def assembled(weights: Tensors, k: Any = None, sites: Sites | None = None) -> InferenceSAE:
     """The SAE of checked weights; without thresholds they are 0."""
     parts: dict[str, Any] = {"threshold": np.zeros_like(weights["b_enc"]), **weights}
-    for name in COMPLETE:
-        if not np.all(np.isfinite(parts[name])):
+    for name in (*COMPLETE, "W_skip"):
+        if name in parts and not np.all(np.isfinite(parts[name])):
             raise DamagedCheckpoint(f"{name} has values that are not finite")
     if np.any(np.isnan(parts["threshold"])):
         raise DamagedCheckpoint("threshold has values that are not numbers")
     d_sae = len(parts["b_enc"])
     if k is not None and (type(k) is not int or not 1 <= k <= d_sae):
         raise DamagedCheckpoint(f"k must be a whole number from 1 to {d_sae}")
-    return InferenceSAE(**parts, k=k)
+    return InferenceSAE(**parts, k=k, sites=sites)
 
 
 def content_of(files: Mapping[str, bytes], name: str) -> bytes:

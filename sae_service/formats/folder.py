@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae_service.errors import InvalidSpec
 from sae_service.formats import FORMATS
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.inference import InferenceSAE, Sites
 
 
 def read(folder: Path, format: str) -> dict[str, bytes]:
@@ -19,12 +19,29 @@ def read(folder: Path, format: str) -> dict[str, bytes]:
 
 
 def load(folder: Path, format: str | None = None) -> InferenceSAE:
-    """The SAE in a folder. Without a format, it is the one whose files are there.
+    """The SAE of one hook point in a folder. Without a format, it is the one whose files are there.
 
-    Raises InvalidSpec, or DamagedCheckpoint for content that is broken.
+    Raises InvalidSpec, also for a transcoder or a crosscoder, or DamagedCheckpoint for content that is broken.
     """
     format = format or detected(folder)
-    return FORMATS[format].from_files(read(folder, format))
+    sae = FORMATS[format].from_files(read(folder, format))
+    check_autoencoder(sae, str(folder))
+    return sae
+
+
+def check_autoencoder(sae: InferenceSAE, place: str) -> None:
+    """Raises InvalidSpec if the SAE from `place` is known not to write the one hook point that it reads."""
+    if sae.sites is not None and not (sae.sites.is_autoencoder and len(sae.sites.read) == 1):
+        raise InvalidSpec(f"{place} holds {in_words(sae.sites)}", hint="An SAE of one hook point is wanted.")
+
+
+def in_words(sites: Sites) -> str:
+    """What something with these sites is."""
+    read, write = (", ".join(name for name, _ in widths) for widths in (sites.read, sites.write))
+    several = max(len(sites.read), len(sites.write)) > 1
+    if sites.is_autoencoder:
+        return f"a crosscoder, which reads and writes {read}" if several else f"an SAE of {read}"
+    return f"a {'crosscoder' if several else 'transcoder'}, which reads {read} and writes {write}"
 
 
 def detected(folder: Path) -> str:

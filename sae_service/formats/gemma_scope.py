@@ -1,6 +1,8 @@
 """The layout of Gemma Scope: `params.npz` with W_enc, b_enc, W_dec, b_dec and threshold in float32.
 
-A ReLU SAE is written with thresholds of 0. The file says nothing about model, hook or training.
+A ReLU SAE is written with thresholds of 0. The file says nothing about model, hook or training. Gemma Scope's
+transcoders have the same names in a file of the same name, so that nothing tells them from SAEs of one width: such a
+file is read as an SAE, and no transcoder is written.
 
 Checked against the layout as Gemma Scope describes it; no released file was read.
 """
@@ -14,16 +16,26 @@ from typing import Any
 import numpy as np
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.formats.file_format import UNREADABLE_ZIP, Description, activation, assembled, checked, content_of, unzipped
+from sae_service.formats.file_format import (
+    UNREADABLE_ZIP,
+    Description,
+    activation,
+    assembled,
+    checked,
+    content_of,
+    refuse_all_but_autoencoders,
+    unzipped,
+)
 from sae_service.sae.inference import InferenceSAE
-from sae_service.sae.weights import COMPLETE, arrays
+from sae_service.sae.weights import COMPLETE, arrays, of_autoencoder
 
 WEIGHTS = "params.npz"
 FILES = (WEIGHTS,)
 
 
 def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
-    """The file. Raises InvalidSpec for an SAE with k."""
+    """The file. Raises InvalidSpec for an SAE with k, and for what is no autoencoder."""
+    refuse_all_but_autoencoders(sae, description, "Gemma Scope's format")
     if activation(sae) == "topk":
         raise InvalidSpec(
             "Gemma Scope's format has thresholds but no k, so it cannot hold a TopK SAE",
@@ -45,7 +57,7 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
         }
     except (ValueError, TypeError, EOFError, MemoryError, OverflowError, RecursionError) as error:
         raise DamagedCheckpoint(f"{WEIGHTS} is not a file of numpy arrays: {error}") from error
-    return assembled(checked(tensors, {**COMPLETE, "threshold": ("d_sae",)}))
+    return assembled(checked(tensors, {**of_autoencoder(COMPLETE), "threshold": ("d_sae",)}))
 
 
 def sizes(folder: Path) -> tuple[int, int]:

@@ -3,8 +3,17 @@
 A ReLU SAE is written as `standard`, one with k as `topk`, every SAE with thresholds as `jumprelu`, whatever trained
 it. Scale, decoder norms and pre-encoder bias are folded in, so a reader applies nothing to its input.
 
-Checked with sae-lens 6.54.12: it reads all three kinds, and ours reads its standard, gated, jumprelu and topk. Configs
-from before SAELens 6 are translated, but no file of that age was tried.
+A transcoder is `transcoder`, with a bypass `skip_transcoder`, with thresholds `jumprelu_transcoder` or
+`jumprelu_skip_transcoder`. `metadata` names what it reads (`hook_name`) and writes (`hook_name_out`), and `W_skip` is
+(d_out, d_in), the transpose of ours. SAELens' `forward` adds what the bypass carries; its `decode` does not.
+
+SAELens has no class for a transcoder with k, nor for crosscoders, and `to_files` refuses them. A checkpoint keeps them
+all the same (`to_own_files`), in the same two files under names of our own: `topk_transcoder`, `topk_skip_transcoder`,
+and `crosscoder` with the same prefixes. A crosscoder's `metadata` has `reads` and `writes`, the widths of its hook
+points by name in the order in which their rows lie side by side. SAELens refuses those names, and ours reads them.
+
+Checked with sae-lens 6.54.12: it reads the seven kinds that `to_files` writes, and ours reads its standard, gated,
+jumprelu, topk and four transcoders. Configs from before SAELens 6 are translated, but no file of that age was tried.
 """
 
 import json
@@ -15,63 +24,110 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from sae_service.errors import InvalidSpec
+from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats.file_format import (
+    OWN_FILES,
     Description,
     activation,
     assembled,
     checked,
     flag_of,
+    form,
     json_of,
     safetensors_of,
     safetensors_shape,
+    sites_named,
 )
-from sae_service.sae.inference import InferenceSAE
-from sae_service.sae.weights import COMPLETE, MATRICES, Shapes, Tensors, arrays, centred, ungated, with_unit_decoder
+from sae_service.sae.inference import InferenceSAE, Sites, Widths
+from sae_service.sae.weights import COMPLETE, MATRICES, Shapes, Tensors, arrays, centred, of_autoencoder, ungated, with_unit_decoder
 
 CONFIG, WEIGHTS = FILES = "cfg.json", "sae_weights.safetensors"
 SAE_LENS_VERSION = "6.54.12"
 DEFAULT_K = 100
 """What SAELens takes where a config of kind `topk` has no k."""
 
-_KINDS = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
+_AUTOENCODERS = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
+_TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+_PREFIXES = {"relu": "", "jumprelu": "jumprelu_", "topk": "topk_"}
+_FORMS = ("transcoder", "crosscoder")
 _LATENT = ("d_sae",)
-_SHAPES: dict[Any, Shapes] = {
-    "standard": COMPLETE,
-    "topk": COMPLETE,
-    "jumprelu": {**COMPLETE, "threshold": _LATENT},
-    "gated": {**MATRICES, "b_dec": ("d_in",), "r_mag": _LATENT, "b_gate": _LATENT, "b_mag": _LATENT},
+_BYPASS: Shapes = {"W_skip": ("d_write", "d_read")}
+_SHAPES: dict[str, Shapes] = {
+    "standard": of_autoencoder(COMPLETE),
+    "topk": of_autoencoder(COMPLETE),
+    "jumprelu": of_autoencoder({**COMPLETE, "threshold": _LATENT}),
+    "gated": of_autoencoder({**MATRICES, "b_dec": ("d_write",), "r_mag": _LATENT, "b_gate": _LATENT, "b_mag": _LATENT}),
+    **{
+        prefix + skip + name: {**COMPLETE, **thresholds, **bypass}
+        for name in _FORMS
+        for prefix, thresholds in (("", {}), ("topk_", {}), ("jumprelu_", {"threshold": _LATENT}))
+        for skip, bypass in (("", {}), ("skip_", _BYPASS))
+    },
 }
 
 
 def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
-    """The two files."""
-    kind, tensors = _KINDS[activation(sae)], arrays(sae)
+    """The two files. Raises InvalidSpec for a transcoder with k, and for a crosscoder."""
+    kind = _kind(sae, description)
+    if kind not in (*_AUTOENCODERS.values(), *_TRANSCODERS):
+        fits_sparsify = form(sae, description) == "transcoder"
+        hint = "Write it as sparsify, or download it without a format." if fits_sparsify else OWN_FILES
+        raise InvalidSpec(f"SAELens has no class for this SAE, a {kind}", hint=hint)
+    return to_own_files(sae, description)
+
+
+def to_own_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
+    """The two files of any SAE: as SAELens has them, or under a name of our own where it has none."""
+    kind, tensors = _kind(sae, description), arrays(sae)
     d_in, d_sae = tensors["W_enc"].shape
+    is_autoencoder = form(sae, description) == "autoencoder"
     config: dict[str, Any] = {
         "architecture": kind,
-        **({"k": sae.k, "rescale_acts_by_decoder_norm": False} if kind == "topk" else {}),
+        **({"k": sae.k} if sae.k else {}),
+        **({"rescale_acts_by_decoder_norm": False} if kind == "topk" else {}),
         "d_in": d_in,
+        **({} if is_autoencoder else {"d_out": tensors["W_dec"].shape[1]}),
         "d_sae": d_sae,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
-        "reshape_activations": "hook_z" if description.hook_name.endswith("hook_z") else "none",
+        "reshape_activations": "hook_z" if is_autoencoder and description.reads[0].endswith("hook_z") else "none",
         "metadata": {
             "sae_lens_version": SAE_LENS_VERSION,
             "training_architecture": description.architecture,
             "training_architecture_details": dict(description.details),
             "model_name": description.model_name,
             "model_class_name": "TransformerBridge",
-            "hook_name": description.hook_name,
+            **_hook_points(sae, description),
             "context_size": description.context_size,
             "prepend_bos": True,
             "dataset_path": description.dataset_path,
         },
     }
-    weights = save({name: np.ascontiguousarray(tensors[name]) for name in _SHAPES[kind]})
+    turned = {**tensors, "W_skip": tensors["W_skip"].T} if "W_skip" in tensors else tensors
+    weights = save({name: np.ascontiguousarray(turned[name]) for name in _SHAPES[kind]})
     return {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
+
+
+def _kind(sae: InferenceSAE, description: Description) -> str:
+    """SAELens' name of what it has, and ours of what it has not."""
+    found, chosen = form(sae, description), activation(sae)
+    if found == "autoencoder":
+        return _AUTOENCODERS[chosen]
+    return f"{_PREFIXES[chosen]}{'' if sae.W_skip is None else 'skip_'}{found}"
+
+
+def _hook_points(sae: InferenceSAE, description: Description) -> dict[str, Any]:
+    """What the metadata says about them."""
+    match form(sae, description):
+        case "autoencoder":
+            return {"hook_name": description.reads[0]}
+        case "transcoder":
+            return {"hook_name": description.reads[0], "hook_name_out": description.writes[0]}
+        case "crosscoder":
+            assert sae.sites is not None, "only its sites know the widths of a crosscoder's hook points"
+            return {"reads": dict(sae.sites.read), "writes": dict(sae.sites.write)}
 
 
 def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
@@ -82,16 +138,41 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
         raise InvalidSpec(f"{CONFIG} must name the architecture {', '.join(_SHAPES)}; it says {str(kind)[:50]}")
     if scaling not in (None, False, "none"):
         raise InvalidSpec(f"the SAE wants its input scaled ({str(scaling)[:50]}), which the files do not say how to fold in")
-    weights = checked(_without_idle_scale(tensors), _SHAPES[kind])
+    weights = _folded(checked(_without_idle_scale(tensors), _SHAPES[kind]), kind, config)
+    k = config.get("k", DEFAULT_K) if kind.startswith("topk") else None
+    return assembled(weights, k, _sites(weights, kind, config))
+
+
+def _folded(weights: Tensors, kind: str, config: dict[str, Any]) -> Tensors:
+    """The weights for a reader that does nothing but what `InferenceSAE` does."""
+    is_autoencoder = not kind.endswith(_FORMS)
     if kind == "gated":
         weights = ungated(weights)
-    if flag_of(config, "apply_b_dec_to_input", default=True):
+    if flag_of(config, "apply_b_dec_to_input", default=is_autoencoder):
+        if not is_autoencoder:
+            raise InvalidSpec(f"a {kind} cannot subtract b_dec from its input, as apply_b_dec_to_input says")
         weights = centred(weights)
-    if kind != "topk":
-        return assembled(weights)
-    if flag_of(config, "rescale_acts_by_decoder_norm", default=False):
+    if kind == "topk" and flag_of(config, "rescale_acts_by_decoder_norm", default=False):
         weights = with_unit_decoder(weights)
-    return assembled(weights, config.get("k", DEFAULT_K))
+    return {**weights, "W_skip": np.ascontiguousarray(weights["W_skip"].T)} if "W_skip" in weights else weights
+
+
+def _sites(weights: Tensors, kind: str, config: dict[str, Any]) -> Sites | None:
+    """The hook points as the metadata has them, or as the config itself had them before SAELens 6."""
+    metadata = config.get("metadata")
+    said = {**config, **(metadata if isinstance(metadata, dict) else {})}
+    if not kind.endswith("crosscoder"):
+        return sites_named(weights, said.get("hook_name"), said.get("hook_name_out"), kind.endswith("transcoder"))
+    d_read, d_write = weights["W_enc"].shape[0], weights["W_dec"].shape[1]
+    return Sites(_widths(said.get("reads"), d_read), _widths(said.get("writes"), d_write))
+
+
+def _widths(said: Any, total: int) -> Widths:
+    """Hook points with their widths, which must add up."""
+    is_right = isinstance(said, dict) and all(type(width) is int and width > 0 for width in said.values())
+    if not is_right or sum(said.values()) != total:
+        raise DamagedCheckpoint(f"{CONFIG} must name the hook points of a crosscoder with widths that add up to {total}")
+    return tuple(said.items())
 
 
 def sizes(folder: Path) -> tuple[int, int]:

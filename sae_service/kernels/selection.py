@@ -36,6 +36,6 @@ def keep_largest_of_batch(
     The smallest is 0 if nothing is positive.
     """
     flat = acts.ravel()
-    kept = keep_largest(flat, jnp.round(k * acts.shape[0]))
+    kept = keep_largest(flat, jnp.round(jnp.asarray(k, acts.dtype) * acts.shape[0]))
     smallest = jnp.min(jnp.where(kept > 0, kept, jnp.inf))
     return kept.reshape(acts.shape), jnp.where(jnp.isfinite(smallest), smallest, 0)

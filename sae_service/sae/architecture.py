@@ -8,17 +8,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Array, Bool, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from sae_service.errors import InvalidSpec
+from sae_service.kernels.dense import Latents, Ops
 from sae_service.pytree import PyTree
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.schema import ArchitectureConfig, Normalization, OptimizerConfig
 
 
+class Rows(PyTree):
+    """The rows of a batch: what is read, and what is to be written. For an autoencoder the two are one."""
+
+    x: Float[Array, "batch d_read"]
+    y: Float[Array, "batch d_write"]
+
+
 class LossContext(PyTree):
-    """What the training step lends a loss: the warm-up factor of its sparsity term, the dead latents, and the share
-    of the job's steps that are done.
+    """Inputs of a loss beside the rows: the warm-up factor of its sparsity term, the dead latents, and the share of the
+    job's steps that are done.
     """
 
     sparsity_scale: Float[Array, ""]
@@ -27,12 +36,27 @@ class LossContext(PyTree):
 
 
 class LossOutput(PyTree):
-    """A loss, the named terms that it is the sum of, and what the metrics are computed from."""
+    """A loss, the named terms that it is the sum of, and what the metrics are computed from.
+
+    Attributes:
+        squared_error: sum over the batch of the squared residual norms.
+        fired: whether a latent is active in any row.
+        n_active: count of active latents, summed over the batch.
+    """
 
     total: Float[Array, ""]
     terms: dict[str, Float[Array, ""]]
-    x_hat: Float[Array, "batch d_in"]
-    acts: Float[Array, "batch d_sae"]
+    squared_error: Float[Array, ""]
+    fired: Bool[Array, " d_sae"]
+    n_active: Int[Array, ""]
+
+
+def outcome(
+    terms: dict[str, Float[Array, ""]], rows: Rows, y_hat: Float[Array, "batch d_write"], latents: Latents
+) -> LossOutput:
+    """The output of a loss that is the sum of `terms`."""
+    total = sum(terms.values(), jnp.zeros(()))
+    return LossOutput(total, terms, jnp.sum(jnp.square(rows.y - y_hat)), latents.fired(), latents.n_active())
 
 
 def _cannot_start(config: Any, sae: InferenceSAE) -> Any:
@@ -45,9 +69,9 @@ class Architecture:
 
     Attributes:
         config: the frozen config; its `kind` is the file's name.
-        init: (config, d_in, key) -> parameters, float32: a `PyTree` of the architecture's own, or of `coder`.
-        loss: (config, parameters, x, context) -> (LossOutput, next parameters). No side effect; the second value
-            carries what moves without a gradient, such as an averaged threshold.
+        init: (config, sites, key) -> parameters, float32: a `PyTree` of the architecture's own, or a `Coder`.
+        loss: (config, parameters, rows, context, ops) -> (LossOutput, next parameters). No side effect; the second
+            value carries what moves without a gradient, such as an averaged threshold.
         export: (config, parameters) -> InferenceSAE in units of the rows that it was trained on.
         from_inference: (config, InferenceSAE) -> parameters, as NumPy arrays, whose export does the same; no device is
             touched. Raises InvalidSpec where there are none, as the default does.
@@ -57,24 +81,22 @@ class Architecture:
         chooses_over_the_batch: whether a row's latents depend on the other rows of its batch while it trains.
         fit_to_rows: (config, parameters, rows) -> parameters, applied once to the initial parameters with a sample of
             the rows that it is to be trained on.
-        resample: (parameters, x, x_hat, is_dead, key) -> (parameters, touched): dead latents started anew, and a tree
-            of masks of what was changed, whose optimiser state is reset. For configs that are a `ResamplingConfig`.
+        resample: (parameters, rows, y_hat, is_dead, key) -> (parameters, touched): dead latents started anew, and a
+            tree of masks of what was changed, whose optimiser state is reset. For configs that are a `ResamplingConfig`.
         constrain_gradients: (parameters, gradients) -> gradients, applied before the optimiser.
         constrain: parameters -> parameters, applied after the update.
     """
 
     config: type[ArchitectureConfig]
-    init: Callable[[Any, int, Array], Any]
-    loss: Callable[[Any, Any, Array, LossContext], tuple[LossOutput, Any]]
+    init: Callable[[Any, Sites, Array], Any]
+    loss: Callable[[Any, Any, Rows, LossContext, Ops], tuple[LossOutput, Any]]
     export: Callable[[Any, Any], InferenceSAE]
     optimizer: OptimizerConfig
     normalization: Normalization
     example: ArchitectureConfig
     from_inference: Callable[[Any, InferenceSAE], Any] = _cannot_start
     chooses_over_the_batch: bool = False
-    fit_to_rows: Callable[[Any, Any, Array], Any] = lambda config, parameters, rows: parameters
-    resample: Callable[[Any, Array, Array, Array, Any], tuple[Any, Any]] | None = None
+    fit_to_rows: Callable[[Any, Any, Rows], Any] = lambda config, parameters, rows: parameters
+    resample: Callable[[Any, Rows, Array, Array, Any], tuple[Any, Any]] | None = None
     constrain_gradients: Callable[[Any, Any], Any] = lambda parameters, gradients: gradients
     constrain: Callable[[Any], Any] = lambda parameters: parameters
-
-

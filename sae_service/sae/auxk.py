@@ -4,32 +4,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sae_service.kernels.dense import Latents
 from sae_service.kernels.selection import keep_largest
 from sae_service.numerics import squared_error, variance_of
 
 
 def auxk_error(
-    residual: Float[Array, "batch d_in"],
-    z: Float[Array, "batch d_sae"],
-    acts: Float[Array, "batch d_sae"],
-    W_dec: Float[Array, "d_sae d_in"],
+    residual: Float[Array, "batch d_write"],
+    latents: Latents,
+    W_dec: Float[Array, "d_sae d_write"],
     is_dead: Bool[Array, " d_sae"],
     k_aux: int,
 ) -> Float[Array, ""]:
-    """The residual's normalised error when the k_aux largest dead latents reconstruct it; 0 if none is dead.
+    """The residual's normalised error when the dead latents with the k_aux largest z reconstruct it; 0 if none is dead.
 
-    A latent that fires in this batch (`acts`) is dead no longer: it already reconstructs.
+    A latent that fires in this batch is dead no longer: it already reconstructs. With k_aux 0, half of the width.
 
     Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093, appendix A.2. The
     residual carries no gradient. Unlike in the published code, the decoder bias is neither in the target nor added to
     its reconstruction; and unlike in sparsify, few dead latents do not lower the weight.
     """
-    residual, is_dead = jax.lax.stop_gradient(residual), is_dead & ~jnp.any(acts > 0, axis=0)
+    residual, is_dead = jax.lax.stop_gradient(residual), is_dead & ~latents.fired()
+    k_aux = k_aux or residual.shape[1] // 2
 
     def error(z: Array, W_dec: Array) -> Array:
         revived = keep_largest(jnp.where(is_dead, jax.nn.relu(z), 0), k_aux)
         variance = variance_of(residual)
         return jnp.where(variance > 0, squared_error(residual, revived @ W_dec) / jnp.where(variance > 0, variance, 1), 0)
 
-    # Mostly nothing is dead, and then nothing is computed.
-    return jax.lax.cond(jnp.any(is_dead), error, lambda z, W_dec: jnp.zeros((), z.dtype), z, W_dec)
+    return jax.lax.cond(jnp.any(is_dead), error, lambda z, W_dec: jnp.zeros((), z.dtype), latents.z, W_dec)

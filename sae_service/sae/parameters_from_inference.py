@@ -11,10 +11,10 @@ import numpy as np
 from sae_service.errors import InvalidSpec
 from sae_service.sae.coder import Coder
 from sae_service.sae.inference import InferenceSAE
-from sae_service.sae.thresholded import ThresholdedCoder
 from sae_service.sae.weights import Tensors, arrays, uncentred, with_unit_decoder
+from sae_service.schema import ArchitectureConfig, BypassConfig
 
-KIND, K = "/architecture/kind", "/architecture/k"
+KIND, K, SKIP = "/architecture/kind", "/architecture/k", "/architecture/skip"
 NORM_TOLERANCE = 1e-3
 THRESHOLD_TOLERANCE = 1e-5
 
@@ -75,17 +75,19 @@ def unit(weights: Tensors) -> Tensors:
     return {**with_unit_decoder(weights), "threshold": weights["threshold"] * np.where(norms == 0, 1, norms)}
 
 
-def coder(weights: Tensors) -> Coder:
-    """The coder, which subtracts `b_dec` from its input."""
-    b_enc = uncentred(weights["b_enc"], weights["b_dec"], weights["W_enc"])
-    parts: Any = {**weights, "b_enc": b_enc}
-    return Coder(**{name: parts[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
+def plain_coder(sae: InferenceSAE, weights: Tensors) -> Coder:
+    """The coder of weights, at the sites of the SAE."""
+    assert sae.sites is not None
+    parts: Any = {name: tensor for name, tensor in weights.items() if name != "threshold"}
+    return Coder(**parts, sites=sae.sites)
 
 
-def thresholded_coder(weights: Tensors) -> ThresholdedCoder:
-    """The coder, and the one threshold as an average that goes on; where it is 0, no batch has been seen."""
-    threshold: Any = weights["threshold"][0]
-    return ThresholdedCoder(coder(weights), threshold if threshold > 0 else -np.ones_like(threshold))
+def centred_coder(sae: InferenceSAE, weights: Tensors) -> Coder:
+    """The coder that, if it is an autoencoder, subtracts `b_dec` from its input."""
+    coder: Any = plain_coder(sae, weights)
+    if not coder.sites.is_autoencoder:
+        return coder
+    return coder.replace(b_enc=uncentred(weights["b_enc"], weights["b_dec"], weights["W_enc"]))
 
 
 def logarithms(weights: Tensors) -> Any:
@@ -96,3 +98,20 @@ def logarithms(weights: Tensors) -> Any:
 def zeros(*shape: int) -> Any:
     """Zeros of a shape, not on a device."""
     return np.zeros(shape, np.float32)
+
+
+def number(value: Any) -> Any:
+    """One number, not on a device."""
+    return np.asarray(value, np.float32)
+
+
+def bypass(config: ArchitectureConfig, sae: InferenceSAE) -> InferenceSAE:
+    """The SAE, with a bypass of zeros if it has none and its config wants one. Raises InvalidSpec the other way round."""
+    if sae.W_skip is not None and not isinstance(config, BypassConfig):
+        raise InvalidSpec("the SAE has a bypass, which this kind cannot have: take standard, jumprelu or topk", KIND)
+    wanted = isinstance(config, BypassConfig) and config.skip
+    if sae.W_skip is not None and not wanted:
+        raise InvalidSpec("must be true: the SAE that it starts from has a bypass", SKIP)
+    if not wanted or sae.W_skip is not None:
+        return sae
+    return sae.replace(W_skip=zeros(sae.W_enc.shape[0], sae.W_dec.shape[1]))

@@ -13,24 +13,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sae_service.numerics import row_norms, unit_rows
+from sae_service.sae.architecture import Rows
 from sae_service.sae.coder import Coder
 
 ENCODER_SHARE = 0.2
 
 
-def directions_of_bad_rows(
-    x: Float[Array, "batch d_in"], x_hat: Float[Array, "batch d_in"], b_dec: Float[Array, " d_in"], key: Any
-) -> Float[Array, "batch d_in"]:
-    """Directions of all rows in the order in which they are drawn, without replacement, each with a probability
-    proportional to the square of its squared error.
+def drawn_rows(rows: Rows, y_hat: Float[Array, "batch d_write"], key: Any) -> Int[Array, " batch"]:
+    """All rows in the order in which they are drawn, without replacement, each with a probability proportional to the
+    square of its squared error.
     """
-    errors = jnp.sum(jnp.square(x - x_hat), axis=1)
+    errors = jnp.sum(jnp.square(rows.y - y_hat), axis=1)
     # The order of log weights plus Gumbel noise is that of draws without replacement.
-    drawn = 2 * jnp.log(jnp.maximum(errors, 1e-30)) + jax.random.gumbel(key, errors.shape)
-    return unit_rows(x[jnp.argsort(-drawn)] - b_dec)
+    return jnp.argsort(-(2 * jnp.log(jnp.maximum(errors, 1e-30)) + jax.random.gumbel(key, errors.shape)))
 
 
 def mean_norm_of_living(matrix: Float[Array, "d_sae d_in"], is_dead: Bool[Array, " d_sae"]) -> Float[Array, ""]:
@@ -41,28 +39,26 @@ def mean_norm_of_living(matrix: Float[Array, "d_sae d_in"], is_dead: Bool[Array,
 
 
 def resample_coder(
-    coder: Coder,
-    x: Float[Array, "batch d_in"],
-    x_hat: Float[Array, "batch d_in"],
-    is_dead: Bool[Array, " d_sae"],
-    key: Any,
+    coder: Coder, rows: Rows, y_hat: Float[Array, "batch d_write"], is_dead: Bool[Array, " d_sae"], key: Any
 ) -> tuple[Coder, Coder]:
-    """The coder with its dead latents, at most as many as rows, started anew, and the masks of what was changed."""
-    drawn = directions_of_bad_rows(x, x_hat, coder.b_dec, key)
-    directions = drawn[jnp.clip(jnp.cumsum(is_dead) - 1, 0, len(x) - 1)]
-    encoder = ENCODER_SHARE * mean_norm_of_living(coder.W_enc.T, is_dead) * directions
-    decoder = mean_norm_of_living(coder.W_dec, is_dead) * directions
-    fresh = Coder(
+    """The coder with its dead latents, at most as many as rows, started anew, and the masks of what was changed.
+
+    A transcoder's latent reads the direction of a row's x, and writes that of its y.
+    """
+    chosen = drawn_rows(rows, y_hat, key)[jnp.clip(jnp.cumsum(is_dead) - 1, 0, len(rows.x) - 1)]
+    centre = coder.b_dec if coder.sites.is_autoencoder else jnp.mean(rows.x, axis=0)
+    read, written = unit_rows(rows.x[chosen] - centre), unit_rows(rows.y[chosen] - coder.b_dec)
+    encoder = ENCODER_SHARE * mean_norm_of_living(coder.W_enc.T, is_dead) * read
+    decoder = mean_norm_of_living(coder.W_dec, is_dead) * written
+    fresh = coder.replace(
         W_enc=jnp.where(is_dead, encoder.T, coder.W_enc),
         b_enc=jnp.where(is_dead, 0, coder.b_enc),
         W_dec=jnp.where(is_dead[:, None], decoder, coder.W_dec),
-        b_dec=coder.b_dec,
     )
-    nothing = jnp.zeros_like(coder.b_dec, dtype=bool)
-    touched = Coder(
-        jnp.broadcast_to(is_dead, coder.W_enc.shape),
-        is_dead,
-        jnp.broadcast_to(is_dead[:, None], coder.W_dec.shape),
-        nothing,
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), coder)
+    touched = nothing.replace(
+        W_enc=jnp.broadcast_to(is_dead, coder.W_enc.shape),
+        b_enc=is_dead,
+        W_dec=jnp.broadcast_to(is_dead[:, None], coder.W_dec.shape),
     )
     return fresh, touched

@@ -9,13 +9,20 @@ from sae_service.sae.inference import InferenceSAE
 Tensors = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[str, ...]]
 """The axes of each tensor by name; axes of the same name have the same length."""
-MATRICES: Shapes = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in")}
-COMPLETE: Shapes = {**MATRICES, "b_enc": ("d_sae",), "b_dec": ("d_in",)}
+MATRICES: Shapes = {"W_enc": ("d_read", "d_sae"), "W_dec": ("d_sae", "d_write")}
+COMPLETE: Shapes = {**MATRICES, "b_enc": ("d_sae",), "b_dec": ("d_write",)}
+
+
+def of_autoencoder(shapes: Shapes) -> Shapes:
+    """The same shapes where as many numbers are written as are read."""
+    both = {"d_read": "d_in", "d_write": "d_in"}
+    return {name: tuple(both.get(axis, axis) for axis in axes) for name, axes in shapes.items()}
 
 
 def arrays(sae: InferenceSAE) -> Tensors:
-    """The weights, biases and thresholds as float32."""
-    return {name: np.asarray(getattr(sae, name), np.float32) for name in (*COMPLETE, "threshold")}
+    """The weights, biases and thresholds as float32, and the bypass's matrix if there is one."""
+    names = (*COMPLETE, "threshold") if sae.W_skip is None else (*COMPLETE, "threshold", "W_skip")
+    return {name: np.asarray(getattr(sae, name), np.float32) for name in names}
 
 
 def uncentred(b_enc: np.ndarray, b_dec: np.ndarray, W_enc: np.ndarray) -> np.ndarray:

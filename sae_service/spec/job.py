@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from sae_service.schema import Frozen, Name, refuse, with_nul
 from sae_service.spec.saes import SAESpec
-from sae_service.spec.stream import SYNTHETIC_HOOK, StreamSpec
+from sae_service.spec.stream import SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 
@@ -27,7 +27,9 @@ Labels = Annotated[
 class CheckpointSpec(Frozen):
     """When the state is saved, so that a job survives its worker."""
 
-    every_tokens: int = Field(default=0, ge=0, description="Tokens between two checkpoints; 0: a tenth of the job.")
+    every_tokens: int = Field(
+        default=0, ge=0, description="Tokens between two checkpoints; 0: by the clock, every two to ten minutes of training."
+    )
     keep: int = Field(default=2, ge=1, description="Checkpoints that are kept beside the last one of the job.")
 
 
@@ -69,8 +71,10 @@ class JobSpec(Frozen):
                 refuse(("saes", index, "name"), f"must be unique; {other} is called {sae.name!r} too", sae.name)
             seen[sae.name] = index
         for index, sae in enumerate(self.saes):
-            if self.stream.synthetic is not None and sae.hook_name != SYNTHETIC_HOOK:
-                refuse(("saes", index, "hook_name"), f"must be {SYNTHETIC_HOOK} for synthetic activations", sae.hook_name)
+            known = (SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT)
+            for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes)):
+                if self.stream.synthetic is not None and not set(names) <= set(known):
+                    refuse(("saes", index, field), f"must be {' or '.join(known)} for synthetic activations", names)
         if self.gpus > len(self.saes):
             refuse(("gpus",), f"must be at most the number of SAEs ({len(self.saes)}): each trains on one GPU", self.gpus)
         if self.evaluation.tokens < self.stream.context_size:
@@ -81,13 +85,13 @@ class JobSpec(Frozen):
     @property
     def hook_names(self) -> tuple[str, ...]:
         """The hook points that are read, each once, in the order of first use."""
-        return tuple(dict.fromkeys(sae.hook_name for sae in self.saes))
+        return tuple(dict.fromkeys(name for sae in self.saes for name in (*sae.reads, *sae.writes)))
 
     @property
-    def checkpoint_every_steps(self) -> int:
-        """Steps between two checkpoints."""
-        tokens = self.checkpoints.every_tokens or self.stream.tokens // 10
-        return max(1, tokens // self.stream.batch)
+    def checkpoint_every_steps(self) -> int | None:
+        """Steps between two checkpoints, or None if the clock decides."""
+        tokens = self.checkpoints.every_tokens
+        return max(1, tokens // self.stream.batch) if tokens else None
 
     def dead_after_tokens(self, sae: SAESpec) -> int:
         """Tokens without firing after which a latent of `sae` counts as dead."""

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from sae_service.schema import Dtype, Frozen, WeightProcessing, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
-SYNTHETIC_HOOK = "hook_synthetic"
+SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
+"""The features' rows, and what a fixed linear map makes of them, for transcoders and crosscoders to learn."""
 MAX_BUFFER_ROWS = 1 << 20
 
 
@@ -50,6 +51,13 @@ class DatasetSpec(Frozen):
     held_out_share: float = Field(
         default=0.02, gt=0, lt=0.5, description="Share of the documents that is held out when no held_out_split is named."
     )
+
+    @model_validator(mode="after")
+    def _check_held_out_split(self) -> "DatasetSpec":
+        if self.held_out_split == self.split:
+            message = f"must not be split ({self.split!r}), which is trained on; leave it out to hold out a share of the documents"
+            refuse(("held_out_split",), message, self.held_out_split)
+        return self
 
 
 class SyntheticSpec(Frozen):
@@ -95,6 +103,9 @@ class StreamSpec(Frozen):
     buffer_rows: int = Field(
         default=0, ge=0, description="Rows that are harvested and shuffled together; 0: about a million, less for a short job."
     )
+    buffer_bytes: int = Field(
+        default=2 << 30, gt=0, description="Bytes that these rows may take, over all hook points; two such fills live at once."
+    )
     prompts: int = Field(default=16, gt=0, le=1 << 16, description="Rows of context_size tokens in one forward pass of the model.")
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
@@ -130,7 +141,13 @@ class StreamSpec(Frozen):
 
     @property
     def steps_per_fill(self) -> int:
-        """Batches that one fill of the buffer serves. By default a job has at least eight fills, so that the model
-        and the SAEs work at the same time from early on."""
+        """Batches that one fill of the buffer serves, if its bytes suffice.
+
+        By default a job has at least eight fills, so that the model and the SAEs work at the same time from early on.
+        """
         rows = self.buffer_rows or min(MAX_BUFFER_ROWS, max(self.tokens // 8, 16 * self.batch))
         return max(1, min(rows // self.batch, self.n_steps))
+
+    def steps_in_fill(self, row_bytes: int) -> int:
+        """Batches that one fill serves, where a row of every hook point takes so many bytes: at least one."""
+        return max(1, min(self.steps_per_fill, self.buffer_bytes // (row_bytes * self.batch)))

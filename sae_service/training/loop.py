@@ -7,38 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import NonFiniteLoss
-from sae_service.numerics import spread
-from sae_service.sae.inference import InferenceSAE, unscaled
+from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.training import metrics, optimizer
-from sae_service.training.step import Numbers, TrainState, init_state, resample_step, train_step
-
-SAMPLE_ROWS = 32_768
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-def initial_state(job: JobSpec, sae: SAESpec, d_in: int) -> TrainState:
-    """The state of one SAE before its first step; its key depends on the job's and the SAE's seed."""
-    key: Any = jax.random.fold_in(jax.random.key(job.stream.seed), sae.seed)
-    return init_state(ARCHITECTURES[sae.architecture.kind], sae.architecture, d_in, key)
-
-
-def fitted(state: TrainState, sae: SAESpec, scale: float, rows: Float[Array, "rows d_in"]) -> TrainState:
-    """The initial state fitted to a sample of the rows that it will see, as its architecture wants it."""
-    sample = spread(rows, SAMPLE_ROWS).astype(jnp.float32) * scale
-    parameters = ARCHITECTURES[sae.architecture.kind].fit_to_rows(sae.architecture, state.parameters, sample)
-    return state.replace(parameters=parameters)
-
-
-def continued(state: TrainState, parameters: Any) -> TrainState:
-    """The initial state with parameters that were trained before, each in a buffer of its own: a step consumes them."""
-    copied = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), parameters)
-    return state.replace(parameters=copied)
+from sae_service.training.cohort import Cohort, all_finite, cohort, public, reading
+from sae_service.training.placement import Placement
+from sae_service.training.start import Scales, column_scales
+from sae_service.training.step import Numbers, Served, TrainState
 
 
 def resampling_steps(job: JobSpec, sae: SAESpec) -> frozenset[int]:
@@ -60,16 +40,26 @@ def schedule_warnings(job: JobSpec, sae: SAESpec) -> list[str]:
     return found
 
 
-def activation_scale(sae: SAESpec, rows: Float[Array, "rows d_in"]) -> float:
-    """The scalar that normalises rows like these, by the SAE's convention."""
-    squares = jnp.sum(jnp.square(rows.astype(jnp.float32)), axis=1)
-    match sae.normalization:
-        case "unit_mean_square":
-            return float(1 / jnp.sqrt(jnp.mean(squares)))
-        case "sqrt_d_in":
-            return float(jnp.sqrt(rows.shape[1]) / jnp.mean(jnp.sqrt(squares)))
-        case _:
-            return 1.0
+def numbers_of(job: JobSpec, sae: SAESpec, sites: Sites, scales: Scales) -> Numbers:
+    """The traced numbers of one SAE of a job."""
+    config = sae.architecture
+    warms_up_again = isinstance(config, ResamplingConfig) and config.lr_warm_up_again
+    again = tuple(sorted(resampling_steps(job, sae))) if warms_up_again else ()
+    read_scale, write_scale = column_scales(sites, scales)
+    found: Any = {name: np.float32(value) for name, value in config.numbers().items()}
+    dead_after: Any = np.int32(job.dead_after_tokens(sae))
+    schedule = optimizer.schedule(sae.optimizer, job.stream.n_steps, again)
+    return Numbers(found, schedule, jnp.asarray(read_scale), jnp.asarray(write_scale), dead_after)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One SAE of a job in training: what it is, the cohort that it is stepped in, and its numbers where it lives."""
+
+    spec: SAESpec
+    cohort: Cohort
+    numbers: Numbers
+    resampled_at: frozenset[int]
 
 
 @dataclass
@@ -77,80 +67,50 @@ class Trainer:
     """The states of all SAEs of a job, and the steps on them."""
 
     job: JobSpec
+    sites: dict[str, Sites]
     states: dict[str, TrainState]
-    scales: dict[str, float]
+    scales: dict[str, Scales]
+    placement: Placement
     report: Callable[[list[dict[str, Any]]], None]
     n_steps: int = 0
-    observe: Callable[[InferenceSAE], dict[str, Any]] = lambda sae: {}
-    _numbers: dict[str, Numbers] = field(default_factory=dict)
-    _resampling: dict[str, frozenset[int]] = field(default_factory=dict)
-    _devices: dict[str, Any] = field(default_factory=dict)
+    observe: Callable[[InferenceSAE], dict[str, Any]] | None = None
+    _members: list[Member] = field(default_factory=list)
     _started: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
-        devices = jax.devices()[: self.job.gpus]
-        for index, sae in enumerate(self.job.saes):
-            self._devices[sae.name] = devices[index % len(devices)]
-            if len(devices) > 1:
-                self.states[sae.name] = jax.device_put(self.states[sae.name], self._devices[sae.name])
-            self._resampling[sae.name] = resampling_steps(self.job, sae)
-            self._numbers[sae.name] = Numbers(
-                architecture={name: jnp.float32(value) for name, value in sae.architecture.numbers().items()},
-                schedule=optimizer.schedule(sae.optimizer, self.job.stream.n_steps),
-                activation_scale=jnp.float32(self.scales[sae.name]),
-                dead_after_tokens=jnp.int32(self.job.dead_after_tokens(sae)),
-            )
-            self._warm_up_again(sae)
+        for sae in self.job.saes:
+            sites = self.sites[sae.name]
+            numbers = self.placement.put(sae.name, numbers_of(self.job, sae, sites, self.scales[sae.name]))
+            self._members.append(Member(sae, cohort(sae, sites), numbers, resampling_steps(self.job, sae)))
 
     def step(self, rows: dict[str, Float[Array, "batch d_in"]]) -> None:
-        """One step of every SAE on its hook point's rows; reports metrics every `log_every` steps."""
-        seen: dict[tuple[str, Any], Array] = {}
-        for sae in self.job.saes:
-            if self.n_steps in self._resampling[sae.name]:
-                self._warm_up_again(sae)
-            here = sae.hook_name, self._devices[sae.name]
-            if here not in seen:
-                seen[here] = rows[sae.hook_name] if self.job.gpus == 1 else jax.device_put(rows[sae.hook_name], here[1])
-            self.states[sae.name] = train_step(
-                ARCHITECTURES[sae.architecture.kind],
-                sae.architecture.structure(),
-                self.states[sae.name],
-                self._numbers[sae.name],
-                seen[here],
-            )
+        """One step of every SAE on the rows of its hook points; reports metrics every `log_every` steps."""
+        here: dict[tuple[Any, Any], Served] = {}
+        for member in self._members:
+            name, place = member.spec.name, self.placement.by_sae[member.spec.name]
+            key = member.cohort.sites, place
+            if key not in here:
+                here[key] = member.cohort.served(rows, place)
+            self.states[name] = member.cohort.step(self.states[name], member.numbers, here[key])
         self.n_steps += 1
-        for sae in self.job.saes:
-            if self.n_steps in self._resampling[sae.name]:
-                self._resample(sae, seen[sae.hook_name, self._devices[sae.name]])
+        for member in self._members:
+            if self.n_steps in member.resampled_at:
+                self._resample(member, here[member.cohort.sites, self.placement.by_sae[member.spec.name]])
         if self._started is None:
             jax.block_until_ready(self.states)
             self._started = time.monotonic(), self.n_steps
         if self.n_steps % self.job.log_every == 0 or self.n_steps == self.job.stream.n_steps:
-            self.report([self._read(sae) for sae in self.job.saes])
+            self.report([self._read(member) for member in self._members])
 
-    def _resample(self, sae: SAESpec, rows: Float[Array, "batch d_in"]) -> None:
+    def _resample(self, member: Member, served: Served) -> None:
+        sae = member.spec
         key: Any = jax.random.fold_in(jax.random.key(self.job.stream.seed), sae.seed)
-        self.states[sae.name] = resample_step(
-            ARCHITECTURES[sae.architecture.kind],
-            sae.architecture.structure(),
-            self.states[sae.name],
-            self._numbers[sae.name],
-            rows,
-            jax.random.fold_in(key, self.n_steps),
-        )
+        key = jax.random.fold_in(key, self.n_steps)
+        self.states[sae.name] = member.cohort.resample(self.states[sae.name], member.numbers, served, key)
 
     def seconds(self) -> float:
         """Time since the first step of this attempt."""
         return 0.0 if self._started is None else time.monotonic() - self._started[0]
-
-    def _warm_up_again(self, sae: SAESpec) -> None:
-        """Lets the learning rate warm up from the last resampling, if it is to: the number of steps alone decides."""
-        if not isinstance(sae.architecture, ResamplingConfig) or not sae.architecture.lr_warm_up_again:
-            return
-        last = max((step for step in self._resampling[sae.name] if step <= self.n_steps), default=0)
-        numbers = self._numbers[sae.name]
-        schedule = numbers.schedule.replace(lr_warm_up_from=jnp.float32(last))
-        self._numbers[sae.name] = numbers.replace(schedule=schedule)
 
     def tokens_per_s(self) -> float:
         """Trained tokens per second since the first step of this attempt."""
@@ -160,32 +120,31 @@ class Trainer:
 
     def dead_share(self, sae: SAESpec) -> float:
         """Share of the latents that have not fired for `dead_after_tokens`."""
-        return float(jnp.mean(self.states[sae.name].tokens_since_fired > self.job.dead_after_tokens(sae)))
+        unseen = np.asarray(self.states[sae.name].tokens_since_fired)
+        return float(np.mean(unseen > self.job.dead_after_tokens(sae)))
 
     def check(self) -> None:
         """Raises NonFiniteLoss if a loss since the last reading or a parameter is not finite, so that it is not saved."""
         for name, state in self.states.items():
             metrics.read(state.window, self.n_steps)
-            if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.parameters)):
+            if not all_finite(state):
                 raise NonFiniteLoss(f"the parameters of {name} became NaN or infinite in step {self.n_steps}.", hint=metrics.HINT)
 
-    def _read(self, sae: SAESpec) -> dict[str, Any]:
-        state, numbers = self.states[sae.name], self._numbers[sae.name]
-        row = metrics.read(state.window, self.n_steps)
-        last = state.n_steps - 1
-        emptied = metrics.empty(tuple(state.window.terms), len(state.window.rows))
-        self.states[sae.name] = state.replace(window=emptied)
-        exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, state.parameters)
-        threshold = unscaled(exported, self.scales[sae.name]).threshold
+    def _read(self, member: Member) -> dict[str, Any]:
+        sae, architecture = member.spec, member.cohort.architecture
+        self.states[sae.name], on_device = reading(architecture, sae.architecture, self.states[sae.name], member.numbers)
+        found = jax.device_get(on_device)
+        unit = self.scales[sae.name][sae.writes[0]]
+        observed = {}
+        if self.observe is not None:
+            observed = self.observe(public(architecture, sae.architecture, self.sites[sae.name], self.states[sae.name].parameters))
         return {
             "sae": sae.name,
             "step": self.n_steps,
             "tokens": self.n_steps * self.job.stream.batch,
-            **row,
-            "dead_share": self.dead_share(sae),
-            "learning_rate": float(optimizer.learning_rate(numbers.schedule, last)),
-            "sparsity_scale": float(optimizer.sparsity_scale(numbers.schedule, last)),
+            **metrics.read(found["window"], self.n_steps),
+            **{name: float(found[name]) for name in ("dead_share", "learning_rate", "sparsity_scale")},
             "tokens_per_s": self.tokens_per_s(),
-            "threshold_quantiles": [float(value) for value in jnp.quantile(threshold, jnp.array(QUANTILES))],
-            **self.observe(exported),
+            "threshold_quantiles": [float(value) / unit for value in found["threshold_quantiles"]],
+            **observed,
         }

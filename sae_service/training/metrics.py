@@ -1,6 +1,7 @@
 """Training metrics: sums and counts kept on the device, read and divided once every `log_every` steps."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ HINT = "Lower the learning rate, or look for NaN in the model's activations (dty
 
 
 class Window(PyTree):
-    """Sums over the rows since the last reading."""
+    """Sums over the batches since the last reading; `squares` and `rows` are of what is written."""
 
     n_rows: Float[Array, ""]
     n_steps: Float[Array, ""]
@@ -24,38 +25,38 @@ class Window(PyTree):
     n_active: Float[Array, ""]
     squared_error: Float[Array, ""]
     squares: Float[Array, ""]
-    rows: Float[Array, " d_in"]
+    rows: Float[Array, " d_write"]
 
 
-def empty(term_names: tuple[str, ...], d_in: int) -> Window:
+def empty(term_names: tuple[str, ...], d_write: int) -> Window:
     """A window that has seen nothing."""
 
-    # One array each: the step donates its buffers, and one buffer cannot be donated twice.
+    # One array each: a step donates its buffers, and one buffer cannot be donated twice.
     def zero() -> Array:
         return jnp.zeros(())
 
     terms = {name: zero() for name in term_names}
-    return Window(zero(), zero(), zero(), terms, zero(), zero(), zero(), zero(), jnp.zeros(d_in))
+    return Window(zero(), zero(), zero(), terms, zero(), zero(), zero(), zero(), jnp.zeros(d_write))
 
 
-def add(window: Window, x: Float[Array, "batch d_in"], output: LossOutput, grad_norm: Float[Array, ""]) -> Window:
+def add(window: Window, y: Float[Array, "batch d_write"], output: LossOutput, grad_norm: Float[Array, ""]) -> Window:
     """The window with one step more."""
     return Window(
-        n_rows=window.n_rows + len(x),
+        n_rows=window.n_rows + len(y),
         n_steps=window.n_steps + 1,
         loss=window.loss + output.total,
         terms={name: window.terms[name] + term for name, term in output.terms.items()},
         grad_norm=window.grad_norm + grad_norm,
-        n_active=window.n_active + jnp.sum(output.acts > 0),
-        squared_error=window.squared_error + jnp.sum(jnp.square(x - output.x_hat)),
-        squares=window.squares + jnp.sum(jnp.square(x)),
-        rows=window.rows + jnp.sum(x, axis=0),
+        n_active=window.n_active + output.n_active,
+        squared_error=window.squared_error + output.squared_error,
+        squares=window.squares + jnp.sum(jnp.square(y)),
+        rows=window.rows + jnp.sum(y, axis=0),
     )
 
 
 def read(window: Window, step: int) -> dict[str, float]:
     """The means over the window: loss and its terms, l0, fvu, grad_norm. Raises NonFiniteLoss."""
-    host = jax.device_get(window)
+    host: Any = jax.device_get(window)
     n_rows, n_steps = max(float(host.n_rows), 1), max(float(host.n_steps), 1)
     deviation = float(host.squares) - float((host.rows.astype("float64") ** 2).sum()) / n_rows
     means = {

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +14,7 @@ from sae_service.schema import Duration, OptimizerConfig
 class Schedule(PyTree):
     """The optimiser's numbers for one job, durations resolved to steps.
 
-    The learning rate warms up from step `lr_warm_up_from` on, which moves when it is to warm up again.
+    The learning rate warms up from the last of the steps `lr_warm_up_from` that is over.
     """
 
     lr: Float[Array, ""]
@@ -27,7 +28,7 @@ class Schedule(PyTree):
     lr_decay_steps: Float[Array, ""]
     sparsity_warm_up_steps: Float[Array, ""]
     n_steps: Float[Array, ""]
-    lr_warm_up_from: Float[Array, ""]
+    lr_warm_up_from: Float[Array, " times"]
 
 
 def steps_of(duration: Duration, n_steps: int) -> int:
@@ -35,21 +36,26 @@ def steps_of(duration: Duration, n_steps: int) -> int:
     return duration if isinstance(duration, int) else round(duration * n_steps)
 
 
-def schedule(config: OptimizerConfig, n_steps: int) -> Schedule:
-    """The traced numbers of `config` for a job of `n_steps`; no clipping is clipping at infinity."""
+def schedule(config: OptimizerConfig, n_steps: int, warm_up_again: tuple[int, ...] = ()) -> Schedule:
+    """The traced numbers of `config` for a job of `n_steps`; no clipping is clipping at infinity.
+
+    Args:
+        warm_up_again: the steps after which the learning rate warms up again.
+    """
     is_cosine = config.lr_warm_up_shape == "cosine"
     numbers = {
         "lr": config.lr, "beta1": config.beta1, "beta2": config.beta2, "eps": config.eps,
-        "clip_norm": jnp.inf if config.clip_norm is None else config.clip_norm,
+        "clip_norm": np.inf if config.clip_norm is None else config.clip_norm,
         "lr_warm_up_steps": steps_of(config.lr_warm_up, n_steps),
         "lr_warm_up_start": 0.1 if is_cosine else 0.0,
         "lr_warm_up_is_cosine": float(is_cosine),
         "lr_decay_steps": steps_of(config.lr_decay, n_steps),
         "sparsity_warm_up_steps": steps_of(config.sparsity_warm_up, n_steps),
         "n_steps": n_steps,
-        "lr_warm_up_from": 0,
+        "lr_warm_up_from": (0, *warm_up_again),
     }  # fmt: skip
-    return Schedule(**{name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()})
+    on_host: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in numbers.items()}
+    return Schedule(**on_host)
 
 
 def warm_up_warnings(config: OptimizerConfig, n_steps: int) -> list[str]:
@@ -67,7 +73,8 @@ def learning_rate(numbers: Schedule, step: Int[Array, ""]) -> Float[Array, ""]:
     Source (cosine): Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147: 0.1 + 0.9 (1 - cos(pi t / steps)) / 2.
     """
     t = step.astype(jnp.float32)
-    progress = jnp.minimum((t + 1 - numbers.lr_warm_up_from) / jnp.maximum(numbers.lr_warm_up_steps, 1), 1)
+    begun = jnp.max(jnp.where(numbers.lr_warm_up_from <= t, numbers.lr_warm_up_from, 0))
+    progress = jnp.minimum((t + 1 - begun) / jnp.maximum(numbers.lr_warm_up_steps, 1), 1)
     curve = jnp.where(numbers.lr_warm_up_is_cosine > 0, (1 - jnp.cos(jnp.pi * progress)) / 2, progress)
     rise = numbers.lr_warm_up_start + (1 - numbers.lr_warm_up_start) * curve
     fall = jnp.minimum((numbers.n_steps - t) / jnp.maximum(numbers.lr_decay_steps, 1), 1)

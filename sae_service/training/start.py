@@ -1,19 +1,129 @@
-"""Weights that were trained before, as the start of a job's SAE: read, checked, and pinned by their hash."""
+"""How an SAE's training starts: from a checkpoint, from weights that were trained before, or drawn and fitted to rows.
 
-from collections.abc import Iterator
+Shapes come first and without memory. Each state is then made where it will live, and exactly once.
+"""
+
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import FORMATS, folder
-from sae_service.sae.inference import InferenceSAE, unscaled
-from sae_service.spec import InitialSpec, SAESpec
+from sae_service.numerics import spread
+from sae_service.sae.architecture import Architecture, Rows
+from sae_service.sae.inference import InferenceSAE, Sites, unscaled
+from sae_service.schema import ArchitectureConfig, Normalization
+from sae_service.spec import InitialSpec, JobSpec, SAESpec
+from sae_service.training.placement import Placement
+from sae_service.training.step import Served, TrainState, begun
 
+SAMPLE_ROWS = 32_768
 LARGEST_READ = 1 << 27
 """Bytes of the files that are read whole while a job is submitted; larger ones are left to the training process."""
+
+Scales = dict[str, float]
+"""The scalar of each hook point of an SAE."""
+
+
+def shapes(sae: SAESpec, sites: Sites) -> TrainState:
+    """The shapes of an SAE's state. No memory is taken."""
+    architecture = ARCHITECTURES[sae.architecture.kind]
+
+    def drawn() -> TrainState:
+        parameters = architecture.init(sae.architecture, sites, jax.random.key(0))
+        return begun(architecture, sae.architecture, sites, parameters)
+
+    return jax.eval_shape(drawn)
+
+
+def drawn_and_fitted(
+    job: JobSpec, sae: SAESpec, sites: Sites, scales: Scales, rows: Mapping[str, Array], placement: Placement
+) -> TrainState:
+    """The state of an SAE drawn by its seed and the job's, and fitted to a sample of the rows that it will see."""
+    config = sae.architecture
+    read = tuple(rows[name] for name in sae.reads)
+    write = None if sites.is_autoencoder else tuple(rows[name] for name in sae.writes)
+    place = placement.by_sae[sae.name]
+    sample = jax.device_put(_sampled(Served(read, write)), place)
+    made = jax.jit(_drawn_and_fitted, static_argnums=(0, 1, 2), out_shardings=place)
+    numbers = {name: np.float32(value) for name, value in config.numbers().items()}
+    seeds = np.array([job.stream.seed, sae.seed], np.uint32)
+    columns = column_scales(sites, scales)
+    return made(ARCHITECTURES[config.kind], config.structure(), sites, numbers, seeds, sample, columns)
+
+
+@jax.jit
+def _sampled(served: Served) -> Served:
+    """Some of the rows of a fill: neighbours are tokens of one text."""
+    return jax.tree.map(lambda part: spread(part, SAMPLE_ROWS).astype(jnp.float32), served)
+
+
+def _drawn_and_fitted(
+    architecture: Architecture, structure: ArchitectureConfig, sites: Sites, numbers: dict[str, Array], seeds: Array,
+    sample: Served, columns: tuple[Array, Array],
+) -> TrainState:  # fmt: skip
+    config = structure.with_numbers(numbers)
+    key: Any = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
+    x = jnp.concatenate(sample.read, axis=1) * columns[0]
+    y = x if sample.write is None else jnp.concatenate(sample.write, axis=1) * columns[1]
+    parameters = architecture.fit_to_rows(config, architecture.init(config, sites, key), Rows(x, y))
+    return begun(architecture, config, sites, parameters)
+
+
+def column_scales(sites: Sites, scales: Scales) -> tuple[np.ndarray, np.ndarray]:
+    """One scale for each column that is read, and for each that is written."""
+
+    def spread_out(widths: tuple[tuple[str, int], ...]) -> np.ndarray:
+        return np.concatenate([np.full(width, scales[name], np.float32) for name, width in widths])
+
+    return spread_out(sites.read), spread_out(sites.write)
+
+
+@jax.jit
+def mean_norms(rows: Array) -> tuple[Array, Array]:
+    """The mean square of the rows' norms, and the mean of the norms, in one pass."""
+    squares = jnp.sum(jnp.square(rows.astype(jnp.float32)), axis=1)
+    return jnp.mean(squares), jnp.mean(jnp.sqrt(squares))
+
+
+def scale_of(normalization: Normalization, mean_square: float, mean_norm: float, width: int) -> float:
+    """The scalar that normalises rows like these, by the SAE's convention."""
+    match normalization:
+        case "unit_mean_square":
+            return mean_square**-0.5
+        case "sqrt_d_in":
+            return width**0.5 / mean_norm
+        case _:
+            return 1.0
+
+
+def measured_scales(job: JobSpec, rows: Mapping[str, Array]) -> dict[str, Scales]:
+    """The scales of every SAE, measured on a fill: one pass for each hook point."""
+    norms = {name: jax.device_get(mean_norms(found)) for name, found in rows.items()}
+
+    def scale(sae: SAESpec, name: str) -> float:
+        mean_square, mean_norm = norms[name]
+        return scale_of(sae.normalization, float(mean_square), float(mean_norm), rows[name].shape[1])
+
+    return {sae.name: {name: scale(sae, name) for name in (*sae.reads, *sae.writes)} for sae in job.saes}
+
+
+def from_weights(sae: SAESpec, sites: Sites, scales: Scales, initial: "Initial", placement: Placement) -> TrainState:
+    """The state of an SAE that starts from weights that were trained before, each in a buffer of its own."""
+    architecture = ARCHITECTURES[sae.architecture.kind]
+    place = placement.by_sae[sae.name]
+    found = parameters(sae, initial, scales, sites)
+    made = jax.jit(partial(begun, architecture, sae.architecture, sites), out_shardings=place)
+    return made(jax.tree.map(lambda leaf: np.array(leaf, np.float32), found))
 
 
 @dataclass(frozen=True)
@@ -29,13 +139,13 @@ def folder_of(initial: InitialSpec) -> Path:
     return Path(initial.path).expanduser().resolve()
 
 
-def check(spec: SAESpec, index: int, d_in: int | None) -> None:
+def check(spec: SAESpec, index: int, widths: Mapping[str, int]) -> None:
     """Raises InvalidSpec, with the field's pointer, if the SAE at `index` cannot start from what it names.
 
     The sizes come from the headers; small files are read as a whole. No device is touched.
 
     Args:
-        d_in: the width of the hook point, or None if it is not known yet.
+        widths: of the hook points, as far as they are known yet.
     """
     initial = spec.initial
     if initial is None:
@@ -45,36 +155,50 @@ def check(spec: SAESpec, index: int, d_in: int | None) -> None:
         missing = [name for name in format.files if not (folder / name).is_file()]
         if missing:
             raise InvalidSpec(f"{initial.path} has no file {missing[0]}, which the format {initial.format} has")
-        _check_sizes(spec, *format.sizes(folder), d_in)
+        d_in, d_sae = format.sizes(folder)
+        _check_sizes(spec, d_in, d_sae, widths)
     if sum((folder / name).stat().st_size for name in format.files) <= LARGEST_READ:
-        load(spec, index, d_in)
+        load(spec, index, widths)
 
 
-def load(spec: SAESpec, index: int, d_in: int | None) -> Initial:
+def load(spec: SAESpec, index: int, widths: Mapping[str, int]) -> Initial:
     """What the SAE at `index` starts from. Raises InvalidSpec, with the field's pointer, if that is not possible."""
     assert spec.initial is not None
     with _blamed(index):
+        reads, writes = spec.reads, spec.writes
+        if len(reads) != 1 or len(writes) != 1:
+            raise InvalidSpec("a crosscoder cannot start from weights that were trained before", "/initial")
         files = folder.read(folder_of(spec.initial), spec.initial.format)
         sha256 = folder.digest(files)
         if spec.initial.sha256 not in (None, sha256):
             raise InvalidSpec(f"the files have changed: their hash is {sha256}", "/initial/sha256")
-        found = Initial(FORMATS[spec.initial.format].from_files(files), sha256)
-        found_d_in, found_d_sae = found.sae.W_enc.shape
-        _check_sizes(spec, found_d_in, found_d_sae, d_in)
-        parameters(spec, found, scale=1)
-        return found
+        sae = FORMATS[spec.initial.format].from_files(files)
+        (d_read, d_sae), d_write = sae.W_enc.shape, sae.W_dec.shape[1]
+        _check_sizes(spec, d_read, d_sae, widths)
+        if sae.sites is not None and sae.sites.is_autoencoder != (spec.hook_name_out is None):
+            found, wanted = ("an SAE", "a transcoder") if sae.sites.is_autoencoder else ("a transcoder", "an SAE")
+            raise InvalidSpec(f"the files hold {found}, and {wanted} is to be trained", "/initial/path")
+        (read,), (written,) = reads, writes
+        if widths.get(written, d_write) != d_write:
+            raise InvalidSpec(f"the SAE writes rows of {d_write} numbers, and those of {written} have {widths[written]}")
+        initial = Initial(sae, sha256)
+        sites = Sites(((read, d_read),), ((written, d_write),))
+        parameters(spec, initial, dict.fromkeys(sites.hook_names, 1.0), sites)
+        return initial
 
 
-def parameters(spec: SAESpec, initial: Initial, scale: float) -> Any:
-    """The parameters, as NumPy arrays, that do the same on rows times `scale`. Raises InvalidSpec if there are none."""
-    return ARCHITECTURES[spec.architecture.kind].from_inference(spec.architecture, unscaled(initial.sae, 1 / scale))
+def parameters(spec: SAESpec, initial: Initial, scales: Scales, sites: Sites) -> Any:
+    """The parameters, as NumPy arrays, that do the same on scaled rows. Raises InvalidSpec if there are none."""
+    inverse = {name: 1 / scale for name, scale in scales.items()}
+    sae = unscaled(initial.sae.replace(sites=sites), inverse, inverse)
+    return ARCHITECTURES[spec.architecture.kind].from_inference(spec.architecture, sae)
 
 
-def _check_sizes(spec: SAESpec, found_d_in: int, found_d_sae: int, d_in: int | None) -> None:
-    if found_d_sae != spec.architecture.d_sae:
-        raise InvalidSpec(f"must be {found_d_sae}, as in the SAE that it starts from", "/architecture/d_sae")
-    if d_in not in (None, found_d_in):
-        raise InvalidSpec(f"the SAE reads rows of {found_d_in} numbers, and those of {spec.hook_name} have {d_in}")
+def _check_sizes(spec: SAESpec, d_in: int, d_sae: int, widths: Mapping[str, int]) -> None:
+    if d_sae != spec.architecture.d_sae:
+        raise InvalidSpec(f"must be {d_sae}, as in the SAE that it starts from", "/architecture/d_sae")
+    if widths.get(spec.reads[0], d_in) != d_in:
+        raise InvalidSpec(f"the SAE reads rows of {d_in} numbers, and those of {spec.reads[0]} have {widths[spec.reads[0]]}")
 
 
 @contextmanager

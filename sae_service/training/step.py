@@ -1,6 +1,5 @@
-"""One training step: loss, gradient, update, constraint, counts and sums, compiled as one function."""
+"""One training step as a pure function: loss, gradient, update, constraint, counts and sums."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -8,8 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from sae_service.kernels.dense import DENSE, Ops
 from sae_service.pytree import PyTree
-from sae_service.sae.architecture import Architecture, LossContext
+from sae_service.sae.architecture import Architecture, LossContext, Rows
+from sae_service.sae.inference import Sites
 from sae_service.schema import ArchitectureConfig
 from sae_service.training import metrics, optimizer
 
@@ -27,42 +28,58 @@ class TrainState(PyTree):
 
 
 class Numbers(PyTree):
-    """The traced numbers of one SAE: changing them does not recompile."""
+    """The traced numbers of one SAE: changing them does not recompile. The scales have one value for each column."""
 
     architecture: dict[str, Float[Array, ""]]
     schedule: optimizer.Schedule
-    activation_scale: Float[Array, ""]
+    read_scale: Float[Array, " d_read"]
+    write_scale: Float[Array, " d_write"]
     dead_after_tokens: Int[Array, ""]
 
 
-def init_state(architecture: Architecture, config: ArchitectureConfig, d_in: int, key: Array) -> TrainState:
-    """The state before the first step."""
-    parameters = architecture.init(config, d_in, key)
+class Served(PyTree):
+    """A batch as the stream serves it, for one SAE: the raw rows of each hook point that is read, and of each that is
+    written; None for an autoencoder, which writes what it reads.
+    """
+
+    read: tuple[Float[Array, "batch d"], ...]
+    write: tuple[Float[Array, "batch d"], ...] | None = None
+
+
+def scaled(served: Served, numbers: Numbers) -> Rows:
+    """The rows side by side, in float32, times their scales."""
+    x = _beside(served.read) * numbers.read_scale
+    return Rows(x, x if served.write is None else _beside(served.write) * numbers.write_scale)
+
+
+def _beside(rows: tuple[Array, ...]) -> Array:
+    columns = [part.astype(jnp.float32) for part in rows]
+    return columns[0] if len(columns) == 1 else jnp.concatenate(columns, axis=1)
+
+
+def begun(architecture: Architecture, config: ArchitectureConfig, sites: Sites, parameters: Any) -> TrainState:
+    """The state of parameters before the first step."""
     context = LossContext(jnp.ones(()), jnp.zeros(config.d_sae, bool), jnp.zeros(()))
-    terms = jax.eval_shape(lambda x: architecture.loss(config, parameters, x, context)[0].terms, jnp.zeros((1, d_in)))
+    rows = Rows(jnp.zeros((1, sites.d_read)), jnp.zeros((1, sites.d_write)))
+    terms = jax.eval_shape(lambda: architecture.loss(config, parameters, rows, context, DENSE)[0].terms)
     return TrainState(
         parameters=parameters,
         optimizer=optimizer.init(parameters),
         tokens_since_fired=jnp.zeros(config.d_sae, jnp.int32),
         n_steps=jnp.zeros((), jnp.int32),
-        window=metrics.empty(tuple(terms), d_in),
+        window=metrics.empty(tuple(terms), sites.d_write),
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
-def train_step(
-    architecture: Architecture,
-    structure: ArchitectureConfig,
-    state: TrainState,
-    numbers: Numbers,
-    rows: Float[Array, "batch d_in"],
+def step(
+    architecture: Architecture, structure: ArchitectureConfig, state: TrainState, numbers: Numbers, served: Served, ops: Ops = DENSE
 ) -> TrainState:
-    """The state after one step on raw `rows`. `state` is consumed.
+    """The state after one step on raw rows.
 
     Args:
         structure: the config with its numbers taken out (`ArchitectureConfig.structure`).
     """
-    x = rows.astype(jnp.float32) * numbers.activation_scale
+    rows = scaled(served, numbers)
     config = structure.with_numbers(numbers.architecture)
     context = LossContext(
         sparsity_scale=optimizer.sparsity_scale(numbers.schedule, state.n_steps),
@@ -71,42 +88,36 @@ def train_step(
     )
 
     def loss(parameters: Any) -> tuple[Array, tuple[Any, Any]]:
-        output, moved = architecture.loss(config, parameters, x, context)
+        output, moved = architecture.loss(config, parameters, rows, context, ops)
         return output.total, (output, moved)
 
     gradients, (output, moved) = jax.grad(loss, has_aux=True)(state.parameters)
     gradients = architecture.constrain_gradients(state.parameters, gradients)
     change, optimizer_state, norm = optimizer.update(numbers.schedule, gradients, state.optimizer, state.n_steps)
-    fired = jnp.any(output.acts > 0, axis=0)
+    unseen = jnp.minimum(state.tokens_since_fired + len(rows.x), COUNT_LIMIT)
     return TrainState(
         parameters=architecture.constrain(optax.apply_updates(moved, change)),
         optimizer=optimizer_state,
-        tokens_since_fired=jnp.where(fired, 0, jnp.minimum(state.tokens_since_fired + len(x), COUNT_LIMIT)),
+        tokens_since_fired=jnp.where(output.fired, 0, unseen),
         n_steps=state.n_steps + 1,
-        window=metrics.add(state.window, x, output, norm),
+        window=metrics.add(state.window, rows.y, output, norm),
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
-def resample_step(
-    architecture: Architecture,
-    structure: ArchitectureConfig,
-    state: TrainState,
-    numbers: Numbers,
-    rows: Float[Array, "batch d_in"],
-    key: Array,
+def resample(
+    architecture: Architecture, structure: ArchitectureConfig, state: TrainState, numbers: Numbers, served: Served, key: Array
 ) -> TrainState:
-    """The state with its dead latents started anew, and without their optimiser's memory. `state` is consumed.
+    """The state with its dead latents started anew, and without their optimiser's memory.
 
     Each takes a row's direction: where more are dead than there are rows, the others stay dead.
     """
     assert architecture.resample is not None
-    x = rows.astype(jnp.float32) * numbers.activation_scale
+    rows = scaled(served, numbers)
     is_dead = state.tokens_since_fired > numbers.dead_after_tokens
-    is_dead = is_dead & (jnp.cumsum(is_dead) <= len(rows))
-    context = LossContext(jnp.ones(()), is_dead, state.n_steps / numbers.schedule.n_steps)
-    output, _ = architecture.loss(structure.with_numbers(numbers.architecture), state.parameters, x, context)
-    parameters, touched = architecture.resample(state.parameters, x, output.x_hat, is_dead, key)
+    is_dead = is_dead & (jnp.cumsum(is_dead) <= len(rows.x))
+    sae = architecture.export(structure.with_numbers(numbers.architecture), state.parameters)
+    y_hat = sae.decode(sae.encode(rows.x), rows.x)
+    parameters, touched = architecture.resample(state.parameters, rows, y_hat, is_dead, key)
 
     def forget(moments: Any) -> Any:
         return jax.tree.map(lambda moment, mask: jnp.where(mask, 0, moment), moments, touched)

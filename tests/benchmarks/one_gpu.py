@@ -24,7 +24,9 @@ from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.demo import show
 from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
-from sae_service.training.loop import Trainer, activation_scale, initial_state
+from sae_service.training import start
+from sae_service.training.loop import Trainer
+from sae_service.training.placement import placement
 
 
 class Silent:
@@ -78,9 +80,12 @@ def parts(job: JobSpec, device: str) -> dict[str, float]:
     jax.block_until_ready(following.rows)
     stream_speed = len(following.order) / (time.monotonic() - began)
     stream.close()
-    states = {sae.name: initial_state(job, sae, source.widths[sae.hook_name]) for sae in job.saes}
-    scales = {sae.name: activation_scale(sae, fill.rows[sae.hook_name]) for sae in job.saes}
-    trainer = Trainer(job, states, scales, lambda rows: None)
+    sites = {sae.name: sae.sites(source.widths) for sae in job.saes}
+    scales, places = start.measured_scales(job, fill.rows), placement(job)
+    states = {
+        sae.name: start.drawn_and_fitted(job, sae, sites[sae.name], scales[sae.name], fill.rows, places) for sae in job.saes
+    }
+    trainer = Trainer(job, sites, states, scales, places, lambda rows: None)
     for batch, _ in stream.batches(fill):
         trainer.step(batch)
     jax.block_until_ready(trainer.states)

@@ -29,7 +29,9 @@ from sae_service.demo import show
 from sae_service.numerics import squared_error, variance_of
 from sae_service.sae.inference import unscaled
 from sae_service.spec import JobSpec
-from sae_service.training.loop import Trainer, activation_scale, fitted, initial_state
+from sae_service.training import start
+from sae_service.training.loop import Trainer
+from sae_service.training.placement import placement
 from tests.benchmarks import quality_report
 
 PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
@@ -178,6 +180,14 @@ def architecture(experiment: dict[str, Any]) -> dict[str, Any]:
             return config | {"l1_coefficient": sparsity}
 
 
+def begun(job: JobSpec, block: jax.Array) -> Trainer:
+    """The trainer of a job's one SAE, fitted to its first rows."""
+    (sae,), rows = job.saes, {"hook_synthetic": block}
+    sites, scales, places = sae.sites({"hook_synthetic": block.shape[1]}), start.measured_scales(job, rows), placement(job)
+    state = start.drawn_and_fitted(job, sae, sites, scales[sae.name], rows, places)
+    return Trainer(job, {sae.name: sites}, {sae.name: state}, scales, places, lambda rows: None)
+
+
 def train(folder: Path, experiment: dict[str, Any], others: str) -> dict[str, Any]:
     """One of our SAEs on the rows in the seed's order, measured on other ones."""
     seed = experiment.get("seed", 0)
@@ -198,17 +208,14 @@ def train(folder: Path, experiment: dict[str, Any], others: str) -> dict[str, An
     })  # fmt: skip
     (sae,), began = job.saes, time.monotonic()
     trainer: Trainer | None = None
-    for start in range(0, len(rows), BLOCK):
-        block = jnp.asarray(np.array(rows[start : start + BLOCK]))
-        if trainer is None:
-            scale = activation_scale(sae, block)
-            state = fitted(initial_state(job, sae, rows.shape[1]), sae, scale, block)
-            trainer = Trainer(job, {sae.name: state}, {sae.name: scale}, lambda rows: None)
+    for first in range(0, len(rows), BLOCK):
+        block = jnp.asarray(np.array(rows[first : first + BLOCK]))
+        trainer = trainer or begun(job, block)
         for index in range(len(block) // job.stream.batch):
             trainer.step({sae.hook_name: block[index * job.stream.batch : (index + 1) * job.stream.batch]})
     assert trainer is not None
     exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, trainer.states[sae.name].parameters)
-    exported = jax.block_until_ready(unscaled(exported, trainer.scales[sae.name]))
+    exported = jax.block_until_ready(unscaled(exported, trainer.scales[sae.name], trainer.scales[sae.name]))
     seconds = time.monotonic() - began
     acts = exported.encode(held_out)
     return experiment | {

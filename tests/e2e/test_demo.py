@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.demo_figures import DEMO_FIGURES, are_the_demos
+
 CLI = [sys.executable, "-c", "from sae_service.cli import app; app()"]
 LIMIT_S = 8 * 60
 
@@ -22,13 +24,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "demo_output", ended.stdout
 
 
-@pytest.mark.parametrize("name", ["standard", "gated", "jumprelu"])
+@pytest.mark.parametrize("name", list(DEMO_FIGURES))
 def test_each_sae_is_good_on_held_out_text(demo: tuple[Path, str], name: str) -> None:
     measured = json.loads((demo[0] / name / "metrics.json").read_text())
     assert measured["l0"] <= 40
     assert measured["fvu"] <= 0.10
     assert measured["ce_loss_recovered"] >= 0.96
     assert measured["dead_share"] <= 0.1
+    are_the_demos(name, measured)
     assert (demo[0] / name / "cfg.json").is_file()
     assert (demo[0] / name / "sae_weights.safetensors").is_file()
 

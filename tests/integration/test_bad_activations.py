@@ -84,7 +84,7 @@ def test_the_job_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path, value:
 def test_rows_that_are_broken_from_the_start_stop_the_job_before_it_saves_anything(tmp_path: Path) -> None:
     spec: Any = job(tmp_path, np.nan).model_dump(mode="json")
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "~ and " * 5000}) + "\n")
-    spec["stream"]["dataset"]["held_out_split"] = "train"
+    spec["stream"]["dataset"]["held_out_split"] = "test"
     with pytest.raises(NonFiniteLoss):
         pipeline.run(JobSpec.model_validate(spec), Storage((tmp_path / "storage").as_uri()), "job", Recorder())
     assert not list(tmp_path.rglob("manifest.json"))

@@ -17,40 +17,8 @@ from sae_service.errors import DamagedCheckpoint, DataNotFound, InvalidSpec, Sto
 from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
 from tests.recorder import Recorder
-
-BATCH, FILL = 64, 8
-
-
-def job(steps: int, **changes: Any) -> dict[str, Any]:
-    """Two SAEs on synthetic rows; nothing in it depends on how long it is."""
-    return {
-        "stream": {
-            "synthetic": {"n_features": 32, "d_in": 16, "firing_probability": 0.1}, "tokens": steps * BATCH, "batch": BATCH,
-            "buffer_rows": FILL * BATCH,
-        },
-        "saes": [
-            {
-                "name": name, "hook_name": "hook_synthetic", "dead_after_tokens": 500,
-                "architecture": {"kind": name, "d_sae": 32, **numbers},
-                "optimizer": {"lr": 1e-3, "lr_warm_up": 5, "sparsity_warm_up": 5, "lr_decay": 0},
-            }
-            for name, numbers in (("standard", {"l1_coefficient": 0.5}), ("batchtopk", {"k": 3}))
-        ],
-        "checkpoints": {"every_tokens": 10 * BATCH, "keep": 9},
-        "evaluation": {"tokens": 512},
-        "log_every": 5,
-    } | changes  # fmt: skip
-
-
-def train(folder: Path, spec: JobSpec, begin_with: str | None = None) -> tuple[Recorder, dict[str, bytes]]:
-    recorder, storage = Recorder(), Storage(folder.as_uri())
-    final = pipeline.run(spec, storage, "jobs/test", recorder, begin_with=begin_with)
-    assert final is not None
-    return recorder, storage.read_published(final.key)
-
-
-def weights(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {path: content for path, content in files.items() if path.endswith("safetensors")}
+from tests.small_jobs import weights
+from tests.synthetic_jobs import BATCH, FILL, job, train
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +169,10 @@ def test_a_job_whose_weights_to_start_from_are_missing_leaves_no_thread_behind(t
 def test_saes_on_two_devices_end_with_the_bytes_of_one(short: tuple[Path, Recorder, JobSpec], tmp_path: Path) -> None:
     folder, recorder, _ = short
     code = f"""
+from pathlib import Path
 import jax
-from tests.integration.test_continuation import FILL, JobSpec, Path, job, train
+from sae_service.spec import JobSpec
+from tests.synthetic_jobs import FILL, job, train
 recorder, _ = train(Path({str(tmp_path)!r}), JobSpec.model_validate(job(3 * FILL, gpus=2)))
 assert len(jax.devices()) == 2
 print(recorder.checkpoints[-1].key, [message for level, message in recorder.events if level == "warning"])

@@ -16,11 +16,12 @@ from api.app import create_app
 from sae_service.cli import read_spec
 from sae_service.errors import InvalidSpec
 from sae_service.formats import FORMATS
+from sae_service.formats.folder import load
 from sae_service.settings import Settings
 from sae_service.spec import SAESpec
 from sae_service.training import start
-from tests.integration.test_pipeline import small_job, train
 from tests.saes import DESCRIPTION, random_sae
+from tests.small_jobs import small_job, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,7 +99,7 @@ def test_a_job_that_goes_on_from_a_checkpoint_needs_the_weights_no_more(tmp_path
 )
 def test_every_format_can_be_started_from(tmp_path: Path, format: str, choice: str, architecture: dict[str, Any]) -> None:
     folder = written(tmp_path / "sae", format, choice)
-    sae = folder.load(folder, format)
+    sae = load(folder, format)
     job = small_job(tokens=256)
     changes = {"d_sae": 256, "k": sae.k} if sae.k else {"d_sae": 256}
     start = {"path": str(folder), "format": format}
@@ -203,13 +204,13 @@ def test_sizes_are_read_from_the_headers_of_files_too_large_to_be_read(
 ) -> None:
     folder = written(tmp_path / "sae", format, "topk" if format == "sparsify" else "relu", d_in=7, d_sae=12)
     assert FORMATS[format].sizes(folder) == (7, 12)
-    monkeypatch.setattr(initial, "LARGEST_READ", 0)
+    monkeypatch.setattr(start, "LARGEST_READ", 0)
     spec = SAESpec.model_validate({
         "hook_name": "hook_synthetic", "architecture": {"kind": "gated", "d_sae": 13},
         "initial": {"path": str(folder), "format": format},
     })  # fmt: skip
     with pytest.raises(InvalidSpec, match="must be 12"):
-        start.check(spec, 0, None)
+        start.check(spec, 0, {})
 
 
 @pytest.mark.parametrize("format", list(FORMATS))
@@ -222,22 +223,22 @@ def test_a_header_that_says_nothing_is_refused(tmp_path: Path, format: str, cont
         "initial": {"path": str(tmp_path), "format": format},
     })  # fmt: skip
     with pytest.raises(InvalidSpec) as caught:
-        start.check(spec, 2, None)
+        start.check(spec, 2, {})
     assert caught.value.param == "/saes/2/initial/path"
 
 
 def test_checking_a_start_touches_no_device(tmp_path: Path) -> None:
     code = """
 import sys
-from sae_service import initial
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import InvalidSpec
 from sae_service.spec import SAESpec
+from sae_service.training import start
 for kind in ARCHITECTURES:
     architecture = ARCHITECTURES[kind].example.model_dump() | {"d_sae": 24}
     spec = {"hook_name": "hook_a", "architecture": architecture, "initial": {"path": sys.argv[1]}}
     try:
-        start.check(SAESpec.model_validate(spec), 0, 6)
+        start.check(SAESpec.model_validate(spec), 0, {"hook_a": 6})
     except InvalidSpec:
         pass
 assert "torch" not in sys.modules

@@ -72,7 +72,7 @@ def test_rows_are_those_of_the_published_model(model: LanguageModel, tokens: np.
 def test_no_token_is_put_before_ours(model: LanguageModel, tokens: np.ndarray[Any, Any]) -> None:
     without = tokens[:, 1:]
     assert model.activations(without, ("blocks.0.hook_out",))["blocks.0.hook_out"].shape[:2] == without.shape
-    assert model.token_losses(without).shape == (3, 30)
+    assert model.losses(without).shape == (3, 30)
     assert all(model.bos not in ids for ids in model.encode(["In the beginning", "And"]))
 
 
@@ -92,10 +92,31 @@ def test_heads_are_joined_into_one_vector(model: LanguageModel, tokens: np.ndarr
 def test_replacing_a_hook_point_by_itself_changes_no_loss(
     model: LanguageModel, tokens: np.ndarray[Any, Any]
 ) -> None:
-    clean = model.token_losses(tokens)
+    clean = model.losses(tokens)
     for name in ("blocks.2.hook_resid_post", "blocks.1.attn.hook_z"):
-        torch.testing.assert_close(model.token_losses(tokens, {name: lambda rows: rows.clone()}), clean)
-    assert not torch.allclose(model.token_losses(tokens, {"blocks.2.hook_resid_post": lambda rows: rows * 0}), clean)
+        np.testing.assert_allclose(model.losses(tokens, {name: lambda rows: rows.clone()}), clean, rtol=1e-5)
+    assert not np.allclose(model.losses(tokens, {"blocks.2.hook_resid_post": lambda rows: rows * 0}), clean)
+
+
+def test_an_edit_that_returns_nothing_only_looks(model: LanguageModel, tokens: np.ndarray[Any, Any]) -> None:
+    seen: list[torch.Tensor] = []
+    losses = model.losses(tokens, {"blocks.2.hook_resid_post": seen.append})
+    np.testing.assert_array_equal(losses, model.losses(tokens))
+    assert seen[0].shape == (3, 32, 128)
+
+
+def test_what_is_written_must_be_computed_after_what_is_read(model: LanguageModel) -> None:
+    for reads, writes in (
+        (["blocks.1.mlp.hook_in"], ["blocks.1.hook_mlp_out"]),
+        (["blocks.0.hook_mlp_out", "blocks.1.attn.hook_z"], ["blocks.2.hook_resid_post", "blocks.3.hook_resid_post"]),
+        (["blocks.3.hook_resid_post", "blocks.1.hook_resid_post"], ["blocks.1.hook_resid_post", "blocks.3.hook_resid_post"]),
+    ):
+        model.check_order(reads, writes)
+    with pytest.raises(InvalidSpec, match=r"computes blocks\.1\.mlp\.hook_in, which is written, before") as refused:
+        model.check_order(["blocks.1.hook_mlp_out"], ["blocks.1.mlp.hook_in"], "/saes/2/hook_name_out")
+    assert refused.value.param == "/saes/2/hook_name_out"
+    with pytest.raises(InvalidSpec, match="hook_name_out must come after"):
+        model.check_order(["blocks.0.hook_in", "blocks.2.hook_in"], ["blocks.1.hook_mlp_out", "blocks.3.hook_mlp_out"])
 
 
 def test_tensors_change_hands_without_a_copy() -> None:

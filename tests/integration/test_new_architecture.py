@@ -12,12 +12,12 @@ ARCHITECTURE = '''
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from sae_service.numerics import random_rows, squared_error, unit_rows
-from sae_service.sae import Architecture, InferenceSAE, LossOutput
 from sae_service.pytree import PyTree
+from sae_service.sae.architecture import Architecture, outcome
+from sae_service.sae.inference import InferenceSAE
 from sae_service.schema import ArchitectureConfig, OptimizerConfig
 
 
@@ -31,16 +31,15 @@ class Mirrored(PyTree):
     b_enc: Any
 
 
-def init(config, d_in, key):
-    return Mirrored(random_rows(key, config.d_sae, d_in), jnp.zeros(config.d_sae))
+def init(config, sites, key):
+    return Mirrored(random_rows(key, config.d_sae, sites.d_read), jnp.zeros(config.d_sae))
 
 
-def loss(config, parameters, x, context):
-    acts = jax.nn.relu(x @ parameters.W_dec.T + parameters.b_enc)
-    x_hat = acts @ parameters.W_dec
-    sparsity = context.sparsity_scale * config.l1_coefficient * jnp.mean(jnp.sum(acts, axis=1))
-    terms = {"mse": squared_error(x, x_hat), "sparsity": sparsity}
-    return LossOutput(terms["mse"] + sparsity, terms, x_hat, acts), parameters
+def loss(config, parameters, rows, context, ops):
+    latents = ops.encode(rows.x, parameters.W_dec.T, parameters.b_enc)
+    y_hat = ops.decode(latents, parameters.W_dec)
+    sparsity = context.sparsity_scale * config.l1_coefficient * jnp.mean(jnp.sum(latents.acts, axis=1))
+    return outcome({"mse": squared_error(rows.y, y_hat), "sparsity": sparsity}, rows, y_hat, latents), parameters
 
 
 def export(config, parameters):
@@ -74,7 +73,7 @@ assert "MirroredConfig" in json.dumps(JobSpec.model_json_schema())
 job = JobSpec.model_validate({
     "stream": {"synthetic": {"n_features": 32, "d_in": 16}, "tokens": 200 * 256, "batch": 256},
     "saes": [{"hook_name": "hook_synthetic", "architecture": {"kind": "mirrored", "d_sae": 32, "l1_coefficient": 0.05}}],
-    "log_every": 20,
+    "log_every": 20, "checkpoints": {"every_tokens": 20 * 256},
 })
 recorder, storage = Recorder(), Storage((here / "storage").as_uri())
 final = pipeline.run(job, storage, "job", recorder)

@@ -9,11 +9,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sae_service.cli import app
+from sae_service.errors import InvalidSpec
+from sae_service.evaluation import of_folders
 from sae_service.formats import FORMATS
 from sae_service.formats.folder import load
+from sae_service.sae.inference import InferenceSAE, Sites
 from tests.conftest import DEMO
-from tests.integration.test_pipeline import small_job, train
 from tests.saes import DESCRIPTION, random_sae
+from tests.small_jobs import small_job, train
 
 TEXT = ["--model", str(DEMO / "model"), "--dataset", str(DEMO / "text"), "--held-out-split", "test", "--tokens", "1024"]
 
@@ -68,6 +71,37 @@ def test_what_cannot_be_measured_is_refused_with_what_to_do(trained: Path, argum
     assert text in refused.output
 
 
+def random_transcoder(read: str, write: str, d_write: int = 128) -> InferenceSAE:
+    sites = Sites(((read, 128),), ((write, d_write),))
+    wide, narrow = (random_sae("relu", d_in=width, d_sae=64) for width in (128, d_write))
+    return wide.replace(W_dec=narrow.W_dec, b_dec=narrow.b_dec, sites=sites)
+
+
+def test_a_transcoder_is_measured_where_its_file_says_that_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = {
+        "model": {"name": str(DEMO / "model")}, "dataset": {"path": str(DEMO / "text"), "held_out_split": "test"},
+        "tokens": 512, "batch": 1,
+    }  # fmt: skip
+    read, write = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
+
+    def measured(sae: InferenceSAE, hook_name: str = read) -> dict[str, Any]:
+        monkeypatch.setattr(of_folders, "load", lambda *_: sae)
+        return of_folders.measured(Path(), None, hook_name, stream)
+
+    found = measured(random_transcoder(read, write))
+    elsewhere = measured(random_transcoder(read, read).replace(sites=None))
+    assert found["ce_loss"] == elsewhere["ce_loss"]
+    assert found["ce_loss_zero"] != elsewhere["ce_loss_zero"]
+    for sae, hook_name, message in (
+        (random_transcoder(read, write, d_write=100), read, "writes rows of 100 numbers, and those of blocks.1.hook_mlp_out"),
+        (random_transcoder(read, write), write, "says that it reads blocks.1.mlp.hook_in and writes blocks.1.hook_mlp_out"),
+        (random_transcoder(write, read), write, "hook_name_out must come after"),
+        (random_transcoder(read, write, d_write=100).replace(sites=None), read, "does not say where"),
+    ):
+        with pytest.raises(InvalidSpec, match=message.replace(".", r"\.")):
+            measured(sae, hook_name)
+
+
 def test_an_sae_has_all_the_directions_of_itself_in_any_format(tmp_path: Path) -> None:
     a, b = (written(tmp_path / name, name, "relu", seed=5) for name in ("saelens", "gemma_scope"))
     found = json.loads(sae_service("compare", a, b, "--json").stdout)
@@ -100,4 +134,4 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     for name, content in FORMATS["gemma_scope"].to_files(random_sae("relu"), DESCRIPTION).items():
         (a / name).write_bytes(content)
     several = sae_service("compare", a, b)
-    assert (several.exit_code, "saelens, gemma_scope" in several.output) == (2, True)
+    assert (several.exit_code, "several formats: " in several.output) == (2, True)

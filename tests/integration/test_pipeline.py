@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,70 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-import sae_service
 from sae_service import pipeline
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss, StorageFailure
-from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
-from sae_service.storage.objects import Storage
 from sae_service.storage.provenance import revision
 from sae_service.training.loop import Trainer
+from tests.conftest import DEMO
 from tests.recorder import Recorder
-
-DEMO = Path(sae_service.__file__).parent / "demo"
-KINDS = {
-    "standard": {"l1_coefficient": 1.0},
-    "gated": {"l1_coefficient": 0.1, "resample_at": []},
-    "jumprelu": {"l0_coefficient": 0.003, "bandwidth": 0.05, "initial_threshold": 0.05},
-}
-
-
-def small_job(**stream: Any) -> dict[str, Any]:
-    """Three SAEs, 24 steps in three fills."""
-    return {
-        "stream": {
-            "model": {"name": str(DEMO / "model")},
-            "dataset": {"path": str(DEMO / "text"), "held_out_split": "test"},
-            "tokens": 24 * 256, "batch": 256, "buffer_rows": 8 * 256, "prompts": 4, "seed": 3,
-        } | stream,
-        "saes": [
-            {
-                "hook_name": "blocks.1.hook_resid_post" if kind == "gated" else "blocks.2.hook_resid_post",
-                "architecture": {"kind": kind, "d_sae": 256, **numbers},
-                "optimizer": {"lr": 1e-3, "lr_warm_up": 0.1, "sparsity_warm_up": 0.2},
-            }
-            for kind, numbers in KINDS.items()
-        ],
-        "checkpoints": {"every_tokens": 7 * 256},
-        "evaluation": {"tokens": 1024},
-        "log_every": 5,
-    }  # fmt: skip
-
-
-def train(
-    folder: Path, job: dict[str, Any], resume_from: tuple[str, ...] = (), stop_after: int | None = None,
-    alive: Callable[[], None] = lambda: None,
-) -> tuple[Recorder, dict[str, bytes]]:  # fmt: skip
-    """Runs a job; returns its news and the files of its final checkpoint (none if it was stopped)."""
-    recorder, storage, done = Recorder(), Storage(folder.as_uri()), []
-    step = Trainer.step
-
-    def counted(trainer: Trainer, rows: dict[str, Any]) -> None:
-        step(trainer, rows)
-        done.append(trainer.n_steps)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "step", counted)
-        final = pipeline.run(
-            JobSpec.model_validate(job), storage, "jobs/test", recorder,
-            should_stop=lambda: stop_after is not None and len(done) >= stop_after, resume_from=resume_from,
-            alive=alive,
-        )  # fmt: skip
-    return recorder, storage.read_published(final.key) if final else {}
-
-
-def weights(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {path: content for path, content in files.items() if path.endswith("safetensors")}
+from tests.small_jobs import KINDS, small_job, train, weights
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ def test_a_target_l0_is_reached_within_a_tenth(tmp_path: Any) -> None:
     assert found["rows"] == pytest.approx(3.0, rel=0.1)
 
 
+@pytest.mark.slow
 def test_ten_times_the_coefficient_makes_fewer_latents_fire(tmp_path: Any) -> None:
     architectures: dict[str, dict[str, Any]] = {}
     for kind, numbers in COEFFICIENTS.items():

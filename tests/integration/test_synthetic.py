@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -13,9 +12,11 @@ from sae_service.activations import synthetic
 from sae_service.activations.buffer import FillStart
 from sae_service.architectures import ARCHITECTURES
 from sae_service.evaluation import feature_recovery
+from sae_service.sae.inference import at
 from sae_service.spec import JobSpec, StreamSpec, SyntheticSpec
 from sae_service.storage.objects import Storage
-from sae_service.training.loop import initial_state
+from sae_service.training import start
+from sae_service.training.placement import placement
 from tests.recorder import Recorder
 
 
@@ -40,8 +41,10 @@ def test_no_sae_begins_with_the_features_that_it_is_to_find(seed: int) -> None:
     assert job.stream.synthetic is not None
     directions = np.asarray(synthetic.truth(job.stream.synthetic, job.stream.seed).directions)
     random = feature_recovery.control(directions, 64)["mmcs_truth_to_learned"]
+    sites, rows = at("hook_synthetic", 32), {"hook_synthetic": jax.random.normal(jax.random.key(0), (256, 32))}
     for sae in job.saes:
-        exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, initial_state(job, sae, 32).parameters)
+        state = start.drawn_and_fitted(job, sae, sites, {"hook_synthetic": 1.0}, rows, placement(job))
+        exported = ARCHITECTURES[sae.architecture.kind].export(sae.architecture, state.parameters)
         found = feature_recovery.similarity(directions, np.asarray(exported.W_dec))
         assert found["mmcs_truth_to_learned"] == pytest.approx(random, abs=0.1), sae.name
 
@@ -77,6 +80,19 @@ def test_a_fill_depends_on_its_place_alone() -> None:
     np.testing.assert_array_equal(rest["hook_synthetic"], whole["hook_synthetic"][9_999:])
 
 
+def test_what_is_at_the_second_hook_point_is_a_fixed_map_of_the_first() -> None:
+    names = ("hook_synthetic", "hook_synthetic_out")
+    both, _ = synthetic.SyntheticHarvest(stream(), names, FillStart()).fill(10_000)
+    x, y = (np.asarray(both[name]) for name in names)
+    onward, _, rank, _ = np.linalg.lstsq(x, y)
+    assert rank == 32
+    np.testing.assert_allclose(x @ onward, y, atol=1e-5)
+    assert (y**2).mean() == pytest.approx((x**2).mean(), rel=0.2)
+    other = stream().model_copy(update={"seed": 1})
+    rows, _ = synthetic.SyntheticHarvest(other, names, FillStart()).fill(10_000)
+    assert not np.allclose(rows["hook_synthetic"] @ onward, rows["hook_synthetic_out"], atol=0.01)
+
+
 def test_a_toy_model_of_superposition_spreads_its_features_evenly() -> None:
     spec = SyntheticSpec(n_features=5, d_in=2, firing_probability=0.05, directions="toy_model")
     directions = np.asarray(synthetic.truth(spec, seed=0).directions)
@@ -101,6 +117,23 @@ def test_random_directions_reach_the_known_chance_level(d_in: int, d_sae: int, e
     assert feature_recovery.control(truth, d_sae)["mmcs_truth_to_learned"] == pytest.approx(expected, abs=0.01)
 
 
+def held_out(spec: StreamSpec, n_rows: int) -> tuple[synthetic.Truth, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The truth of a stream, its held-out rows, and the strengths of the features in them."""
+    assert spec.synthetic is not None
+    known = synthetic.truth(spec.synthetic, spec.seed)
+    chunks = list(synthetic.held_out(spec, known, n_rows))
+    x, strengths = (np.concatenate([np.asarray(getattr(c, part))[: c.n_rows] for c in chunks]) for part in ("x", "strengths"))
+    return known, x, strengths
+
+
+def baselines(spec: StreamSpec, strengths: np.ndarray[Any, Any], x: np.ndarray[Any, Any]) -> dict[str, float]:
+    assert spec.synthetic is not None
+    found = feature_recovery.Baselines(np.asarray(synthetic.truth(spec.synthetic, spec.seed).directions))
+    for first in range(0, len(x), 3000):
+        found.add(strengths[first : first + 3000], x[first : first + 3000])
+    return found.figures()
+
+
 @pytest.mark.parametrize(
     ("n", "d", "p", "projection", "affine", "mean"),
     [(400, 100, 0.05, 0.0128, 0.01199, 0.0160), (512, 256, 0.01, 0.00221, 0.00164, 0.00331)],
@@ -109,9 +142,8 @@ def test_the_baselines_are_those_of_the_theory(
     n: int, d: int, p: float, projection: float, affine: float, mean: float
 ) -> None:
     spec = stream(n_features=n, d_in=d, firing_probability=p)
-    strengths, x = (np.asarray(part) for part in synthetic.held_out(spec, 20_000))
-    directions = np.asarray(synthetic.truth(spec.synthetic, 0).directions)  # pyright: ignore[reportArgumentType]
-    found = feature_recovery.baselines(directions, strengths, x)
+    _, x, strengths = held_out(spec, 20_000)
+    found = baselines(spec, strengths, x)
     assert found["readout_mse_mean"] == pytest.approx(mean, rel=0.03)
     assert found["readout_mse_projection"] == pytest.approx(projection, rel=0.03)
     assert found["readout_mse_affine"] == pytest.approx(affine, rel=0.06)
@@ -182,9 +214,8 @@ def test_a_stream_has_one_source() -> None:
 
 
 def test_features_do_not_depend_on_how_many_rows_are_asked_for() -> None:
-    strengths, x = synthetic.held_out(stream(), 100)
+    known, x, strengths = held_out(stream(), 100)
     assert strengths.shape == (100, 64)
-    np.testing.assert_allclose(
-        x, strengths @ synthetic.truth(SyntheticSpec(n_features=64, d_in=32), 0).directions, atol=1e-5
-    )
-    assert bool(jnp.all(strengths >= 0))
+    np.testing.assert_allclose(x, strengths @ known.directions, atol=1e-5)
+    assert np.all(strengths >= 0)
+    np.testing.assert_array_equal(held_out(stream(), 5000)[1][:100], x)

@@ -8,26 +8,32 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import ARCHITECTURES
-from sae_service.errors import DamagedCheckpoint
-from sae_service.sae.inference import InferenceSAE
+from sae_service.errors import DamagedCheckpoint, InvalidSpec
+from sae_service.sae.architecture import Rows
+from sae_service.sae.inference import InferenceSAE, at
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
+from tests.saes import random_transcoder
 
 EXPORTED_AS = {"standard": "standard", "standard_tied": "standard", "p_annealing": "standard", "topk": "topk"}
 
 
 def written(kind: str) -> tuple[InferenceSAE, dict[str, bytes]]:
     architecture = ARCHITECTURES[kind]
-    parameters = architecture.init(architecture.example, 16, jax.random.key(0))
-    rows = jax.random.normal(jax.random.key(1), (64, 16))
+    parameters = architecture.init(architecture.example, at("blocks.0.hook_out", 16), jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (64, 16))
+    rows = Rows(x, x)
     sae = architecture.export(architecture.example, architecture.fit_to_rows(architecture.example, parameters, rows))
     if kind in ("batchtopk", "gated", "matryoshka"):
         # Untrained, their thresholds are 0.
         sae = sae.replace(threshold=sae.threshold + 0.5)
-    spec: dict[str, Any] = {"hook_name": "blocks.0.hook_out", "architecture": architecture.example.model_dump()}
-    stream = {"model": {"name": "gpt2"}, "dataset": {"path": "text"}, "tokens": 10_000}
-    job = JobSpec.model_validate({"stream": stream, "saes": [spec]})
+    job = job_of({"hook_name": "blocks.0.hook_out", "architecture": architecture.example.model_dump()})
     return sae, artifacts.to_files(sae, job, job.saes[0], {})
+
+
+def job_of(spec: dict[str, Any]) -> JobSpec:
+    stream = {"model": {"name": "gpt2"}, "dataset": {"path": "text"}, "tokens": 10_000}
+    return JobSpec.model_validate({"stream": stream, "saes": [spec]})
 
 
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
@@ -37,9 +43,41 @@ def test_an_sae_is_read_as_it_was_written(kind: str) -> None:
     assert config["architecture"] == EXPORTED_AS.get(kind, "jumprelu")
     assert config["metadata"]["training_architecture"] == kind
     read = artifacts.from_files(files)
+    assert read.sites == sae.sites
     x = jax.random.normal(jax.random.key(2), (32, 16))
     np.testing.assert_array_equal(read.encode(x), sae.encode(x))
     np.testing.assert_array_equal(read.decode(read.encode(x)), sae.decode(sae.encode(x)))
+
+
+BOTH = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+
+
+@pytest.mark.parametrize(
+    ("hook_points", "architecture", "refused"),
+    [
+        ({"hook_name": BOTH}, {"kind": "topk", "k": 3}, "saelens"),
+        ({"hook_name": BOTH}, {"kind": "standard"}, "gemma_scope"),
+        ({"hook_name": BOTH, "hook_name_out": "blocks.0.hook_mlp_out"}, {"kind": "standard", "skip": True}, "sparsify"),
+        ({"hook_name": BOTH[0], "hook_name_out": "blocks.0.hook_mlp_out"}, {"kind": "topk", "k": 3}, "saelens"),
+        ({"hook_name": BOTH[0], "hook_name_out": "blocks.0.hook_mlp_out"}, {"kind": "jumprelu"}, "sparsify"),
+    ],
+)
+def test_what_another_library_has_no_class_for_is_kept_all_the_same(
+    hook_points: dict[str, Any], architecture: dict[str, Any], refused: str
+) -> None:
+    job = job_of({**hook_points, "architecture": {"d_sae": 24, **architecture}})
+    (spec,) = job.saes
+    sites = spec.sites({BOTH[0]: 6, BOTH[1]: 5, "blocks.0.hook_mlp_out": 7})
+    choice = {"standard": "relu"}.get(architecture["kind"], architecture["kind"])
+    sae = random_transcoder(choice, sites, skip=architecture.get("skip", False))
+    files = artifacts.to_files(sae, job, spec, {})
+    read = artifacts.from_files(files)
+    assert (read.sites, read.k) == (sites, sae.k)
+    x = np.random.default_rng(0).normal(size=(32, sites.d_read)).astype(np.float32)
+    np.testing.assert_array_equal(read.decode(read.encode(x), x), sae.decode(sae.encode(x), x))
+    with pytest.raises(InvalidSpec) as caught:
+        artifacts.converted(files, job, spec, refused)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100, 2000])

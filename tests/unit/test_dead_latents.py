@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import ARCHITECTURES
+from sae_service.kernels.dense import DENSE
 from sae_service.sae.architecture import Architecture, LossContext
 from sae_service.sae.coder import random_coder
 from sae_service.sae.resampling import resample_coder
 from sae_service.schema import ResamplingConfig
-from sae_service.training.step import resample_step
-from tests.planted import BATCH, D_IN, fresh, numbers, planted_rows, steps
+from sae_service.training.cohort import compiled_resample
+from tests.planted import BATCH, D_IN, PLANTED, RESAMPLING, edited, fresh, numbers, planted_rows, same, steps
 
 # What switches reviving on where the source has none.
 SWITCHED_ON = {"jumprelu": {"pre_act_coefficient": 1.0, "initial_threshold": 0.05}}
+BY_GRADIENTS = {kind: architecture for kind, architecture in ARCHITECTURES.items() if kind not in RESAMPLING}
 SILENT = 10
 
 
@@ -29,12 +31,12 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 
 def silenced(parameters: Any) -> Any:
     """The parameters with an encoder so short for the first latents that they hardly react."""
-    return jax.tree.map(lambda leaf: leaf.at[:, :SILENT].mul(0.01) if leaf.shape == (D_IN, 64) else leaf, parameters)
+    return edited(parameters, "W_enc", lambda weights: weights.at[:, :SILENT].mul(0.01))
 
 
 def never_firing(parameters: Any) -> Any:
     """The parameters with biases so low that the first latents react to no row."""
-    return jax.tree.map(lambda leaf: leaf.at[:SILENT].set(-5) if leaf.shape == (64,) else leaf, parameters)
+    return edited(parameters, "b_enc", lambda biases: biases.at[:SILENT].set(-5))
 
 
 def test_a_latent_is_dead_after_as_many_tokens_as_asked_and_not_a_batch_earlier() -> None:
@@ -51,40 +53,43 @@ def test_a_latent_is_dead_after_as_many_tokens_as_asked_and_not_a_batch_earlier(
     assert int(state.tokens_since_fired[0]) == (last + 1) * BATCH
 
 
-def test_every_architecture_can_revive_its_dead_latents(architecture: Architecture) -> None:
-    if isinstance(architecture.example, ResamplingConfig):
-        state = fresh(architecture)
-        state = state.replace(tokens_since_fired=state.tokens_since_fired.at[:SILENT].set(5000))
-        before = np.asarray(architecture.export(architecture.example, state.parameters).W_dec)
-        structure, key = architecture.example.structure(), jax.random.key(1)
-        state = resample_step(architecture, structure, state, numbers(architecture), planted_rows(BATCH), key)
-        after = np.asarray(architecture.export(architecture.example, state.parameters).W_dec)
-        assert np.flatnonzero((before != after).any(axis=1)).tolist() == list(range(SILENT))
-        return
+@pytest.mark.parametrize("architecture", RESAMPLING.values(), ids=RESAMPLING)
+def test_resampling_starts_the_dead_latents_anew(architecture: Architecture) -> None:
+    state = fresh(architecture)
+    state = state.replace(tokens_since_fired=state.tokens_since_fired.at[:SILENT].set(5000))
+    before = np.asarray(architecture.export(architecture.example, state.parameters).W_dec)
+    structure, key = architecture.example.structure(), jax.random.key(1)
+    state = compiled_resample(architecture, structure, state, numbers(architecture), PLANTED.served(BATCH, 0), key)
+    after = np.asarray(architecture.export(architecture.example, state.parameters).W_dec)
+    assert np.flatnonzero((before != after).any(axis=1)).tolist() == list(range(SILENT))
+
+
+@pytest.mark.parametrize("architecture", BY_GRADIENTS.values(), ids=BY_GRADIENTS)
+def test_who_does_not_resample_has_a_gradient_for_latents_that_do_not_fire(architecture: Architecture) -> None:
     config = architecture.example.model_copy(update=SWITCHED_ON.get(architecture.example.kind, {}))
-    parameters, x = silenced(architecture.init(config, D_IN, jax.random.key(0))), planted_rows(BATCH)
+    parameters, x = silenced(architecture.init(config, PLANTED.sites, jax.random.key(0))), planted_rows(BATCH)
 
     @jax.jit
     @partial(jax.grad, has_aux=True)
     def measure(parameters: Any, numbers: dict[str, Any]) -> Any:
         context = LossContext(jnp.ones(()), jnp.arange(64) < SILENT, jnp.ones(()))
-        output, _ = architecture.loss(config.with_numbers(numbers), parameters, x, context)
-        return output.total, output.acts
+        output, _ = architecture.loss(config.with_numbers(numbers), parameters, same(x), context, DENSE)
+        return output.total, output.fired
 
-    gradients, acts = measure(parameters, config.numbers())
-    assert not jnp.any(acts[:, :SILENT])
-    for leaf in jax.tree.leaves(gradients):
-        if leaf.shape == (D_IN, 64):
-            assert np.all(np.abs(leaf[:, :SILENT]).sum(axis=0) > 0)
+    gradients, fired = measure(parameters, config.numbers())
+    assert not jnp.any(fired[:SILENT])
+    found: list[Any] = []
+    edited(gradients, "W_enc", found.append)
+    assert np.all(np.abs(found[0][:, :SILENT]).sum(axis=0) > 0)
 
 
 @pytest.mark.parametrize("n_dead", [SILENT, 60, BATCH - 1])
 def test_latents_that_are_started_anew_differ_and_face_badly_reconstructed_rows(n_dead: int) -> None:
-    coder = random_coder(jax.random.key(0), D_IN, 2 * BATCH)
+    coder = random_coder(jax.random.key(0), PLANTED.sites, 2 * BATCH)
     x, is_dead = jax.random.normal(jax.random.key(2), (BATCH, D_IN)), jnp.arange(2 * BATCH) < n_dead
     # Only odd rows are reconstructed badly.
     x_hat = jnp.where(jnp.arange(BATCH)[:, None] % 2, 0, x)
-    fresh_coder, touched = resample_coder(coder, x, x_hat, is_dead, jax.random.key(1))
+    fresh_coder, touched = resample_coder(coder, same(x), x_hat, is_dead, jax.random.key(1))
     cosines = np.asarray(fresh_coder.W_dec[:n_dead] @ x.T) / np.linalg.norm(x, axis=1)
     chosen = cosines.argmax(axis=1)
     np.testing.assert_allclose(cosines.max(axis=1), 1, atol=1e-5)
@@ -99,8 +104,8 @@ def test_where_more_are_dead_than_there_are_rows_the_others_stay_dead() -> None:
     architecture = ARCHITECTURES["standard_tied"]
     state = fresh(architecture)
     state = state.replace(tokens_since_fired=jnp.full(64, 5000))
-    state = resample_step(
-        architecture, architecture.example.structure(), state, numbers(architecture), planted_rows(40), jax.random.key(1)
+    state = compiled_resample(
+        architecture, architecture.example.structure(), state, numbers(architecture), PLANTED.served(40, 0), jax.random.key(1)
     )
     assert np.asarray(state.tokens_since_fired).tolist() == [0] * 40 + [5000] * 24
 
@@ -116,7 +121,7 @@ def revivals(architecture: Architecture, *, revive: bool) -> int:
     state = state.replace(parameters=(never_firing if resamples else silenced)(state.parameters))
     state = steps(chosen, state, 0, 50)
     if resamples and revive:
-        state = resample_step(chosen, config.structure(), state, numbers(chosen), planted_rows(BATCH), jax.random.key(1))
+        state = compiled_resample(chosen, config.structure(), state, numbers(chosen), PLANTED.served(BATCH, 0), jax.random.key(1))
     state = steps(chosen, state, 50, 100)
     acts = chosen.export(config, state.parameters).encode(planted_rows(2048, seed=5000))
     return int(jnp.sum(jnp.any(acts[:, :SILENT] > 0, axis=0)))

@@ -1,6 +1,6 @@
 """What holds for every architecture, whichever files there are."""
 
-from typing import Any
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,29 +9,41 @@ import pytest
 from pydantic import ValidationError
 
 from sae_service.architectures import ARCHITECTURES
-from sae_service.numerics import squared_error
-from sae_service.sae.architecture import Architecture, LossContext
+from sae_service.sae.architecture import Architecture
 from sae_service.sae.inference import unscaled
 from sae_service.schema import ResamplingConfig
 from sae_service.storage import checkpoint
+from sae_service.storage.objects import Storage
 from sae_service.training import metrics
-from sae_service.training.step import TrainState, resample_step, train_step
-from tests.planted import BATCH, D_IN, fresh, numbers, planted_rows, steps
+from sae_service.training.cohort import compiled_resample, compiled_step
+from tests.planted import (
+    BATCH,
+    PLANTED,
+    RESAMPLING,
+    drawn,
+    edited,
+    exports_as_trained,
+    fresh,
+    numbers,
+    planted_rows,
+    same,
+    steps,
+    trained,
+)  # fmt: skip
+
+COEFFICIENTS = {
+    "standard": "l1_coefficient",
+    "standard_tied": "l1_coefficient",
+    "gated": "l1_coefficient",
+    "jumprelu": "l0_coefficient",
+    "jumprelu_tanh": "sparsity_coefficient",
+    "p_annealing": "lp_coefficient",
+}
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     return ARCHITECTURES[request.param]
-
-
-def trained(architecture: Architecture, n_steps: int, lr: float = 3e-3) -> tuple[TrainState, list[float]]:
-    state, losses = fresh(architecture), []
-    for step in range(n_steps):
-        state = steps(architecture, state, step, step + 1, lr)
-        if step in (0, n_steps - 1):
-            losses.append(metrics.read(state.window, step)["fvu"])
-            state = state.replace(window=metrics.empty(tuple(state.window.terms), D_IN))
-    return state, losses
 
 
 def test_training_halves_the_error_on_planted_features(architecture: Architecture) -> None:
@@ -41,18 +53,8 @@ def test_training_halves_the_error_on_planted_features(architecture: Architectur
 
 def test_the_export_reconstructs_as_training_did(architecture: Architecture) -> None:
     state, _ = trained(architecture, 400 if architecture.chooses_over_the_batch else 20)
-    x = planted_rows(BATCH, seed=99)
-    context = LossContext(jnp.ones(()), jnp.zeros(64, bool), jnp.ones(()))
-    output, _ = architecture.loss(architecture.example, state.parameters, x, context)
+    exports_as_trained(architecture, state.parameters, same(planted_rows(BATCH, seed=99)))
     exported = architecture.export(architecture.example, state.parameters)
-    acts = exported.encode(x)
-    if architecture.chooses_over_the_batch:
-        # One threshold takes the place of the choice: the same number of latents, nearly the same error.
-        assert float(jnp.sum(acts > 0)) == pytest.approx(float(jnp.sum(output.acts > 0)), rel=0.15)
-        error, trained_error = squared_error(x, exported.decode(acts)), squared_error(x, output.x_hat)
-        assert float(error) == pytest.approx(float(trained_error), rel=0.25)
-    else:
-        np.testing.assert_allclose(exported.decode(acts), output.x_hat, atol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(exported.W_dec, axis=1), 1, atol=1e-5)
 
 
@@ -69,16 +71,8 @@ def test_unscaling_gives_the_same_sae_for_raw_rows(architecture: Architecture) -
     state, _ = trained(architecture, 5)
     x, scale = planted_rows(BATCH), 0.05
     exported = architecture.export(architecture.example, state.parameters)
-    raw = unscaled(exported, scale)
+    raw = unscaled(exported, {"hook": scale}, {"hook": scale})
     np.testing.assert_allclose(raw.decode(raw.encode(x / scale)) * scale, exported.decode(exported.encode(x)), atol=1e-4)
-
-
-def shifted(parameters: Any, offset: float) -> Any:
-    """The parameters with every encoder bias moved."""
-    if hasattr(parameters, "coder"):
-        return parameters.replace(coder=shifted(parameters.coder, offset))
-    names = [name for name in ("b_enc", "b_gate") if hasattr(parameters, name)]
-    return parameters.replace(**{name: getattr(parameters, name) + offset for name in names})
 
 
 @pytest.mark.parametrize("tokens_since_fired", [0, 5000])
@@ -86,17 +80,30 @@ def shifted(parameters: Any, offset: float) -> Any:
 def test_all_dead_and_all_alive_are_finite(architecture: Architecture, offset: float, tokens_since_fired: int) -> None:
     state = fresh(architecture)
     counts = state.tokens_since_fired + tokens_since_fired
-    state = state.replace(parameters=shifted(state.parameters, offset), tokens_since_fired=counts)
-    state = train_step(architecture, architecture.example.structure(), state, numbers(architecture), planted_rows(BATCH))
+    parameters = edited(state.parameters, "b_enc", lambda biases: biases + offset)
+    state = state.replace(parameters=parameters, tokens_since_fired=counts)
+    state = compiled_step(architecture, architecture.example.structure(), state, numbers(architecture), PLANTED.served(BATCH, 0))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
     assert (metrics.read(state.window, 1)["l0"] == 0) == (offset < 0)
 
 
+@pytest.mark.parametrize(("kind", "coefficient"), COEFFICIENTS.items())
+def test_ten_times_the_coefficient_makes_the_penalty_ten_times_as_large(kind: str, coefficient: str) -> None:
+    architecture, penalties = ARCHITECTURES[kind], list[float]()
+    given, structure = numbers(architecture), architecture.example.structure()
+    for factor in (1, 10):
+        changed = given.replace(architecture=given.architecture | {coefficient: factor * given.architecture[coefficient]})
+        state = compiled_step(architecture, structure, fresh(architecture), changed, PLANTED.served(BATCH, 0))
+        penalties.append(metrics.read(state.window, 1)["sparsity"])
+    assert penalties[1] == pytest.approx(10 * penalties[0], rel=1e-4)
+    assert penalties[0] > 0
+
+
 def test_other_numbers_do_not_compile_again(architecture: Architecture) -> None:
     trained(architecture, 2)
-    compiled = train_step._cache_size()
+    compiled = compiled_step._cache_size()
     trained(architecture, 2, lr=1e-4)
-    assert train_step._cache_size() == compiled
+    assert compiled_step._cache_size() == compiled
 
 
 def test_its_parameters_are_never_taken_for_anothers(architecture: Architecture) -> None:
@@ -132,31 +139,34 @@ def test_the_config_refuses_what_it_does_not_know(architecture: Architecture) ->
             architecture.config.model_validate({"d_sae": 64, name: float("nan")})
 
 
-def test_saving_and_loading_in_the_middle_changes_nothing(architecture: Architecture) -> None:
-    whole = steps(architecture, fresh(architecture), 0, 40)
-    half = checkpoint.to_files(steps(architecture, fresh(architecture), 0, 20), {})
-    loaded, _ = checkpoint.from_files(half, like=fresh(architecture))
+def test_saving_and_loading_in_the_middle_changes_nothing(architecture: Architecture, tmp_path: Path) -> None:
+    storage = Storage(tmp_path.as_uri())
+    whole = storage.publish("whole", checkpoint.to_files(steps(architecture, fresh(architecture), 0, 40), {}))
+    storage.publish("half", checkpoint.to_files(steps(architecture, fresh(architecture), 0, 20), {}))
+    loaded, _ = checkpoint.read(storage, "half", like=fresh(architecture))
     resumed = steps(architecture, loaded, 20, 40)
-    assert checkpoint.to_files(resumed, {}) == checkpoint.to_files(whole, {})
+    assert storage.publish("resumed", checkpoint.to_files(resumed, {})) == whole
 
 
 def test_fitting_to_rows_keeps_the_form_and_is_finite(architecture: Architecture) -> None:
-    parameters = architecture.init(architecture.example, D_IN, jax.random.key(0))
-    fitted = architecture.fit_to_rows(architecture.example, parameters, planted_rows(200) + 1)
+    parameters = drawn(architecture)
+    fitted = architecture.fit_to_rows(architecture.example, parameters, same(planted_rows(200) + 1))
     assert jax.tree.structure(fitted) == jax.tree.structure(parameters)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(fitted))
 
 
-def test_whoever_can_resample_says_when_and_starts_only_dead_latents_anew(architecture: Architecture) -> None:
+def test_whoever_can_resample_says_when_and_nobody_else_does(architecture: Architecture) -> None:
     assert (architecture.resample is not None) == isinstance(architecture.example, ResamplingConfig)
-    if architecture.resample is None:
-        return
+
+
+@pytest.mark.parametrize("architecture", RESAMPLING.values(), ids=RESAMPLING)
+def test_resampling_starts_only_dead_latents_anew(architecture: Architecture) -> None:
     state = steps(architecture, fresh(architecture), 0, 5)
     is_dead = jnp.arange(64) < 10
     state = state.replace(tokens_since_fired=jnp.where(is_dead, 5000, 0))
     before = jax.tree.map(jnp.copy, state)
-    key = jax.random.key(1)
-    after = resample_step(architecture, architecture.example.structure(), state, numbers(architecture), planted_rows(BATCH), key)
+    structure, given, served = architecture.example.structure(), numbers(architecture), PLANTED.served(BATCH, 0)
+    after = compiled_resample(architecture, structure, state, given, served, jax.random.key(1))
     old, new = (architecture.export(architecture.example, item.parameters) for item in (before, after))
     same = np.all(np.asarray(old.W_dec) == np.asarray(new.W_dec), axis=1)
     assert same.tolist() == (~is_dead).tolist()

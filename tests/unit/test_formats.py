@@ -150,7 +150,7 @@ def test_half_precision_is_read() -> None:
         ("saelens", "cfg.json", {"architecture": "matching_pursuit"}),
         ("saelens", "cfg.json", {"normalize_activations": "layer_norm"}),
         ("sparsify", "cfg.json", {"activation": "groupmax"}),
-        ("sparsify", "cfg.json", {"transcode": True}),
+        ("sparsify", "cfg.json", {"skip_connection": True}),
         ("dictionary_learning", "config.json", {"trainer": {"dict_class": "CrossCoder"}}),
     ],
 )

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import ARCHITECTURES, gated, topk
-from sae_service.kernels.dense import active, jumprelu
+from sae_service.kernels.dense import DENSE, Latents, active, jumprelu
 from sae_service.numerics import normalized_error
-from sae_service.sae.architecture import Architecture, LossContext
+from sae_service.sae.architecture import Architecture, LossContext, Rows
 from sae_service.sae.auxk import auxk_error
 from sae_service.sae.coder import Coder
-from tests.planted import BATCH, D_IN, planted_rows
+from sae_service.sae.inference import Sites
+from tests.planted import BATCH, D_IN, PLANTED, planted_rows, same
 
 # Nothing may be frozen where differences are taken, and every term must count.
 CHANGES = {"gated": {"aux": "unfrozen"}, "topk": {"multi_coefficient": 0.125}}
@@ -32,8 +33,8 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
     return ARCHITECTURES[request.param]
 
 
-def rows() -> jax.Array:
-    return planted_rows(BATCH).astype(jnp.float64)
+def rows() -> Rows:
+    return same(planted_rows(BATCH).astype(jnp.float64))
 
 
 def context() -> LossContext:
@@ -50,13 +51,13 @@ def in_general_position(parameters: Any) -> Any:
 
 def test_gradients_agree_with_finite_differences(architecture: Architecture) -> None:
     config = architecture.example.model_copy(update=CHANGES.get(architecture.example.kind, {}))
-    parameters = in_general_position(architecture.init(config, D_IN, jax.random.key(0)))
+    parameters = in_general_position(architecture.init(config, PLANTED.sites, jax.random.key(0)))
 
 
     @jax.jit
     @jax.value_and_grad
     def measure(values: Any, numbers: dict[str, Any]) -> jax.Array:
-        return architecture.loss(config.with_numbers(numbers), values, rows(), context())[0].total
+        return architecture.loss(config.with_numbers(numbers), values, rows(), context(), DENSE)[0].total
 
     gradients = jax.tree.leaves(measure(parameters, config.numbers())[1])
     paths, structure = jax.tree_util.tree_flatten_with_path(parameters)
@@ -103,35 +104,66 @@ def test_both_halves_of_the_window_count_and_nothing_outside(offset: float, is_i
     assert jax.grad(lambda value: jnp.sum(jumprelu(value, threshold, bandwidth)))(z).item() == (offset > 0)
 
 
+def acts_of(coder: Coder) -> jax.Array:
+    return jax.nn.relu((rows().x - coder.b_dec) @ coder.W_enc + coder.b_enc)
+
+
 def test_topk_has_the_gradient_of_a_dense_sae_with_the_same_mask() -> None:
     config = topk.TopKConfig(d_sae=64, k=4)
-    parameters: Coder = in_general_position(topk.init(config, D_IN, jax.random.key(0)))
-    z = np.asarray(jax.nn.relu(parameters.encode(rows())))
+    parameters: Coder = in_general_position(topk.init(config, PLANTED.sites, jax.random.key(0)))
+    z = np.asarray(acts_of(parameters))
     mask = np.zeros_like(z)
     np.put_along_axis(mask, np.argsort(z, axis=1)[:, -4:], 1, axis=1)
 
     def dense(values: Coder) -> jax.Array:
-        return normalized_error(rows(), values.decode(jax.nn.relu(values.encode(rows())) * mask))
+        return normalized_error(rows().y, (acts_of(values) * mask) @ values.W_dec + values.b_dec)
 
     expected = jax.grad(dense)(parameters)
-    actual = jax.grad(lambda values: topk.loss(config, values, rows(), context())[0].total)(parameters)
+    actual = jax.grad(lambda values: topk.loss(config, values, rows(), context(), DENSE)[0].total)(parameters)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), actual, expected)
+
+
+def test_the_folded_bias_is_the_subtraction_of_b_dec_from_the_input(architecture: Architecture) -> None:
+    """A transcoder's input stays as it is, so the same loss with its sites and x - b_dec for x has the subtraction itself."""
+    config: Any = architecture.example
+    parameters = in_general_position(architecture.init(config, PLANTED.sites, jax.random.key(0)))
+    if config.kind == "standard":
+        return  # It subtracts nothing.
+
+    def at_sites(parameters: Any, sites: Sites) -> Any:
+        return jax.tree.map(
+            lambda part: part.replace(sites=sites) if isinstance(part, Coder) else part,
+            parameters, is_leaf=lambda part: isinstance(part, Coder),
+        )  # fmt: skip
+
+    def folding(parameters: Any) -> jax.Array:
+        return architecture.loss(config, parameters, rows(), context(), DENSE)[0].total
+
+    def subtracting(parameters: Any) -> jax.Array:
+        b_dec = parameters.b_dec if isinstance(parameters, Coder) else parameters.coder.b_dec
+        there = at_sites(parameters, Sites((("in", D_IN),), (("out", D_IN),)))
+        return architecture.loss(config, there, Rows(rows().x - b_dec, rows().y), context(), DENSE)[0].total
+
+    expected, by_subtraction = jax.value_and_grad(subtracting)(parameters)
+    actual, by_bias = jax.value_and_grad(folding)(parameters)
+    assert float(actual) == pytest.approx(float(expected), abs=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), by_bias, by_subtraction)
 
 
 def test_gated_trains_its_encoder_as_unfrozen_and_its_decoder_as_without_the_auxiliary_term() -> None:
     config = gated.GatedConfig(d_sae=64)
-    parameters = in_general_position(gated.init(config, D_IN, jax.random.key(0)))
+    parameters = in_general_position(gated.init(config, PLANTED.sites, jax.random.key(0)))
 
     def gradients(aux: str) -> gated.GatedParameters:
         changed = config.model_copy(update={"aux": aux})
-        return jax.grad(lambda values: gated.loss(changed, values, rows(), context())[0].total)(parameters)
+        return jax.grad(lambda values: gated.loss(changed, values, rows(), context(), DENSE)[0].total)(parameters)
 
     full, unfrozen, off = gradients("full"), gradients("unfrozen"), gradients("off")
-    np.testing.assert_allclose(full.W_gate, unfrozen.W_gate, atol=1e-12)
-    np.testing.assert_allclose(full.W_dec, off.W_dec, atol=1e-12)
-    assert float(jnp.max(jnp.abs(full.W_gate - off.W_gate))) > 1e-3
-    assert float(jnp.max(jnp.abs(full.W_dec - unfrozen.W_dec))) > 1e-3
-    assert float(jnp.max(jnp.abs(full.b_dec - off.b_dec))) > 1e-3, "not frozen at the encoder's input"
+    np.testing.assert_allclose(full.coder.W_enc, unfrozen.coder.W_enc, atol=1e-12)
+    np.testing.assert_allclose(full.coder.W_dec, off.coder.W_dec, atol=1e-12)
+    assert float(jnp.max(jnp.abs(full.coder.W_enc - off.coder.W_enc))) > 1e-3
+    assert float(jnp.max(jnp.abs(full.coder.W_dec - unfrozen.coder.W_dec))) > 1e-3
+    assert float(jnp.max(jnp.abs(full.coder.b_dec - off.coder.b_dec))) > 1e-3, "not frozen at the encoder's input"
 
 
 def test_auxk_reconstructs_the_residual_from_the_largest_dead_latents_alone() -> None:
@@ -147,7 +179,7 @@ def test_auxk_reconstructs_the_residual_from_the_largest_dead_latents_alone() ->
     expected = ((residual - kept @ W_dec) ** 2).sum() / ((residual - residual.mean(axis=0)) ** 2).sum()
 
     def error(residual: Any, W_dec: Any) -> jax.Array:
-        return auxk_error(residual, jnp.asarray(z), jnp.asarray(acts), W_dec, jnp.asarray(is_dead), 2)
+        return auxk_error(residual, Latents(jnp.asarray(z), jnp.asarray(acts)), W_dec, jnp.asarray(is_dead), 2)
 
     arguments = jnp.asarray(residual), jnp.asarray(W_dec)
     assert float(error(*arguments)) == pytest.approx(expected)

@@ -1,12 +1,13 @@
-"""What is computed the same for many architectures, against values by hand: schedules, clipping, averages, detection."""
+"""What is computed the same for many architectures, against values by hand: schedules, clipping, averages."""
+
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_service.evaluation import feature_recovery
 from sae_service.numerics import geometric_median, spread
-from sae_service.sae.thresholded import follow_threshold
+from sae_service.sae.thresholded import ThresholdedCoder, followed
 from sae_service.schema import OptimizerConfig
 from sae_service.training import optimizer
 
@@ -38,23 +39,14 @@ def test_the_geometric_median_is_where_most_rows_are_and_not_drawn_away_by_one()
 
 
 def test_a_threshold_begins_at_the_first_batch_and_then_follows() -> None:
-    first = follow_threshold(jnp.array(-1.0), jnp.array(0.5), 0.1)
-    assert float(first) == pytest.approx(0.5)
-    assert float(follow_threshold(first, jnp.array(1.5), 0.1)) == pytest.approx(0.6)
-    assert float(follow_threshold(first, jnp.array(0.0), 0.1)) == pytest.approx(0.5), "nothing fired"
+    unseen: Any = ThresholdedCoder(None, jnp.array(0.0), jnp.array(0.0))  # pyright: ignore[reportArgumentType]
+    first = followed(unseen, jnp.array(0.5), 0.1)
+    assert float(first.threshold) == pytest.approx(0.5)
+    assert float(followed(first, jnp.array(1.5), 0.1).threshold) == pytest.approx(0.6)
+    assert float(followed(first, jnp.array(0.0), 0.1).threshold) == pytest.approx(0.5), "nothing fired"
+    assert followed(unseen, jnp.array(0.0), 0.1).has_seen == 0, "a batch in which nothing fires is none"
 
 
 @pytest.mark.parametrize(("n", "expected"), [(3, [0, 4, 8]), (10, list(range(10))), (100, list(range(10)))])
 def test_a_sample_is_spread_over_all_rows(n: int, expected: list[int]) -> None:
     assert spread(jnp.arange(10)[:, None] * 1.0, n)[:, 0].tolist() == expected
-
-
-def test_a_latent_detects_the_feature_that_it_resembles() -> None:
-    truth, learned = np.eye(2), np.array([[2.0, 0.1], [0.0, 1.0]])
-    present = np.array([[1, 0], [1, 1], [0, 1], [0, 1]], bool)
-    fires = np.array([[1, 0], [0, 1], [1, 0], [0, 0]], bool)
-    found = feature_recovery.detection(truth, learned, present, fires)
-    # The first latent fires twice, once rightly, of two occurrences; the second once, rightly, of three.
-    assert found["precision"] == pytest.approx((1 / 2 + 1) / 2)
-    assert found["recall"] == pytest.approx((1 / 2 + 1 / 3) / 2)
-    assert found["f1"] == pytest.approx((1 / 2 + 2 * (1 / 3) / (4 / 3)) / 2)

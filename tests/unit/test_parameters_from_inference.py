@@ -11,9 +11,9 @@ import pytest
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import InvalidSpec
 from sae_service.sae.architecture import Architecture
-from sae_service.sae.inference import InferenceSAE, unscaled
+from sae_service.sae.inference import InferenceSAE, at, unscaled
+from tests.planted import planted_rows, trained
 from tests.saes import random_sae, results, rows
-from tests.unit.test_every_architecture import planted_rows, trained
 
 X = rows()
 STARTS = {
@@ -24,11 +24,21 @@ STARTS = {
 }
 
 
+def plain(kind: str) -> InferenceSAE:
+    """A random SAE of one hook point."""
+    return random_sae(kind).replace(sites=at("hook", 6))
+
+
+def at_scale(sae: InferenceSAE, scale: float) -> InferenceSAE:
+    """The SAE for raw rows, of one that was trained on rows times a scale."""
+    return unscaled(sae, {"hook": scale}, {"hook": scale})
+
+
 def sae_with(choice: str) -> InferenceSAE:
     if choice in ("relu", "topk"):
-        return random_sae(choice).replace(**({"k": 4} if choice == "topk" else {}))
+        return plain(choice).replace(**({"k": 4} if choice == "topk" else {}))
     threshold = np.full(24, 0.4, np.float32) if choice == "one threshold" else np.linspace(0.1, 1, 24, dtype=np.float32)
-    return random_sae("relu").replace(threshold=threshold)
+    return plain("relu").replace(threshold=threshold)
 
 
 def with_norms(sae: InferenceSAE) -> InferenceSAE:
@@ -56,12 +66,12 @@ def on_device(parameters: Any) -> Any:
 def test_what_an_architecture_has_trained_it_can_start_from(kind: str) -> None:
     architecture: Architecture = ARCHITECTURES[kind]
     state, _ = trained(architecture, 30)
-    raw = unscaled(architecture.export(architecture.example, state.parameters), 0.1)
-    started = architecture.from_inference(architecture.example, unscaled(raw, 1 / 0.1))
+    raw = at_scale(architecture.export(architecture.example, state.parameters), 0.1)
+    started = architecture.from_inference(architecture.example, at_scale(raw, 1 / 0.1))
     assert jax.tree.structure(started) == jax.tree.structure(state.parameters)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(state.parameters)]
     assert [np.shape(leaf) for leaf in jax.tree.leaves(started)] == shapes
-    again = unscaled(architecture.export(architecture.example, on_device(started)), 0.1)
+    again = at_scale(architecture.export(architecture.example, on_device(started)), 0.1)
     x = planted_rows(64, seed=99) * 10
     np.testing.assert_allclose(results(again, x)[1], results(raw, x)[1], atol=1e-5 * float(np.abs(x).max()))
 
@@ -81,7 +91,7 @@ def test_decoder_norms_are_folded_where_that_changes_nothing(kind: str) -> None:
 
 
 def test_a_threshold_below_zero_is_none() -> None:
-    sae = random_sae("relu").replace(threshold=np.full(24, -0.3, np.float32))
+    sae = plain("relu").replace(threshold=np.full(24, -0.3, np.float32))
     np.testing.assert_allclose(results(exported_again("standard", sae), X)[1], results(sae, X)[1], atol=1e-5)
 
 
@@ -108,6 +118,6 @@ def test_norms_that_decide_which_latents_are_kept_are_refused() -> None:
 
 
 def test_an_infinite_threshold_is_refused() -> None:
-    sae = random_sae("relu").replace(threshold=np.full(24, math.inf, np.float32))
+    sae = plain("relu").replace(threshold=np.full(24, math.inf, np.float32))
     with pytest.raises(InvalidSpec, match="infinite"):
         exported_again("gated", sae)

@@ -25,3 +25,11 @@ def test_nul_in_a_spec_is_refused_with_the_place_of_the_string(spec: dict[str, A
         JobSpec.model_validate(spec)
     (error,) = refused.value.errors()
     assert pointer(error["loc"], spec) == place
+
+
+def test_the_text_that_is_trained_on_is_not_the_held_out_text(spec: dict[str, Any]) -> None:
+    spec["stream"]["dataset"]["held_out_split"] = "train"
+    with pytest.raises(ValidationError, match="leave it out to hold out a share of the documents") as refused:
+        JobSpec.model_validate(spec)
+    (error,) = refused.value.errors()
+    assert pointer(error["loc"], spec) == "/stream/dataset/held_out_split"

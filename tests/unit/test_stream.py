@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,9 +18,8 @@ from sae_service.activations.buffer import FillStart, TextHarvest, permutation
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.errors import DamagedCheckpoint, DataNotFound, Stopped, WrongVersion
+from sae_service.errors import DataNotFound, Stopped
 from sae_service.spec import DatasetSpec, StreamSpec
-from sae_service.storage import checkpoint
 
 BOS, CONTEXT = 0, 5
 few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -216,45 +214,3 @@ def test_reading_again_from_any_cursor_yields_the_same_rows(reader: PackedTokens
     stored = Cursor.model_validate_json(whole[index][1].model_dump_json())
     for (batch, _), (expected, _) in zip(reader.read(stored), whole[index:], strict=False):
         np.testing.assert_array_equal(batch, expected)
-
-
-def arrays(kind: Any) -> st.SearchStrategy[np.ndarray]:
-    """Arrays of a kind with up to three dimensions, empty ones too."""
-    shapes = st.lists(st.integers(0, 4), max_size=3)
-    return shapes.map(lambda shape: np.arange(np.prod(shape, dtype=int), dtype=kind).reshape(shape))
-
-
-ARRAYS = st.sampled_from([np.float32, np.int32, np.uint32]).flatmap(arrays)
-
-
-def test_a_checkpoint_of_another_release_is_no_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = {"a": np.zeros(3, np.float32)}
-    with monkeypatch.context() as other:
-        other.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-        files = checkpoint.to_files(state, {})
-    with pytest.raises(WrongVersion, match="release"):
-        checkpoint.from_files(files, like=state)
-
-
-def test_a_checkpoint_from_before_resuming_was_exact_says_what_may_be_wrong_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = {"a": np.zeros(3, np.float32)}
-    with monkeypatch.context() as older:
-        older.setattr(checkpoint, "FORMAT", checkpoint.FIRST_EXACT_FORMAT - 1)
-        files = checkpoint.to_files(state, {})
-    with pytest.raises(WrongVersion, match="more than once, some text may have been read twice"):
-        checkpoint.from_files(files, like=state)
-
-
-@given(state=st.dictionaries(st.text(alphabet="abc'[]", min_size=1, max_size=4), ARRAYS, max_size=4), step=st.integers(0, 2**53))
-@few
-def test_a_checkpoint_is_read_as_it_was_written_or_refused(state: dict[str, Any], step: int) -> None:
-    files = checkpoint.to_files(state, {"step": step})
-    read, values = checkpoint.from_files(files, like=state)
-    assert values == {"step": step}
-    assert jax.tree.structure(read) == jax.tree.structure(state)
-    assert all(np.array_equal(read[name], state[name]) and read[name].dtype == state[name].dtype for name in state)
-    with pytest.raises(DamagedCheckpoint):
-        checkpoint.from_files(files, like=state | {"another": np.zeros(1, np.float32)})
-    for name in state:
-        with pytest.raises(DamagedCheckpoint):
-            checkpoint.from_files(files, like=state | {name: state[name][None]})

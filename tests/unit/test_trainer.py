@@ -1,5 +1,6 @@
 """The training loop over several SAEs: what it reports, when it resamples, and that neither logging nor a stop matters."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,23 +11,25 @@ from pydantic import ValidationError
 
 from sae_service.architectures import ARCHITECTURES, p_annealing
 from sae_service.errors import NonFiniteLoss
+from sae_service.kernels.dense import DENSE
 from sae_service.sae.architecture import LossContext
+from sae_service.sae.coder import Coder, centred_bias
+from sae_service.sae.inference import at
 from sae_service.schema import OptimizerConfig
 from sae_service.spec import JobSpec
 from sae_service.storage import checkpoint
-from sae_service.training.loop import (
-    Trainer,
-    activation_scale,
-    fitted,
-    initial_state,
-    resampling_steps,
-    schedule_warnings,
-)
+from sae_service.storage.objects import Parts, Storage
+from sae_service.training import start
+from sae_service.training.loop import Trainer, resampling_steps, schedule_warnings
 from sae_service.training.optimizer import steps_of
-from tests.planted import BATCH, D_IN, planted_rows
+from sae_service.training.placement import placement
+from sae_service.training.step import TrainState
+from tests.planted import BATCH, D_IN, planted_rows, same
 
 ROW = {"sae", "step", "tokens", "loss", "l0", "fvu", "grad_norm", "dead_share", "learning_rate", "sparsity_scale",
        "tokens_per_s", "threshold_quantiles"}  # fmt: skip
+HOOK = "hook_synthetic"
+SITES = at(HOOK, D_IN)
 OPTIMIZER = {"lr": 3e-3, "lr_warm_up": 5, "lr_decay": 0, "sparsity_warm_up": 0}
 
 
@@ -34,7 +37,7 @@ def job(architectures: list[dict[str, Any]], n_steps: int, **changes: Any) -> Jo
     return JobSpec.model_validate({
         "stream": {"synthetic": {"n_features": 24, "d_in": D_IN}, "tokens": n_steps * BATCH, "batch": BATCH},
         "saes": [
-            {"name": item["kind"], "hook_name": "hook_synthetic", "architecture": item, "optimizer": OPTIMIZER,
+            {"name": item["kind"], "hook_name": HOOK, "architecture": item, "optimizer": OPTIMIZER,
              "dead_after_tokens": 2 * BATCH} for item in architectures
         ],
         "log_every": 1000,
@@ -45,16 +48,29 @@ def every_kind() -> list[dict[str, Any]]:
     return [architecture.example.model_dump() for architecture in ARCHITECTURES.values()]
 
 
-def trainer(spec: JobSpec, rows: list[dict[str, Any]], state: dict[str, Any] | None = None, n_steps: int = 0) -> Trainer:
-    states = state or {sae.name: initial_state(spec, sae, D_IN) for sae in spec.saes}
-    return Trainer(spec, states, {sae.name: 1.0 for sae in spec.saes}, rows.extend, n_steps)
+def begun(spec: JobSpec, rows: jax.Array, scale: float = 1.0) -> dict[str, TrainState]:
+    """The states of all SAEs before the first step, fitted to rows."""
+    return {
+        sae.name: start.drawn_and_fitted(spec, sae, SITES, {HOOK: scale}, {HOOK: rows}, placement(spec)) for sae in spec.saes
+    }
+
+
+def trainer(
+    spec: JobSpec, rows: list[dict[str, Any]], state: dict[str, Any] | None = None, n_steps: int = 0, scale: float = 1.0
+) -> Trainer:
+    states = state or begun(spec, planted_rows(1000), scale)
+    sites, scales = {sae.name: SITES for sae in spec.saes}, {sae.name: {HOOK: scale} for sae in spec.saes}
+    return Trainer(spec, sites, states, scales, placement(spec), rows.extend, n_steps)
 
 
 def train(training: Trainer, until: int) -> bytes:
     """Steps until `until`; returns the parameters as bytes."""
     while training.n_steps < until:
-        training.step({"hook_synthetic": planted_rows(BATCH, seed=training.n_steps)})
-    return checkpoint.to_files({name: state.parameters for name, state in training.states.items()}, {})[checkpoint.ARRAYS]
+        training.step({HOOK: planted_rows(BATCH, seed=training.n_steps)})
+    files = checkpoint.to_files({name: state.parameters for name, state in training.states.items()}, {})
+    arrays = files[checkpoint.ARRAYS]
+    assert isinstance(arrays, Parts)
+    return b"".join(arrays.parts())
 
 
 def test_logging_changes_no_architecture() -> None:
@@ -73,9 +89,8 @@ def test_logging_changes_no_architecture() -> None:
 def test_thresholds_are_reported_in_the_units_in_which_they_are_exported() -> None:
     rows: list[dict[str, Any]] = []
     spec = job([{"kind": "jumprelu", "d_sae": 64, "initial_threshold": 0.1}], 1)
-    states = {sae.name: initial_state(spec, sae, D_IN) for sae in spec.saes}
-    training = Trainer(spec, states, {"jumprelu": 0.05}, rows.extend)
-    training.step({"hook_synthetic": 20 * planted_rows(BATCH)})
+    training = trainer(spec, rows, scale=0.05)
+    training.step({HOOK: 20 * planted_rows(BATCH)})
     threshold = float(np.median(np.asarray(training.states["jumprelu"].parameters.threshold)))
     # Decoder rows begin at norm 0.5.
     assert rows[-1]["threshold_quantiles"][2] == pytest.approx(threshold * 0.5 / 0.05, rel=0.05)
@@ -89,23 +104,29 @@ RESAMPLED = [
 
 def with_dead_latents(spec: JobSpec) -> dict[str, Any]:
     """Initial states, one in three of whose latents never fires."""
-    states = {sae.name: initial_state(spec, sae, D_IN) for sae in spec.saes}
-    for name, bias in (("gated", "b_gate"), ("standard_tied", "b_enc")):
-        parameters = states[name].parameters
-        parameters = parameters.replace(**{bias: getattr(parameters, bias).at[::3].set(-50)})
-        states[name] = states[name].replace(parameters=parameters)
-    return states
+    states = begun(spec, planted_rows(1000))
+    gated, tied = states["gated"].parameters, states["standard_tied"].parameters
+    return {
+        "gated": states["gated"].replace(parameters=gated.replace(coder=silenced(gated.coder))),
+        "standard_tied": states["standard_tied"].replace(parameters=silenced(tied)),
+    }
 
 
-def test_a_stop_between_resamplings_changes_nothing_and_the_learning_rate_warms_up_again() -> None:
+def silenced(coder: Coder) -> Coder:
+    return coder.replace(b_enc=coder.b_enc.at[::3].set(-50))
+
+
+def test_a_stop_between_resamplings_changes_nothing_and_the_learning_rate_warms_up_again(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     spec = job(RESAMPLED, 20, log_every=1)
     whole = trainer(spec, rows, with_dead_latents(spec))
     expected = train(whole, 20)
     first = trainer(spec, [], with_dead_latents(spec))
     train(first, 9)  # in the middle of a warm-up
-    like = {sae.name: initial_state(spec, sae, D_IN) for sae in spec.saes}
-    states, _ = checkpoint.from_files(checkpoint.to_files(first.states, {}), like)
+    like = {sae.name: start.shapes(sae, SITES) for sae in spec.saes}
+    storage = Storage(tmp_path.as_uri())
+    storage.publish("first", checkpoint.to_files(first.states, {}))
+    states, _ = checkpoint.read(storage, "first", like)
     assert train(trainer(spec, [], states, n_steps=9), 20) == expected
 
     rates = {name: [row["learning_rate"] for row in rows if row["sae"] == name] for name in ("gated", "standard_tied")}
@@ -145,8 +166,7 @@ def test_one_with_a_point_is_the_whole_job_and_without_it_a_step() -> None:
 def test_an_sae_is_fitted_to_rows_from_all_of_a_fill() -> None:
     spec = job([ARCHITECTURES["topk"].example.model_dump()], 4)
     halves = jnp.concatenate([jnp.zeros((40_000, D_IN)), jnp.ones((60_000, D_IN))])
-    state = fitted(initial_state(spec, spec.saes[0], D_IN), spec.saes[0], 1.0, halves)
-    np.testing.assert_allclose(state.parameters.b_dec, 1, atol=1e-3)
+    np.testing.assert_allclose(begun(spec, halves)["topk"].parameters.b_dec, 1, atol=1e-3)
 
 
 def test_parameters_that_overflow_are_never_saved() -> None:
@@ -155,7 +175,7 @@ def test_parameters_that_overflow_are_never_saved() -> None:
         sae.model_copy(update={"optimizer": sae.optimizer.model_copy(update={"lr": 3e38, "lr_warm_up": 0})}) for sae in spec.saes
     )})  # fmt: skip
     training = trainer(spec, [])
-    training.step({"hook_synthetic": 100 * planted_rows(BATCH)})
+    training.step({HOOK: 100 * planted_rows(BATCH)})
     training.states["standard"] = training.states["standard"].replace(
         parameters=jax.tree.map(lambda leaf: leaf * 10, training.states["standard"].parameters)
     )
@@ -166,9 +186,9 @@ def test_parameters_that_overflow_are_never_saved() -> None:
 @pytest.mark.parametrize(("normalization", "expected"), [("unit_mean_square", 1.0), ("sqrt_d_in", 4.0), ("none", None)])
 def test_one_scalar_normalises_the_rows(normalization: str, expected: float | None) -> None:
     architecture = {"kind": "topk", "d_sae": 64, "k": 4}
-    sae = {"hook_name": "hook_synthetic", "architecture": architecture, "normalization": normalization}
+    sae = {"hook_name": HOOK, "architecture": architecture, "normalization": normalization}
     x = 7 * planted_rows(1000)
-    scale = activation_scale(job([architecture], 4, saes=[sae]).saes[0], x)
+    scale = start.measured_scales(job([architecture], 4, saes=[sae]), {HOOK: x})["topk_64"][HOOK]
     norms = jnp.linalg.norm(x * scale, axis=1)
     match normalization:
         case "unit_mean_square":
@@ -181,22 +201,22 @@ def test_one_scalar_normalises_the_rows(normalization: str, expected: float | No
 
 def test_p_falls_in_ten_steps_and_each_keeps_the_penalty_what_it_was() -> None:
     config = p_annealing.PAnnealingConfig(d_sae=64, lp_coefficient=1.0, p_end=0.2, anneal_start=0.0)
-    parameters, x, sparsity = p_annealing.init(config, D_IN, jax.random.key(0)), planted_rows(BATCH), []
-    measure = jax.jit(p_annealing.loss, static_argnums=0)
+    parameters, rows, sparsity = p_annealing.init(config, SITES, jax.random.key(0)), same(planted_rows(BATCH)), []
+    measure = jax.jit(p_annealing.loss, static_argnums=(0, 4))
     for step in range(220):
         context = LossContext(jnp.ones(()), jnp.zeros(64, bool), jnp.array(step / 220))
-        output, parameters = measure(config, parameters, x, context)
+        output, parameters = measure(config, parameters, rows, context, DENSE)
         sparsity.append(float(output.terms["sparsity"]))
     assert float(parameters.falls) == 10
     # The rows and the encoder stand still here: a falling p must not change the term at all.
     np.testing.assert_allclose(sparsity, sparsity[0], rtol=1e-3)
-    acts = jax.nn.relu(parameters.coder.encode(x))
+    acts = jax.nn.relu(rows.x @ parameters.coder.W_enc + centred_bias(parameters.coder))
     unscaled = p_annealing.power_penalty(acts, jnp.array(0.2))
     assert float(parameters.factor * unscaled) == pytest.approx(sparsity[0], rel=1e-3)
     assert float(parameters.factor) != pytest.approx(1, abs=0.1)
     # The job is extended to twice its length: what has been reached stays.
     for step in range(220, 440):
         context = LossContext(jnp.ones(()), jnp.zeros(64, bool), jnp.array(step / 440))
-        output, parameters = measure(config, parameters, x, context)
+        output, parameters = measure(config, parameters, rows, context, DENSE)
         assert float(output.terms["sparsity"]) == pytest.approx(sparsity[0], rel=1e-3)
     assert float(parameters.falls) == 10

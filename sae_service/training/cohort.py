@@ -1,0 +1,81 @@
+"""SAEs of one structure on the same hook points, which share every compiled function of training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sae_service.architectures import ARCHITECTURES
+from sae_service.sae.architecture import Architecture
+from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.schema import ArchitectureConfig
+from sae_service.spec import SAESpec
+from sae_service.training import metrics, optimizer
+from sae_service.training.step import Numbers, Served, TrainState, resample, step
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+compiled_step = jax.jit(step, static_argnums=(0, 1), donate_argnums=(2,))
+compiled_resample = jax.jit(resample, static_argnums=(0, 1), donate_argnums=(2,))
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What such SAEs have in common. They are stepped one by one, each on its own device, by the same program."""
+
+    architecture: Architecture
+    structure: ArchitectureConfig
+    sites: Sites
+
+    def served(self, rows: Mapping[str, Array], place: Any) -> Served:
+        """Their batch, of the rows by hook point, where they live."""
+        read = tuple(jax.device_put(rows[name], place) for name, _ in self.sites.read)
+        write = None if self.sites.is_autoencoder else tuple(jax.device_put(rows[name], place) for name, _ in self.sites.write)
+        return Served(read, write)
+
+    def step(self, state: TrainState, numbers: Numbers, served: Served) -> TrainState:
+        """The state after one step. `state` is consumed."""
+        return compiled_step(self.architecture, self.structure, state, numbers, served)
+
+    def resample(self, state: TrainState, numbers: Numbers, served: Served, key: Any) -> TrainState:
+        """The state with its dead latents started anew. `state` is consumed."""
+        return compiled_resample(self.architecture, self.structure, state, numbers, served, key)
+
+
+def cohort(sae: SAESpec, sites: Sites) -> Cohort:
+    """The cohort that an SAE belongs to; equal ones are one."""
+    return Cohort(ARCHITECTURES[sae.architecture.kind], sae.architecture.structure(), sites)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def public(architecture: Architecture, config: ArchitectureConfig, sites: Sites, parameters: Any) -> InferenceSAE:
+    """The public form, in units of the rows that it was trained on."""
+    return architecture.export(config, parameters).replace(sites=sites)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
+def reading(
+    architecture: Architecture, config: ArchitectureConfig, state: TrainState, numbers: Numbers
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state with an empty window, and what a row of metrics is made of. `state` is consumed."""
+    last = state.n_steps - 1
+    found = {
+        "window": state.window,
+        "dead_share": jnp.mean(state.tokens_since_fired > numbers.dead_after_tokens),
+        "learning_rate": optimizer.learning_rate(numbers.schedule, last),
+        "sparsity_scale": optimizer.sparsity_scale(numbers.schedule, last),
+        # Nothing else of the public form is computed.
+        "threshold_quantiles": jnp.quantile(architecture.export(config, state.parameters).threshold, jnp.array(QUANTILES)),
+    }
+    emptied = metrics.empty(tuple(state.window.terms), len(state.window.rows))
+    return state.replace(window=emptied), found
+
+
+@jax.jit
+def all_finite(state: TrainState) -> Array:
+    """Whether every parameter is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.parameters)]))
