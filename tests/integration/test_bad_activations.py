@@ -77,7 +77,7 @@ def test_the_job_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path, value:
     resumed = Recorder()
     with pytest.raises(NonFiniteLoss):
         pipeline.run(spec, storage, "job", resumed, resume_from=(last.key,))
-    assert not [message for _, message in resumed.events if "checkpoint" in message]
+    assert not [message for level, message in resumed.events if level != "info" and "checkpoint" in message]
     assert min([row["step"] for row in resumed.rows], default=24) > last.step
 
 
