@@ -51,11 +51,12 @@ def check_checkpoints(service: Service, job: Job, events: list[Event]) -> None:
 
 
 def check_metrics(service: Service, job: Job, spec: dict[str, Any]) -> None:
-    """One row for each SAE and each logged step, none twice and none missing."""
+    """One row for each SAE and each logged step, the last one included, none twice and none missing."""
     every, n_steps = spec["log_every"], spec["stream"]["tokens"] // spec["stream"]["batch"]
     names = sorted(sae["name"] for sae in spec["saes"])
     rows = [(row.step, row.sae) for row in service.client.metrics(job.id)]
-    assert rows == [(step, name) for step in range(every, n_steps + 1, every) for name in names]
+    steps = sorted({*range(every, n_steps + 1, every), n_steps})
+    assert rows == [(step, name) for step in steps for name in names]
 
 
 def check_quiet(service: Service) -> None:
