@@ -36,16 +36,16 @@ class RepeatedKills(Killing):
         self.at_once, self.longest_pause_s = at_once, longest_pause_s
         self._n_checkpoints = spec["stream"]["tokens"] // spec["checkpoints"]["every_tokens"]
         self._plans: dict[str, Plan] = {}
+        self._give_up_at = 0.0
 
     def run(self, n_jobs: int, n_kills: int) -> None:
         """The jobs, a few at once, to their ends."""
-        before = time.monotonic() + GIVE_UP_S
         while len(self.jobs) < n_jobs or self.open():
             while len(self.jobs) < n_jobs and len(self.open()) < self.at_once:
                 moments = self.history.random.sample(range(1, int(LAST_MOMENT * self._n_checkpoints)), n_kills)
                 self._plans[self.submit(self.specs[0]).job.id] = Plan(sorted(moments))
-                before = time.monotonic() + GIVE_UP_S
-            assert time.monotonic() < before, [following.job for following in self.open()]
+                self._give_up_at = time.monotonic() + GIVE_UP_S
+            assert time.monotonic() < self._give_up_at, [following.job for following in self.open()]
             self.look()
             for following in self.open():
                 if self._is_due(following):
@@ -70,3 +70,4 @@ class RepeatedKills(Killing):
         if mine and self.kill(mine[0], following):
             plan.last_attempt, plan.until = following.job.attempt, None
             del plan.moments[0]
+            self._give_up_at = time.monotonic() + GIVE_UP_S
