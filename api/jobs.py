@@ -148,6 +148,6 @@ def list_checkpoints(job_id: str, jobs: Jobs) -> Page[Checkpoint]:
 
 @router.get("/jobs/{job_id}/checkpoints/{checkpoint_id}")
 def get_checkpoint(job_id: str, checkpoint_id: str, jobs: Jobs) -> Checkpoint:
-    """One checkpoint; `latest` names the newest."""
+    """One checkpoint, by its id, or as `latest` (the newest) or `best` (the lowest held-out FVU)."""
     jobs.get(job_id)
     return jobs.checkpoint(job_id, checkpoint_id)

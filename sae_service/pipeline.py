@@ -11,20 +11,18 @@ import jax
 from sae_service import errors
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
-from sae_service.architectures import ARCHITECTURES
-from sae_service.evaluation.on_synthetic import evaluate_synthetic, observer
-from sae_service.evaluation.on_text import evaluate
-from sae_service.sae.inference import InferenceSAE, Sites, unscaled
+from sae_service.evaluation.held_out import HeldOut, SAEs, score
+from sae_service.evaluation.on_synthetic import HeldOutRows, observer
+from sae_service.evaluation.on_text import HeldOutText
+from sae_service.sae.inference import Sites
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
-from sae_service.storage.checkpoint_writer import CheckpointWriter, on_host, snapshot
+from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
 from sae_service.storage.objects import Content, Storage
 from sae_service.storage.provenance import provenance
 from sae_service.training import memory, start
-from sae_service.training.cohort import public
 from sae_service.training.loop import Trainer, schedule_warnings
 from sae_service.training.placement import Placement, placement
-from sae_service.training.start import Initial
 from sae_service.training.step import TrainState
 
 
@@ -46,7 +44,10 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint. Each SAE's files are below `saes/<name>/`; a final one has their metrics."""
+    """A published checkpoint. Each SAE's files are below `saes/<name>/`; `metrics` are held-out ones by SAE, if there are.
+
+    `score` is what the best one has least of; see `held_out.score`.
+    """
 
     key: str
     step: int
@@ -54,6 +55,7 @@ class Checkpoint:
     is_final: bool
     files: list[dict[str, str | int]]
     metrics: dict[str, Any]
+    score: float | None
 
 
 def run(
@@ -134,61 +136,67 @@ class _Training:
         self.setting, self.job, self.source = setting, setting.job, setting.source
         self.storage, self.prefix, self.reporter = storage, prefix, reporter
         self.position = StreamPosition.model_validate(values["position"])
-        self.states, self.scales, self.saved_step = states, values["scales"], values["n_steps"]
+        self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
+        # How far the last checkpoint is: its steps, and whether it has held-out figures.
+        self.saved = (self.n_steps, False)
         self.alive = alive
         self.trainer: Trainer | None = None
         self.writer = CheckpointWriter()
-        self.initial = {} if self.saved_step else self.read_initial()
+        self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         self.provenance = provenance(self.job, jax.devices()[0].device_kind) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
         harvest = self.source.harvest(self.position.fill_start)
         self.stream = ActivationStream(self.job.stream, harvest, self.position, alive, self.source.row_bytes)
 
-    def read_initial(self) -> dict[str, Initial]:
-        """What SAEs of the job start from, by name, for a job that is at its beginning."""
-        return {
-            sae.name: start.load(sae, index, self.source.widths)
-            for index, sae in enumerate(self.job.saes)
-            if sae.initial is not None
-        }
-
     def train(self, should_stop: Callable[[], bool]) -> bool:
-        """Trains to the end, or to the next step at which it should stop. Returns whether the end was reached."""
+        """Trains to the end, or until it should stop, and saves that. Returns whether the end was reached."""
+        try:
+            self.steps(should_stop)
+        except errors.Stopped:
+            self.save()
+            self.writer.finish()
+            return False
+        # A checkpoint of the last step has only the evaluation before it.
+        self.trainer = self.trainer or self.begin({}, should_stop)
+        return True
+
+    def steps(self, should_stop: Callable[[], bool]) -> None:
+        """All steps that are left. Raises Stopped."""
         for fill in self.stream.fills(should_stop):
             if self.trainer is None:
-                self.trainer = self.begin(fill.rows)
+                self.trainer = self.begin(fill.rows, should_stop)
+                # An attempt may have been stopped as it measured the SAEs.
+                self.look()
             for batch, position in self.stream.batches(fill):
                 if should_stop():
-                    self.save_and_wait()
-                    return False
+                    raise errors.Stopped
                 self.writer.check()
                 self.trainer.step(batch)
                 self.alive()
                 self.position = position
-                is_last = self.trainer.n_steps == self.job.stream.n_steps
-                if not is_last and self.is_due(self.trainer.n_steps):
-                    self.save()
-        if (self.trainer.n_steps if self.trainer else self.saved_step) < self.job.stream.n_steps:
-            self.save_and_wait()
-            return False
-        # A checkpoint of the last step has only the evaluation before it.
-        self.trainer = self.trainer or self.begin({})
-        return True
+                self.look()
+        if (self.trainer.n_steps if self.trainer else self.n_steps) < self.job.stream.n_steps:
+            raise errors.Stopped
 
-    def is_due(self, n_steps: int) -> bool:
-        """Whether a checkpoint is to be written after so many steps."""
-        every = self.job.checkpoint_every_steps
-        return self.writer.is_due() if every is None else n_steps % every == 0
+    def look(self) -> None:
+        """Reports and saves what it is time for. Raises Stopped."""
+        assert self.trainer is not None
+        self.trainer.look()
+        n_steps, every = self.trainer.n_steps, self.job.checkpoint_every_steps
+        is_due = self.writer.is_due() if every is None else n_steps % every == 0
+        if n_steps < self.job.stream.n_steps and (is_due or self.trainer.held_out):
+            self.save()
 
-    def begin(self, rows: dict[str, Any]) -> Trainer:
+    def begin(self, rows: dict[str, Any], should_stop: Callable[[], bool]) -> Trainer:
         """The trainer, fitted to the first fill, which is complete before its first row is served: that uses up none."""
-        if self.saved_step == 0:
+        if self.n_steps == 0:
             self.scales = start.measured_scales(self.job, rows)
             self.states = {sae.name: self.started(sae, rows) for sae in self.job.saes}
         observe = observer(self.job) if self.job.stream.synthetic else None
         at, places = self.setting.sites, self.setting.placement
-        return Trainer(self.job, at, self.states, self.scales, places, self.reporter.metrics, self.saved_step, observe)
+        evaluate = partial(self.measured, should_stop=should_stop)
+        return Trainer(self.job, at, self.states, self.scales, places, self.reporter.metrics, self.n_steps, observe, evaluate)
 
     def started(self, sae: SAESpec, rows: dict[str, Any]) -> TrainState:
         """The state of one SAE before its first step: what it is to start from, or else drawn and fitted to the rows."""
@@ -201,45 +209,41 @@ class _Training:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint. Raises Stopped."""
         assert self.trainer is not None
         self.trainer.check()
-        trained_s, tokens_per_s, values = self.trainer.seconds(), self.trainer.tokens_per_s(), self.values()
-        dead_shares = {sae.name: self.trainer.dead_share(sae) for sae in self.job.saes}
+        trained_s, figures, values = self.trainer.seconds(), self.trainer.figures(), self.values()
         state = snapshot(self.trainer.states)
         # From here on the device is the evaluation's.
         self.trainer.states.clear()
         try:
-            measured = self.evaluated(state, should_stop)
+            parameters = {name: found.parameters for name, found in state.items()}
+            saes = {sae.name: partial(self.trainer.exported, sae, parameters) for sae in self.job.saes}
+            measured = self.measured(saes, should_stop)
         except BaseException:
             # What has been trained is not lost with its evaluation.
             self.writer.finish()
-            if values["n_steps"] > self.saved_step:
-                self.publish(state, values)
+            if values["n_steps"] > self.saved[0]:
+                self.publish(state, values, {})
             raise
-        for name, figures in measured.items():
-            figures |= {"dead_share": dead_shares[name], "tokens_per_s": tokens_per_s}
         self.writer.finish()
         if self.writer.waited_s:
             share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
             self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")
-        return self.publish(state, values, measured)
+        return self.publish(state, values, {name: found | figures[name] for name, found in measured.items()})
 
-    def evaluated(self, states: dict[str, TrainState], should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """The held-out metrics of each SAE, by its name, of states on the host."""
-        saes = {sae.name: partial(self.exported, sae, states) for sae in self.job.saes}
-        if self.source.model is None:
-            return evaluate_synthetic(self.job, saes, should_stop)
+    def measured(self, saes: SAEs, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """The held-out metrics of each SAE, by its name. Raises Stopped."""
 
         def ends_here() -> bool:
             self.alive()
             return should_stop()
 
-        return evaluate(self.job.stream, self.job.evaluation.tokens, self.source.model, saes, ends_here)
+        return self.held_out.evaluate(saes, ends_here)
 
-    def exported(self, sae: SAESpec, states: dict[str, TrainState]) -> InferenceSAE:
-        """The public form of one SAE, for raw activations, on the host: training may have filled the device."""
-        with on_host():
-            architecture, sites = ARCHITECTURES[sae.architecture.kind], self.setting.sites[sae.name]
-            found = jax.device_get(public(architecture, sae.architecture, sites, states[sae.name].parameters))
-        return unscaled(found, self.scales[sae.name], self.scales[sae.name])
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """The rows that no SAE is trained on."""
+        if self.source.model is None:
+            return HeldOutRows(self.job)
+        return HeldOutText(self.job.stream, self.job.evaluation.tokens, self.source.model)
 
     def values(self) -> dict[str, Any]:
         """What a checkpoint holds beside the arrays."""
@@ -252,49 +256,43 @@ class _Training:
         }
 
     def save(self) -> None:
-        """Publishes a checkpoint if there has been a step since the last one, while training goes on."""
-        if self.trainer is not None and self.trainer.n_steps > self.saved_step:
-            self.saved_step = self.trainer.n_steps
+        """Publishes a checkpoint while training goes on, if the last one does not have it all."""
+        if self.trainer is not None and self.saved < (now := (self.trainer.n_steps, bool(self.trainer.held_out))):
+            self.saved = now
             # The steps that are still being computed are no cost of the checkpoint.
             jax.block_until_ready(self.trainer.states)
             self.writer.write(self.prepare)
-
-    def save_and_wait(self) -> None:
-        """Publishes a checkpoint of the last step, unless there is one, and waits for it."""
-        self.save()
-        self.writer.finish()
 
     def prepare(self) -> Callable[[], Checkpoint]:
         """Copies what a checkpoint needs. Returns what is left to do: to publish it."""
         assert self.trainer is not None
         self.trainer.check()
-        state, values = snapshot(self.trainer.states), self.values()
-        return partial(self.publish, state, values)
+        return partial(self.publish, snapshot(self.trainer.states), self.values(), self.trainer.held_out)
 
     def files(
-        self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any] | None
+        self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]
     ) -> Iterator[tuple[str, Content]]:
         """The files of a checkpoint: the state, then those of each SAE, which are made when it is their turn."""
+        assert self.trainer is not None
         yield from checkpoint.to_files(states, values).items()
+        parameters = {name: state.parameters for name, state in states.items()}
         for sae in self.job.saes:
-            found = artifacts.to_files(self.exported(sae, states), self.job, sae, self.provenance)
-            if metrics is not None:
+            found = artifacts.to_files(self.trainer.exported(sae, parameters), self.job, sae, self.provenance)
+            if metrics:
                 found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
             for name in sorted(found):
                 yield f"saes/{sae.name}/{name}", found.pop(name)
 
-    def publish(
-        self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any] | None = None
-    ) -> Checkpoint:
+    def publish(self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]) -> Checkpoint:
         """Writes the state and the SAEs under a key of their own, and reports them once they are complete.
 
         Args:
-            metrics: the held-out metrics by SAE, which make it the final checkpoint.
+            metrics: the held-out metrics by SAE; those of the last step make it the final checkpoint.
         """
         n_steps = values["n_steps"]
         key = f"{self.prefix}/step-{n_steps:09d}-{uuid4().hex[:12]}"
         entries = self.storage.publish(key, self.files(states, values, metrics))
-        tokens = n_steps * self.job.stream.batch
-        written = Checkpoint(key, n_steps, tokens, metrics is not None, entries, metrics or {})
+        tokens, is_final = n_steps * self.job.stream.batch, bool(metrics) and n_steps == self.job.stream.n_steps
+        written = Checkpoint(key, n_steps, tokens, is_final, entries, metrics, score(self.job, n_steps, metrics))
         self.reporter.checkpoint(written)
         return written

@@ -14,6 +14,7 @@ from sae_service.jobs.records import Checkpoint, Event, Job, Worker
 
 BARS = " ▁▂▃▄▅▆▇█"
 FOUND = 0.9
+HELD_OUT = {"fvu": "held-out fvu", "l0": "held-out l0", "ce_loss_recovered": "recovered"}
 RESULTS = ("l0", "fvu", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
 
@@ -74,9 +75,10 @@ def workers(found: Iterable[Worker]) -> Table:
 
 def checkpoints(found: Iterable[Checkpoint]) -> Table:
     """One line for each checkpoint."""
-    table = Table("checkpoint", "step", "tokens", "saved", box=None)
+    table = Table("checkpoint", "step", "tokens", "saved", "held-out fvu", "name", box=None)
     for one in found:
-        table.add_row(one.id, f"{one.step:,}", f"{one.tokens:,}", clock(one.created_at))
+        fvu = "" if one.score is None else number(one.score)
+        table.add_row(one.id, f"{one.step:,}", f"{one.tokens:,}", clock(one.created_at), fvu, ", ".join(one.names))
     return table
 
 
@@ -165,9 +167,12 @@ def _follow_with_bar(changes: Iterable[Job], console: Console) -> Job | None:
 
 
 def _follow_with_lines(changes: Iterable[Job], console: Console) -> Job | None:
-    last, said = None, ("", -1)
+    last, said, shown = None, ("", -1), ""
     for last in changes:
         progress = last.progress
+        if progress and (measured := held_out(progress)) != shown:
+            shown = measured
+            console.print(measured, highlight=False)
         share = 10 * progress.tokens // progress.total_tokens if progress else 0
         if (last.status, share) != said:
             said = (last.status, share)
@@ -177,8 +182,19 @@ def _follow_with_lines(changes: Iterable[Job], console: Console) -> Job | None:
 
 
 def figures(progress: records.Progress) -> Table:
-    """Loss, FVU and L0 of each SAE while it trains."""
-    table = Table("sae", "loss", "fvu", "l0", box=None)
+    """Loss, FVU and L0 of each SAE while it trains, and its last held-out figures if there are."""
+    table = Table("sae", "loss", "fvu", "l0", *(HELD_OUT.values() if progress.held_out else ()), box=None)
     for name, row in progress.metrics.items():
-        table.add_row(name, *(number(row.get(metric)) for metric in ("loss", "fvu", "l0")))
+        measured = progress.held_out.get(name)
+        shown = [] if measured is None else [number(measured.get(metric)) for metric in HELD_OUT]
+        table.add_row(name, *(number(row.get(metric)) for metric in ("loss", "fvu", "l0")), *shown)
     return table
+
+
+def held_out(progress: records.Progress) -> str:
+    """The last held-out figures of each SAE, in a line each."""
+    return "\n".join(
+        f"held out at step {figures['step']:,}: {name} "
+        + ", ".join(f"{metric} {number(figures[metric])}" for metric in HELD_OUT if metric in figures)
+        for name, figures in progress.held_out.items()
+    )

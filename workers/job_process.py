@@ -97,8 +97,10 @@ class Report:
             "tokens": first["tokens"],
             "total_tokens": self.total_tokens,
             "tokens_per_s": first["tokens_per_s"],
-            "metrics": {row["sae"]: row for row in rows},
+            "metrics": {row["sae"]: {name: row[name] for name in row if name != "held_out"} for row in rows},
         }
+        if "held_out" in first:
+            progress["held_out"] = {row["sae"]: {"step": row["step"], **row["held_out"]} for row in rows}
         self.say({"kind": "metrics", "rows": rows, "progress": progress})
 
     def checkpoint(self, written: Any) -> None:

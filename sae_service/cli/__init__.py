@@ -205,7 +205,7 @@ def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson
 def download(
     job_id: JobId,
     output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id.")] = "latest",
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
     format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = OWN_FORMAT,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,

@@ -44,7 +44,7 @@ def fork(
         list[str] | None,
         typer.Option("--set", help="SAE.FIELD=VALUE: a number of its optimizer or architecture, such as a.lr=1e-4."),
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id.")] = "latest",
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
     tokens: Annotated[int | None, typer.Option(help="Tokens in all. Default: as many as the job's.")] = None,
     idempotency_key: IdempotencyKey = None,
     url: Url = DEFAULT_URL,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sae_service.activations.model import LanguageModel
 from sae_service.errors import InvalidSpec
 from sae_service.evaluation import feature_recovery
-from sae_service.evaluation.on_text import evaluate
+from sae_service.evaluation.on_text import HeldOutText
 from sae_service.formats.folder import load
 from sae_service.sae.inference import InferenceSAE, Sites, at
 from sae_service.spec import StreamSpec
@@ -46,7 +46,7 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
             if width != found[name]:
                 raise InvalidSpec(f"the SAE {verb} rows of {width} numbers, and those of {name} have {found[name]}")
     model.check_order(sites.reads, sites.writes)
-    return finite_or_null(evaluate(spec, spec.tokens, model, {"sae": lambda: sae.replace(sites=sites)})["sae"])
+    return finite_or_null(HeldOutText(spec, spec.tokens, model).evaluate({"sae": lambda: sae.replace(sites=sites)})["sae"])
 
 
 def _sites(sae: InferenceSAE, hook_name: str) -> Sites:

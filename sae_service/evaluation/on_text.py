@@ -1,8 +1,8 @@
 """What a finished SAE is worth, on held-out text: reconstruction, sparsity and what it does to the model's loss."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.errors import DataNotFound, Stopped
+from sae_service.evaluation.held_out import SAEs, ShouldStop
 from sae_service.evaluation.tally import Tally
 from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
@@ -73,83 +74,77 @@ def held_out_batches(stream: StreamSpec, n_tokens: int, model: LanguageModel) ->
             return
 
 
-@dataclass
-class HeldOut:
+class HeldOutText:
     """The held-out text, and the losses that no SAE changes, each computed once. All of it lies on the host."""
 
-    model: LanguageModel
-    batches: list[Batch]
-    should_stop: Callable[[], bool]
-    _known: dict[tuple[str, ...], float] = field(default_factory=dict)
+    def __init__(self, stream: StreamSpec, n_tokens: int, model: LanguageModel) -> None:
+        """Reads the text. Raises DataNotFound if there is not one row of it.
 
-    def clean(self) -> float:
-        """The sum of the model's losses."""
-        return self.zeroed(())
+        Args:
+            stream: its held-out text, context_size, prompts and excluded tokens are used.
+        """
+        self._model = model
+        self._batches = list(held_out_batches(stream, n_tokens, model))
+        self._n_predicted = sum(batch.n_predicted for batch in self._batches)
+        self._zeroed: dict[tuple[str, ...], float] = {}
+        if not self._n_predicted:
+            raise DataNotFound(
+                f"the held-out text is shorter than one row of {stream.context_size} tokens.",
+                param="/stream/dataset",
+                hint="Name a held_out_split or raise held_out_share.",
+            )
 
-    def zeroed(self, hook_names: tuple[str, ...]) -> float:
-        """The sum of the losses with zeros at all these hook points."""
-        if hook_names not in self._known:
-            self._known[hook_names] = self.total(lambda batch: self.model.zeroed_losses(batch.tokens, batch.keep, hook_names))
-        return self._known[hook_names]
+    def evaluate(self, saes: SAEs, should_stop: ShouldStop = lambda: False) -> dict[str, Any]:
+        """Metrics of each SAE, by its name.
 
-    def total(self, losses: Callable[[Batch], Float[np.ndarray, "prompts predicted"]]) -> float:
-        """The sum of the losses that count, over all batches. Raises Stopped."""
+        A position counts for the cross-entropies if neither its own token nor the next one is excluded; excluded
+        positions are left unspliced. One SAE at a time is loaded and lies on the device.
+
+        Args:
+            saes: what loads each SAE, for raw activations and with its sites, by the SAE's name.
+            should_stop: asked before every forward pass.
+
+        Raises:
+            Stopped: it should stop before it has read all.
+        """
+        return {name: self._measured(jax.device_put(load(), jax.devices()[0]), should_stop) for name, load in saes.items()}
+
+    def _measured(self, sae: InferenceSAE, should_stop: ShouldStop) -> dict[str, Any]:
+        """The metrics of one SAE: those of `reconstruction`, and those of the model's loss:
+
+        ce_loss, _sae, _zero: mean next-token loss in nats, clean, spliced, zeroed. delta_ce_loss: sae - clean.
+        ce_loss_recovered: (zero - sae) / (zero - clean). All of them are about every hook point that the SAE writes.
+        """
+        sites = sae.sites
+        assert sites is not None, "an SAE is measured where it reads and writes"
+        tally = Tally()
+        clean, zero = self._loss_with_zeros((), should_stop), self._loss_with_zeros(sites.writes, should_stop)
+        spliced = self._mean(partial(_spliced, self._model, sae, sites, tally), should_stop)
+        return {
+            "ce_loss": clean,
+            "ce_loss_sae": spliced,
+            "ce_loss_zero": zero,
+            "delta_ce_loss": spliced - clean,
+            "ce_loss_recovered": (zero - spliced) / (zero - clean) if zero != clean else math.nan,
+            **reconstruction(tally.sums, sites.writes),
+        }
+
+    def _loss_with_zeros(self, hook_names: tuple[str, ...], should_stop: ShouldStop) -> float:
+        """The model's loss with zeros at all these hook points."""
+        if hook_names not in self._zeroed:
+            self._zeroed[hook_names] = self._mean(
+                lambda batch: self._model.zeroed_losses(batch.tokens, batch.keep, hook_names), should_stop
+            )
+        return self._zeroed[hook_names]
+
+    def _mean(self, losses: Callable[[Batch], Float[np.ndarray, "prompts predicted"]], should_stop: ShouldStop) -> float:
+        """The mean of the losses that count, over all batches. Raises Stopped."""
         total = 0.0
-        for batch in self.batches:
-            if self.should_stop():
+        for batch in self._batches:
+            if should_stop():
                 raise Stopped
             total += batch.counted(losses(batch))
-        return total
-
-
-def evaluate(
-    stream: StreamSpec, n_tokens: int, model: LanguageModel, saes: Mapping[str, Callable[[], InferenceSAE]],
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:  # fmt: skip
-    """Metrics of each SAE on held-out text, by its name.
-
-    A position counts for the cross-entropies if neither its own token nor the next one is excluded; excluded
-    positions are left unspliced. One SAE at a time is loaded and lies on the device.
-
-    Args:
-        stream: its held-out text, context_size, prompts and excluded tokens are used.
-        saes: what loads each SAE, for raw activations and with its sites, by the SAE's name.
-        should_stop: asked before every forward pass.
-
-    Raises:
-        DataNotFound: there is not one row of held-out text.
-        Stopped: it should stop before it has read all.
-    """
-    held_out = HeldOut(model, list(held_out_batches(stream, n_tokens, model)), should_stop)
-    if not any(batch.n_predicted for batch in held_out.batches):
-        raise DataNotFound(
-            f"the held-out text is shorter than one row of {stream.context_size} tokens.",
-            param="/stream/dataset",
-            hint="Name a held_out_split or raise held_out_share.",
-        )
-    return {name: _measured(held_out, jax.device_put(load(), jax.devices()[0])) for name, load in saes.items()}
-
-
-def _measured(held_out: HeldOut, sae: InferenceSAE) -> dict[str, Any]:
-    """The metrics of one SAE: those of `reconstruction`, and those of the model's loss:
-
-    ce_loss, _sae, _zero: mean next-token loss in nats, clean, spliced, zeroed. delta_ce_loss: sae - clean.
-    ce_loss_recovered: (zero - sae) / (zero - clean). All of them are about every hook point that the SAE writes.
-    """
-    sites = sae.sites
-    assert sites is not None, "an SAE is measured where it reads and writes"
-    tally, n_predicted = Tally(), sum(batch.n_predicted for batch in held_out.batches)
-    clean = held_out.clean() / n_predicted
-    zero = held_out.zeroed(sites.writes) / n_predicted
-    spliced = held_out.total(partial(_spliced, held_out.model, sae, sites, tally)) / n_predicted
-    return {
-        "ce_loss": clean,
-        "ce_loss_sae": spliced,
-        "ce_loss_zero": zero,
-        "delta_ce_loss": spliced - clean,
-        "ce_loss_recovered": (zero - spliced) / (zero - clean) if zero != clean else math.nan,
-        **reconstruction(tally.sums, sites.writes),
-    }
+        return total / self._n_predicted
 
 
 def _spliced(

@@ -14,7 +14,7 @@ from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE, TERMINAL
-from sae_service.jobs.rows import add_event, add_status_event, new_id, now, storable
+from sae_service.jobs.rows import add_event, add_status_event, best_step, new_id, now, storable
 
 MAX_CRASHES = 3
 STOPPING = "worker_stopping"
@@ -102,7 +102,7 @@ class Attempt:
     def metrics(self, rows: list[dict[str, Any]], progress: dict[str, Any]) -> None:
         """Records one row for each SAE, all of one step; what an earlier attempt has for it and later ones is replaced."""
         table = db.metrics
-        with self._owned() as (connection, _):
+        with self._owned() as (connection, row):
             # A fixed number of statements: each is a journey to the database, and checkpoints wait behind.
             saes = [row["sae"] for row in rows]
             here = (table.c.job_id == self.job_id, table.c.sae.in_(saes), table.c.step >= rows[0]["step"])
@@ -110,7 +110,9 @@ class Attempt:
             added = [{"job_id": self.job_id, "sae": row["sae"], "step": row["step"], "data": row} for row in rows]
             # As one statement with many rows, not as many: their driver lets the server wait for us for ever afterwards.
             connection.execute(sa.insert(table).values(added))
-            values = {"progress": {**progress, "updated_at": now()}}
+            known = (row.progress or {}).get("held_out", {})
+            progress = {"held_out": known if _is_past(known, rows[0]["step"]) else {}, **progress, "updated_at": now()}
+            values = {"progress": progress}
             connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(values))
 
     def commit(self, checkpoint: dict[str, Any], keep: int) -> list[str]:
@@ -144,12 +146,14 @@ class Attempt:
         return connection.execute(query).one_or_none() is not None
 
     def _retire(self, connection: sa.Connection, keep: int) -> list[str]:
-        """Forgets the checkpoints before the last `keep` ones; a final one counts beside them, and one that another job
-        has yet to go on from stays.
+        """Forgets the checkpoints before the last `keep` ones; a final one and the best one count beside them, and one that
+        another job has yet to go on from stays.
         """
         table, columns = db.checkpoints, db.jobs.c
+        best = best_step(connection, self.job_id)
         needed = sa.select(columns.id).where(columns.origin_key == table.c.key, columns.status.not_in(TERMINAL))
         mine = sa.select(table.c.step).where(table.c.job_id == self.job_id, ~table.c.is_final, ~needed.exists())
+        mine = mine if best is None else mine.where(table.c.step != best)
         old = connection.execute(mine.order_by(table.c.step.desc()).offset(keep)).scalars().all()
         return self._forget(connection, table.c.step.in_(old))
 
@@ -199,6 +203,11 @@ class Attempt:
             if row is None:
                 raise LeaseLost(f"attempt {self.number} at job {self.job_id} is over")
             yield connection, row
+
+
+def _is_past(held_out: dict[str, Any], step: int) -> bool:
+    """Whether held-out figures are of no step that is yet to come (again)."""
+    return all(figures["step"] <= step for figures in held_out.values())
 
 
 def promised(connection: sa.Connection, keys: Iterable[str]) -> set[str]:

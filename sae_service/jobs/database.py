@@ -96,6 +96,8 @@ checkpoints = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("files", sa.JSON, nullable=False),
     sa.Column("metrics", sa.JSON, nullable=False),
+    # What the best one has least of, if it was measured.
+    sa.Column("score", sa.Float),
     sa.UniqueConstraint("job_id", "step"),
 )
 

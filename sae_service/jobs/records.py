@@ -22,7 +22,9 @@ class Failure(Frozen):
 
 
 class Progress(Frozen):
-    """How far a job is. `metrics` holds the latest row of each SAE, by name."""
+    """How far a job is. `metrics` holds the latest row of each SAE, by name, and `held_out` its latest held-out figures, with
+    their step, if it is measured during training.
+    """
 
     step: int
     total_steps: int
@@ -30,6 +32,7 @@ class Progress(Frozen):
     total_tokens: int
     tokens_per_s: float
     metrics: dict[str, dict[str, Any]]
+    held_out: dict[str, dict[str, Any]] = Field(default={})
     updated_at: int
 
 
@@ -84,7 +87,9 @@ class Event(Frozen):
 
 
 class MetricsRow(Frozen):
-    """The training metrics of one SAE at one step, means over the steps since the row before."""
+    """The training metrics of one SAE at one step, means over the steps since the row before; `held_out` in them are figures
+    of held-out text, where it was time for those.
+    """
 
     sae: str
     step: int
@@ -100,7 +105,9 @@ class FileEntry(Frozen):
 
 
 class Checkpoint(Frozen):
-    """A saved state, and each SAE below `saes/<name>/`. A final one carries the held-out metrics by SAE."""
+    """A saved state, and each SAE below `saes/<name>/`. `metrics` are held-out ones by SAE: a final one has them, and one
+    that was written as the SAEs were measured during training.
+    """
 
     id: str
     object: Literal["job.checkpoint"] = "job.checkpoint"
@@ -109,6 +116,13 @@ class Checkpoint(Frozen):
     step: int
     tokens: int
     is_final: bool
+    names: tuple[Literal["latest", "best"], ...] = Field(
+        default=(), description="What it can be asked for by, beside its id. best: the lowest score."
+    )
+    score: float | None = Field(
+        default=None, description="Mean held-out FVU of the job's SAEs; none if they were not measured, or before the sparsity "
+        "penalty has come to its full strength.",
+    )  # fmt: skip
     metrics: dict[str, dict[str, Any]]
     files: tuple[FileEntry, ...]
     key: str = Field(exclude=True)

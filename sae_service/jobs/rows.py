@@ -37,9 +37,17 @@ def _estimate(row: sa.Row[Any]) -> int | None:
     return progress.updated_at + round((progress.total_tokens - progress.tokens) / progress.tokens_per_s)
 
 
-def to_checkpoint(row: sa.Row[Any]) -> Checkpoint:
+def to_checkpoint(row: sa.Row[Any], is_latest: bool, is_best: bool) -> Checkpoint:
     """The record of one row of `checkpoints`."""
-    return Checkpoint.model_validate(dict(row._mapping))
+    names = [name for name, is_it in (("latest", is_latest), ("best", is_best)) if is_it]
+    return Checkpoint.model_validate(dict(row._mapping) | {"names": names})
+
+
+def best_step(connection: sa.Connection, job_id: str) -> int | None:
+    """The step of a job's best checkpoint: the one with the lowest score, the latest of equals; None without scores."""
+    table = db.checkpoints
+    query = sa.select(table.c.step).where(table.c.job_id == job_id, table.c.score.is_not(None))
+    return connection.execute(query.order_by(table.c.score, table.c.step.desc()).limit(1)).scalar_one_or_none()
 
 
 def add_event(

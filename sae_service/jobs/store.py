@@ -13,7 +13,7 @@ from sae_service.jobs.attempts import end_job, requeue
 from sae_service.jobs.presence import is_present, workers
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import TERMINAL, Checkpoint, Event, Job, MetricsRow, Worker
-from sae_service.jobs.rows import add_status_event, new_id, now, to_checkpoint, to_job
+from sae_service.jobs.rows import add_status_event, best_step, new_id, now, to_checkpoint, to_job
 
 LATEST_CHECKPOINT = (
     sa.select(db.checkpoints.c.id)
@@ -236,12 +236,13 @@ class JobStore:
         query = sa.select(table).where(table.c.job_id == job_id).order_by(table.c.step.desc())
         with self._database.transaction() as connection:
             rows = connection.execute(query).all()
-        return [to_checkpoint(row) for row in rows]
+            best = best_step(connection, job_id)
+        return [to_checkpoint(row, is_latest=row is rows[0], is_best=row.step == best) for row in rows]
 
     def checkpoint(self, job_id: str, checkpoint_id: str) -> Checkpoint:
-        """One checkpoint of a job; "latest" names the newest. Raises NotFound."""
+        """One checkpoint of a job, by its id or one of its names. Raises NotFound."""
         for found in self.checkpoints(job_id):
-            if checkpoint_id in (found.id, "latest"):
+            if checkpoint_id in (found.id, *found.names):
                 return found
         raise NotFound(f"job {job_id} has no checkpoint {checkpoint_id}")
 

@@ -30,13 +30,17 @@ class CheckpointSpec(Frozen):
     every_tokens: int = Field(
         default=0, ge=0, description="Tokens between two checkpoints; 0: by the clock, every two to ten minutes of training."
     )
-    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept beside the last one of the job.")
+    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept beside the final and the best one of the job.")
 
 
 class EvaluationSpec(Frozen):
-    """How much held-out text the finished SAEs are measured on."""
+    """How the SAEs are measured on held-out text: all of them at the end, and during training if the user wants that."""
 
     tokens: int = Field(default=65_536, gt=0, description="Held-out tokens; all that there are, if fewer.")
+    every_tokens: int = Field(
+        default=0, ge=0, description="Tokens of training between two evaluations, each of which comes with a checkpoint; 0: at "
+        "the end only.",
+    )  # fmt: skip
 
 
 class JobSpec(Frozen):
@@ -92,6 +96,11 @@ class JobSpec(Frozen):
         """Steps between two checkpoints, or None if the clock decides."""
         tokens = self.checkpoints.every_tokens
         return max(1, tokens // self.stream.batch) if tokens else None
+
+    def is_evaluated_after(self, n_steps: int) -> bool:
+        """Whether the SAEs are measured in the middle of training, after so many steps; after the last they always are."""
+        tokens = self.evaluation.every_tokens
+        return tokens > 0 and 0 < n_steps < self.stream.n_steps and n_steps % max(1, tokens // self.stream.batch) == 0
 
     def dead_after_tokens(self, sae: SAESpec) -> int:
         """Tokens without firing after which a latent of `sae` counts as dead."""

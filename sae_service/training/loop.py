@@ -1,8 +1,9 @@
 """The training loop over several SAEs that share one stream."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sae_service.errors import NonFiniteLoss
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE, Sites, unscaled
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
+from sae_service.storage.checkpoint_writer import on_host
 from sae_service.training import metrics, optimizer
 from sae_service.training.cohort import Cohort, all_finite, cohort, public, reading
 from sae_service.training.placement import Placement
@@ -62,9 +64,18 @@ class Member:
     resampled_at: frozenset[int]
 
 
+Evaluate = Callable[[Mapping[str, Callable[[], InferenceSAE]]], dict[str, Any]]
+"""What measures SAEs on held-out rows, by what loads each of them; raises Stopped."""
+
+
 @dataclass
 class Trainer:
-    """The states of all SAEs of a job, and the steps on them."""
+    """The states of all SAEs of a job, the steps on them, and the looks at them.
+
+    Attributes:
+        held_out: the held-out figures of each SAE as it is now, by name; empty unless a look has measured them.
+        evaluate: what a look measures with.
+    """
 
     job: JobSpec
     sites: dict[str, Sites]
@@ -74,8 +85,11 @@ class Trainer:
     report: Callable[[list[dict[str, Any]]], None]
     n_steps: int = 0
     observe: Callable[[InferenceSAE], dict[str, Any]] | None = None
+    evaluate: Evaluate | None = None
+    held_out: dict[str, Any] = field(default_factory=dict)
     _members: list[Member] = field(default_factory=list)
     _started: tuple[float, int] | None = None
+    _evaluated_s: float = 0.0
 
     def __post_init__(self) -> None:
         for sae in self.job.saes:
@@ -84,7 +98,7 @@ class Trainer:
             self._members.append(Member(sae, cohort(sae, sites), numbers, resampling_steps(self.job, sae)))
 
     def step(self, rows: dict[str, Float[Array, "batch d_in"]]) -> None:
-        """One step of every SAE on the rows of its hook points; reports metrics every `log_every` steps."""
+        """One step of every SAE on the rows of its hook points."""
         here: dict[tuple[Any, Any], Served] = {}
         for member in self._members:
             name, place = member.spec.name, self.placement.by_sae[member.spec.name]
@@ -93,14 +107,57 @@ class Trainer:
                 here[key] = member.cohort.served(rows, place)
             self.states[name] = member.cohort.step(self.states[name], member.numbers, here[key])
         self.n_steps += 1
+        self.held_out = {}
         for member in self._members:
             if self.n_steps in member.resampled_at:
                 self._resample(member, here[member.cohort.sites, self.placement.by_sae[member.spec.name]])
         if self._started is None:
             jax.block_until_ready(self.states)
             self._started = time.monotonic(), self.n_steps
-        if self.n_steps % self.job.log_every == 0 or self.n_steps == self.job.stream.n_steps:
-            self.report([self._read(member) for member in self._members])
+
+    def look(self) -> None:
+        """Reports what has happened since the last look, if it is time for metrics or for held-out figures.
+
+        Raises Stopped before it has taken anything: a job that goes on from here looks again.
+        """
+        is_evaluated = self.evaluate is not None and self.job.is_evaluated_after(self.n_steps)
+        is_last = self.n_steps == self.job.stream.n_steps
+        if not (is_evaluated or is_last or self.n_steps % self.job.log_every == 0) or self._is_read():
+            return
+        if is_evaluated:
+            self.held_out = self._measured()
+        rows = [self._read(member) for member in self._members]
+        self.report([row | ({"held_out": self.held_out[row["sae"]]} if is_evaluated else {}) for row in rows])
+
+    def _is_read(self) -> bool:
+        """Whether there has been no step since the last look, of whatever attempt."""
+        return all(int(state.window.n_steps) == 0 for state in self.states.values())
+
+    def _measured(self) -> dict[str, Any]:
+        assert self.evaluate is not None
+        began = time.monotonic()
+        parameters = {name: state.parameters for name, state in self.states.items()}
+        figures = self.evaluate({sae.name: partial(self.exported, sae, parameters) for sae in self.job.saes})
+        self._evaluated_s += time.monotonic() - began
+        return {name: found | self.figures()[name] for name, found in figures.items()}
+
+    def exported(self, sae: SAESpec, parameters: Mapping[str, Any]) -> InferenceSAE:
+        """The public form of one SAE, for raw activations, on the host: training may have filled the device.
+
+        Args:
+            parameters: of every SAE, by its name.
+        """
+        with on_host():
+            cohort, mine = self._cohort(sae), jax.device_get(parameters[sae.name])
+            found = jax.device_get(public(cohort.architecture, sae.architecture, cohort.sites, mine))
+        return unscaled(found, self.scales[sae.name], self.scales[sae.name])
+
+    def _cohort(self, sae: SAESpec) -> Cohort:
+        return next(member.cohort for member in self._members if member.spec is sae)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """What training knows of each SAE that is worth having beside its held-out figures."""
+        return {sae.name: {"dead_share": self.dead_share(sae), "tokens_per_s": self.tokens_per_s()} for sae in self.job.saes}
 
     def _resample(self, member: Member, served: Served) -> None:
         sae = member.spec
@@ -109,8 +166,8 @@ class Trainer:
         self.states[sae.name] = member.cohort.resample(self.states[sae.name], member.numbers, served, key)
 
     def seconds(self) -> float:
-        """Time since the first step of this attempt."""
-        return 0.0 if self._started is None else time.monotonic() - self._started[0]
+        """Time since the first step of this attempt, without that of evaluations."""
+        return 0.0 if self._started is None else time.monotonic() - self._started[0] - self._evaluated_s
 
     def tokens_per_s(self) -> float:
         """Trained tokens per second since the first step of this attempt."""

@@ -54,6 +54,7 @@ class MemoryPlan:
             "step": "Lower stream.batch or d_sae.",
             "fills": "Lower stream.buffer_bytes or stream.buffer_rows.",
             "model": "Load the model in another dtype, or take a smaller one.",
+            "evaluation": "Lower stream.prompts or d_sae, or leave evaluation.every_tokens out.",
         }[largest]
         if limit is not None and self.peak > limit:
             there = f"the device has {readable(limit)}; {largest} take the most."
@@ -83,6 +84,8 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
         evaluations.append(parameters + 4 * job.stream.prompts * job.stream.context_size * (3 * d_sae + 4 * at.d_write))
     fill = job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes
     device = {"states": max(states.values()), "step": max(steps), "fills": 2 * fill, "model": model_bytes}
+    if job.evaluation.every_tokens:
+        device["evaluation"] = max(evaluations)
     all_states = sum(states.values())
     return MemoryPlan(device, max(evaluations), all_states + all_states // 3)
 

@@ -161,6 +161,11 @@ def check(spec: SAESpec, index: int, widths: Mapping[str, int]) -> None:
         load(spec, index, widths)
 
 
+def load_all(job: JobSpec, widths: Mapping[str, int]) -> dict[str, Initial]:
+    """What the SAEs of a job start from that name something, by their names."""
+    return {sae.name: load(sae, index, widths) for index, sae in enumerate(job.saes) if sae.initial is not None}
+
+
 def load(spec: SAESpec, index: int, widths: Mapping[str, int]) -> Initial:
     """What the SAE at `index` starts from. Raises InvalidSpec, with the field's pointer, if that is not possible."""
     assert spec.initial is not None

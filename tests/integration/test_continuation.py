@@ -69,7 +69,7 @@ def test_a_job_that_was_trained_but_not_evaluated_is_tried_again_without_a_step(
         raise DataNotFound("the held-out rows have gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(pipeline, "evaluate_synthetic", fails)
+        broken.setattr(pipeline.HeldOutRows, "evaluate", fails)
         with pytest.raises(DataNotFound):
             train(tmp_path, spec)
     (saved,) = tmp_path.glob(f"jobs/test/step-*{3 * FILL}-*")
@@ -126,13 +126,13 @@ def test_a_fork_that_meets_another_storage_than_its_checkpoint_was_written_to_is
 
 
 def test_the_speed_of_training_is_not_that_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = pipeline.evaluate_synthetic
+    really = pipeline.HeldOutRows.evaluate
 
     def slow(*arguments: Any) -> Any:
         time.sleep(3)
         return really(*arguments)
 
-    monkeypatch.setattr(pipeline, "evaluate_synthetic", slow)
+    monkeypatch.setattr(pipeline.HeldOutRows, "evaluate", slow)
     recorder, _ = train(tmp_path, JobSpec.model_validate(job(3 * FILL)))
     assert recorder.checkpoints[-1].metrics["standard"]["tokens_per_s"] > 0.5 * recorder.rows[-1]["tokens_per_s"]
 

@@ -14,7 +14,7 @@ import torch
 from sae_service.activations.model import LanguageModel
 from sae_service.errors import DataNotFound, Stopped
 from sae_service.evaluation import on_text
-from sae_service.evaluation.on_text import evaluate, held_out_batches
+from sae_service.evaluation.on_text import HeldOutText, held_out_batches
 from sae_service.sae.inference import InferenceSAE, Sites, at
 from sae_service.spec import StreamSpec
 from tests.conftest import DEMO
@@ -130,7 +130,7 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def measured(model: LanguageModel, stream: StreamSpec) -> dict[str, dict[str, Any]]:
-    return evaluate(stream, N_TOKENS, model, {name: lambda sites=sites: sae_at(sites) for name, sites in SITES.items()})
+    return HeldOutText(stream, N_TOKENS, model).evaluate({name: lambda sites=sites: sae_at(sites) for name, sites in SITES.items()})
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,9 @@ def test_each_structure_is_compiled_once_whatever_the_text(model: LanguageModel,
     assert len({int(batch.keep.sum()) for batch in batches}) == 3, "batches of which different shares are kept"
     on_text.reconstructed.clear_cache()
     where = {"a": at(*EARLY), "b": at(*LATE), "c": SITES["transcoder"]}
-    evaluate(stream, N_TOKENS, model, {name: lambda sites=sites: sae_at(sites) for name, sites in where.items()})
+    HeldOutText(stream, N_TOKENS, model).evaluate({name: lambda sites=sites: sae_at(sites) for name, sites in where.items()})
     assert on_text.reconstructed._cache_size() == 1, "one structure and one width, at three places"
-    evaluate(stream, N_TOKENS, model, {"d": lambda: sae_at(SITES["crosscoder"])})
+    HeldOutText(stream, N_TOKENS, model).evaluate({"d": lambda: sae_at(SITES["crosscoder"])})
     assert on_text.reconstructed._cache_size() == 2
 
 
@@ -188,7 +188,7 @@ def test_one_sae_at_a_time_lies_on_the_device(model: LanguageModel, stream: Stre
         held.append(sum(array.shape in {(128, D_SAE), (D_SAE, 128)} for array in jax.live_arrays()))
         return sae_at(SITES["sae"], seed)
 
-    found = evaluate(stream, N_TOKENS, model, {str(seed): lambda seed=seed: loaded(seed) for seed in range(3)})
+    found = HeldOutText(stream, N_TOKENS, model).evaluate({str(seed): lambda seed=seed: loaded(seed) for seed in range(3)})
     assert held == [0, 0, 0]
     assert found["0"]["fvu"] != found["1"]["fvu"]
 
@@ -196,6 +196,6 @@ def test_one_sae_at_a_time_lies_on_the_device(model: LanguageModel, stream: Stre
 def test_no_held_out_text_is_refused_and_a_stop_is_heeded(model: LanguageModel, stream: StreamSpec, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "short"}) + "\n")
     with pytest.raises(DataNotFound, match="shorter than one row"):
-        evaluate(stream_of(tmp_path / "text.jsonl"), N_TOKENS, model, {"a": lambda: sae_at(SITES["sae"])})
+        HeldOutText(stream_of(tmp_path / "text.jsonl"), N_TOKENS, model).evaluate({"a": lambda: sae_at(SITES["sae"])})
     with pytest.raises(Stopped):
-        evaluate(stream, N_TOKENS, model, {"a": lambda: sae_at(SITES["sae"])}, lambda: True)
+        HeldOutText(stream, N_TOKENS, model).evaluate({"a": lambda: sae_at(SITES["sae"])}, lambda: True)

@@ -9,7 +9,7 @@ import pytest
 from sae_service.activations import synthetic
 from sae_service.errors import Stopped
 from sae_service.evaluation import on_synthetic
-from sae_service.evaluation.on_synthetic import evaluate_synthetic
+from sae_service.evaluation.on_synthetic import HeldOutRows
 from sae_service.sae.inference import InferenceSAE, Sites
 from sae_service.spec import JobSpec
 
@@ -72,7 +72,7 @@ def error_of_best_line(values: np.ndarray[Any, Any], strengths: np.ndarray[Any, 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Any]]:
-    return evaluate_synthetic(job(), {name: lambda sites=sites: imperfect(sites) for name, sites in WRITTEN.items()})
+    return HeldOutRows(job()).evaluate({name: lambda sites=sites: imperfect(sites) for name, sites in WRITTEN.items()})
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -122,11 +122,11 @@ def test_saes_of_one_structure_share_a_program_and_no_two_lie_on_the_device() ->
         return imperfect(WRITTEN["crosscoder"])
 
     on_synthetic._sums.clear_cache()
-    evaluate_synthetic(job(), dict.fromkeys("abc", loaded))
+    HeldOutRows(job()).evaluate(dict.fromkeys("abc", loaded))
     assert held == [0, 0, 0]
     assert on_synthetic._sums._cache_size() == 1, "the control of random directions is of the same structure"
 
 
 def test_it_stops_between_two_chunks() -> None:
     with pytest.raises(Stopped):
-        evaluate_synthetic(job(), {"a": lambda: imperfect(WRITTEN["sae"])}, lambda: True)
+        HeldOutRows(job()).evaluate({"a": lambda: imperfect(WRITTEN["sae"])}, lambda: True)

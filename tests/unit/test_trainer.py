@@ -67,6 +67,7 @@ def train(training: Trainer, until: int) -> bytes:
     """Steps until `until`; returns the parameters as bytes."""
     while training.n_steps < until:
         training.step({HOOK: planted_rows(BATCH, seed=training.n_steps)})
+        training.look()
     files = checkpoint.to_files({name: state.parameters for name, state in training.states.items()}, {})
     arrays = files[checkpoint.ARRAYS]
     assert isinstance(arrays, Parts)
@@ -91,6 +92,7 @@ def test_thresholds_are_reported_in_the_units_in_which_they_are_exported() -> No
     spec = job([{"kind": "jumprelu", "d_sae": 64, "initial_threshold": 0.1}], 1)
     training = trainer(spec, rows, scale=0.05)
     training.step({HOOK: 20 * planted_rows(BATCH)})
+    training.look()
     threshold = float(np.median(np.asarray(training.states["jumprelu"].parameters.threshold)))
     # Decoder rows begin at norm 0.5.
     assert rows[-1]["threshold_quantiles"][2] == pytest.approx(threshold * 0.5 / 0.05, rel=0.05)
