@@ -137,8 +137,7 @@ class _Training:
         self.storage, self.prefix, self.reporter = storage, prefix, reporter
         self.position = StreamPosition.model_validate(values["position"])
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
-        # How far the last checkpoint is: its steps, and whether it has held-out figures.
-        self.saved = (self.n_steps, False)
+        self.saved = (self.n_steps, False)  # the steps of the last checkpoint, and whether it has held-out figures
         self.alive = alive
         self.trainer: Trainer | None = None
         self.writer = CheckpointWriter()
@@ -164,6 +163,7 @@ class _Training:
     def steps(self, should_stop: Callable[[], bool]) -> None:
         """All steps that are left. Raises Stopped."""
         for fill in self.stream.fills(should_stop):
+            memory.give_back()
             if self.trainer is None:
                 self.trainer = self.begin(fill.rows, should_stop)
                 # An attempt may have been stopped as it measured the SAEs.
@@ -212,7 +212,9 @@ class _Training:
         trained_s, figures, values = self.trainer.seconds(), self.trainer.figures(), self.values()
         state = snapshot(self.trainer.states)
         # From here on the device is the evaluation's.
+        self.stream.close()
         self.trainer.states.clear()
+        memory.give_back()
         try:
             parameters = {name: found.parameters for name, found in state.items()}
             saes = {sae.name: partial(self.trainer.exported, sae, parameters) for sae in self.job.saes}

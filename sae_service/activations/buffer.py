@@ -5,12 +5,13 @@ Its content is a function of where the fill started to read, so a position is al
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import torch
-from jaxtyping import Int
+from jaxtyping import Array, Int, UInt
 
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens
@@ -20,6 +21,7 @@ from sae_service.schema import Frozen
 
 EMPTY_PASSES = 1000
 """After so many forward passes in a row without a kept position there will be none."""
+Number = UInt[Array, ""]
 
 
 class FillStart(Frozen):
@@ -89,7 +91,12 @@ class TextHarvest:
             )
 
 
-def permutation(seed: int, fill_index: int, n_rows: int) -> Int[np.ndarray, " n_rows"]:
+def permutation(seed: int, fill_index: int, n_rows: int) -> Int[Array, " n_rows"]:
     """The order in which the rows of one fill are served; all hook points share it."""
+    return _permutation(jnp.uint32(seed), jnp.uint32(fill_index), n_rows)
+
+
+@partial(jax.jit, static_argnums=2)
+def _permutation(seed: Number, fill_index: Number, n_rows: int) -> Int[Array, " n_rows"]:
     key: Any = jax.random.fold_in(jax.random.key(seed), fill_index)
-    return np.asarray(jax.random.permutation(key, n_rows))
+    return jax.random.permutation(key, n_rows)

@@ -133,10 +133,12 @@ class LanguageModel:
         hooks = [(name, partial(hook, edit=edit)) for name, edit in (edits or {}).items()]
         with self._lock, torch.inference_mode():
             logits = self.bridge.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits")
-            found = torch.nn.functional.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-            )
-        return found.view(len(ids), -1).cpu().numpy()
+            # One prompt at a time: with a large vocabulary the logits are the most that there is, and these are copies of them.
+            found = [
+                torch.nn.functional.cross_entropy(prompt[:-1].float(), predicted[1:], reduction="none")
+                for prompt, predicted in zip(logits, ids, strict=True)
+            ]
+        return torch.stack(found).cpu().numpy()
 
     def spliced_losses(
         self, tokens: Int[np.ndarray, "prompts context_size"], keep: Bool[np.ndarray, "prompts context_size"], sites: Sites,

@@ -58,7 +58,8 @@ class ActivationStream:
             row_bytes: of one row of every hook point.
         """
         self._steps_in_fill = spec.steps_in_fill(row_bytes)
-        self.spec, self.position, self._harvest, self._alive = spec, position, harvest, alive
+        self.spec, self.position, self._alive = spec, position, alive
+        self._harvest: Harvest | None = harvest
         self._closed = threading.Event()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="harvest")
         self._next = self._read_ahead(position)
@@ -72,8 +73,9 @@ class ActivationStream:
     def _fill(self, position: StreamPosition) -> Fill:
         # Both the rows and their order depend on how many there are.
         n_batches = position.n_batches or min(self._steps_in_fill, self.spec.n_steps - position.steps_before)
+        assert self._harvest is not None
         rows, fill_start = self._harvest.fill(n_batches * self.spec.batch, self._ends_here)
-        order = jnp.asarray(permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch))
+        order = permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch)
         following = StreamPosition(
             fill_index=position.fill_index + 1,
             fill_start=fill_start,
@@ -103,6 +105,7 @@ class ActivationStream:
             yield {name: _take(rows, fill.order, index * batch, batch) for name, rows in fill.rows.items()}, after
 
     def close(self) -> None:
-        """Stops reading ahead and waits for the forward pass in flight."""
+        """Stops reading ahead, waits for the forward pass in flight, and lets go of what was read."""
         self._closed.set()
         self._reader.shutdown()
+        self._harvest = self._next = None

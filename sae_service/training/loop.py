@@ -16,7 +16,7 @@ from sae_service.sae.inference import InferenceSAE, Sites, unscaled
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage.checkpoint_writer import on_host
-from sae_service.training import metrics, optimizer
+from sae_service.training import memory, metrics, optimizer
 from sae_service.training.cohort import Cohort, all_finite, cohort, public, reading
 from sae_service.training.placement import Placement
 from sae_service.training.start import Scales, column_scales
@@ -113,6 +113,8 @@ class Trainer:
                 self._resample(member, here[member.cohort.sites, self.placement.by_sae[member.spec.name]])
         if self._started is None:
             jax.block_until_ready(self.states)
+            # What compiling took.
+            memory.give_back()
             self._started = time.monotonic(), self.n_steps
 
     def look(self) -> None:

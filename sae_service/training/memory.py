@@ -1,5 +1,6 @@
 """How much memory a job needs, before its first step: on the fullest device, and on the host."""
 
+import ctypes
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from sae_service.training.placement import Placement
 DENSE_COPIES = 7
 """Arrays of [batch, d_sae] that live at once in a step; compiled steps were found to need 3 to 7."""
 GIB = 1 << 30
+C_LIBRARY = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,12 @@ def readable(n_bytes: int) -> str:
 def size_of(tree: Any) -> int:
     """Bytes of all leaves, arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def give_back() -> None:
+    """Returns freed memory of the host to the system, where the C library keeps it: between two phases it is much."""
+    if hasattr(C_LIBRARY, "malloc_trim"):
+        C_LIBRARY.malloc_trim(0)
 
 
 def device_limit() -> int | None:
