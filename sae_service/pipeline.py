@@ -45,7 +45,6 @@ class Reporter(Protocol):
 @dataclass(frozen=True)
 class Checkpoint:
     """A published checkpoint. Each SAE's files are below `saes/<name>/`; `metrics` are held-out ones by SAE, if there are.
-
     `score` is what the best one has least of; see `held_out.score`.
     """
 
@@ -138,9 +137,8 @@ class _Training:
         self.position = StreamPosition.model_validate(values["position"])
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.saved = (self.n_steps, False)  # the steps of the last checkpoint, and whether it has held-out figures
-        self.alive = alive
         self.trainer: Trainer | None = None
-        self.writer = CheckpointWriter()
+        self.alive, self.writer = alive, CheckpointWriter()
         self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         self.provenance = provenance(self.job, jax.devices()[0].device_kind) | {"initial": self.hashes}
@@ -274,10 +272,11 @@ class _Training:
     def files(
         self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]
     ) -> Iterator[tuple[str, Content]]:
-        """The files of a checkpoint: the state, then those of each SAE, which are made when it is their turn."""
+        """The files of a checkpoint: the state, then those of each SAE, made when it is their turn. `states` is consumed."""
         assert self.trainer is not None
         yield from checkpoint.to_files(states, values).items()
         parameters = {name: state.parameters for name, state in states.items()}
+        states.clear()
         for sae in self.job.saes:
             found = artifacts.to_files(self.trainer.exported(sae, parameters), self.job, sae, self.provenance)
             if metrics:
@@ -289,6 +288,7 @@ class _Training:
         """Writes the state and the SAEs under a key of their own, and reports them once they are complete.
 
         Args:
+            states: on the host; consumed.
             metrics: the held-out metrics by SAE; those of the last step make it the final checkpoint.
         """
         n_steps = values["n_steps"]

@@ -1,6 +1,7 @@
 """SAEs with random weights, for tests of what is written and read."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from sae_service.architectures import ARCHITECTURES
 from sae_service.formats.file_format import Description
 from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.storage.objects import Content
 from tests.planted import fresh, steps
 
 KINDS = ("relu", "jumprelu", "topk")
@@ -87,3 +89,8 @@ def results_in_float64(sae: InferenceSAE, x: np.ndarray[Any, Any]) -> tuple[np.n
         acts = np.where(acts >= np.sort(acts, axis=1)[:, -sae.k, None], acts, 0)
     bypass = 0 if sae.W_skip is None else x.astype(np.float64) @ np.asarray(sae.W_skip, np.float64)
     return acts, acts @ W_dec + b_dec + bypass
+
+
+def in_memory(files: Mapping[str, Content]) -> dict[str, bytes]:
+    """The files as a reader gets them."""
+    return {name: content if isinstance(content, bytes) else b"".join(content.pieces()) for name, content in files.items()}

@@ -78,6 +78,12 @@ def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
 
 def to_own_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
     """The two files of any SAE: as SAELens has them, or under a name of our own where it has none."""
+    config, tensors = content(sae, description)
+    return {CONFIG: config, WEIGHTS: save(tensors)}
+
+
+def content(sae: InferenceSAE, description: Description) -> tuple[bytes, Tensors]:
+    """What `to_own_files` writes: the config, and the arrays of the weights."""
     kind, tensors = _kind(sae, description), arrays(sae)
     d_in, d_sae = tensors["W_enc"].shape
     is_autoencoder = form(sae, description) == "autoencoder"
@@ -106,8 +112,7 @@ def to_own_files(sae: InferenceSAE, description: Description) -> dict[str, bytes
         },
     }
     turned = {**tensors, "W_skip": tensors["W_skip"].T} if "W_skip" in tensors else tensors
-    weights = save({name: np.ascontiguousarray(turned[name]) for name in _SHAPES[kind]})
-    return {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
+    return json.dumps(config, indent=1).encode(), {name: np.ascontiguousarray(turned[name]) for name in _SHAPES[kind]}
 
 
 def _kind(sae: InferenceSAE, description: Description) -> str:

@@ -108,7 +108,7 @@ def unscaled(sae: InferenceSAE, read_scales: Mapping[str, float], write_scales: 
     latents come out in units of the first hook point that is written, whose decoder columns stay as they are.
     """
     assert sae.sites is not None
-    read, write = _spread(sae.sites.read, read_scales), _spread(sae.sites.write, write_scales)
+    read, write = columns(sae.sites.read, read_scales), columns(sae.sites.write, write_scales)
     unit = np.float32(write_scales[sae.sites.write[0][0]])
     return sae.replace(
         W_enc=_times(sae.W_enc, (read / unit)[:, None]),
@@ -120,8 +120,8 @@ def unscaled(sae: InferenceSAE, read_scales: Mapping[str, float], write_scales: 
     )
 
 
-def _spread(widths: Widths, scales: Mapping[str, float]) -> np.ndarray:
-    """One scale for each column."""
+def columns(widths: Widths, scales: Mapping[str, float]) -> np.ndarray:
+    """One scale for each column of rows that lie side by side."""
     return np.concatenate([np.full(width, scales[name], np.float32) for name, width in widths])
 
 

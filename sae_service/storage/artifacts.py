@@ -12,6 +12,8 @@ from sae_service.formats import FORMATS, saelens
 from sae_service.formats.file_format import Description
 from sae_service.sae.inference import InferenceSAE
 from sae_service.spec import JobSpec, SAESpec
+from sae_service.storage import arrays
+from sae_service.storage.objects import Content
 
 CONFIG, WEIGHTS, METRICS, PROVENANCE = saelens.CONFIG, saelens.WEIGHTS, "metrics.json", "provenance.json"
 
@@ -29,9 +31,10 @@ def description(job: JobSpec, spec: SAESpec) -> Description:
     )
 
 
-def to_files(sae: InferenceSAE, job: JobSpec, spec: SAESpec, provenance: dict[str, Any]) -> dict[str, bytes]:
-    """The files of one SAE by name."""
-    return saelens.to_own_files(sae, description(job, spec)) | {PROVENANCE: json.dumps(provenance, indent=1).encode()}
+def to_files(sae: InferenceSAE, job: JobSpec, spec: SAESpec, provenance: dict[str, Any]) -> dict[str, Content]:
+    """The files of one SAE by name. The weights are read when they are written, and never copied."""
+    config, tensors = saelens.content(sae, description(job, spec))
+    return {CONFIG: config, WEIGHTS: arrays.to_parts(tensors), PROVENANCE: json.dumps(provenance, indent=1).encode()}
 
 
 def from_files(files: dict[str, bytes]) -> InferenceSAE:

@@ -20,7 +20,7 @@ from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import FORMATS, folder
 from sae_service.numerics import spread
 from sae_service.sae.architecture import Architecture, Rows
-from sae_service.sae.inference import InferenceSAE, Sites, unscaled
+from sae_service.sae.inference import InferenceSAE, Sites, columns, unscaled
 from sae_service.schema import ArchitectureConfig, Normalization
 from sae_service.spec import InitialSpec, JobSpec, SAESpec
 from sae_service.training.placement import Placement
@@ -81,11 +81,7 @@ def _drawn_and_fitted(
 
 def column_scales(sites: Sites, scales: Scales) -> tuple[np.ndarray, np.ndarray]:
     """One scale for each column that is read, and for each that is written."""
-
-    def spread_out(widths: tuple[tuple[str, int], ...]) -> np.ndarray:
-        return np.concatenate([np.full(width, scales[name], np.float32) for name, width in widths])
-
-    return spread_out(sites.read), spread_out(sites.write)
+    return columns(sites.read, scales), columns(sites.write, scales)
 
 
 @jax.jit

@@ -25,7 +25,7 @@ from sae_service.schema import FormatName
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
-from sae_service.storage.objects import Storage
+from sae_service.storage.objects import Content, Storage
 from tests.saes import random_sae
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def job_id(api: TestClient, settings: Settings, spec: dict[str, Any]) -> str:
     job_id = api.post("/v1/jobs", json=spec).json()["id"]
     attempt = Attempt(Database(settings.resolved_database_url()), job_id, 1)
     attempt.claim("worker-1")
-    files: dict[str, bytes] = {}
+    files: dict[str, Content] = {}
     for sae in job.saes:
         written = artifacts.to_files(SAES[sae.name], job, sae, {"seed": 3}) | {artifacts.METRICS: b'{"fvu": 0.1}'}
         files |= {f"saes/{sae.name}/{name}": content for name, content in written.items()}

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
@@ -13,7 +14,7 @@ from sae_service.sae.architecture import Rows
 from sae_service.sae.inference import InferenceSAE, at
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
-from tests.saes import random_transcoder
+from tests.saes import in_memory, random_transcoder
 
 EXPORTED_AS = {"standard": "standard", "standard_tied": "standard", "p_annealing": "standard", "topk": "topk"}
 
@@ -28,7 +29,7 @@ def written(kind: str) -> tuple[InferenceSAE, dict[str, bytes]]:
         # Untrained, their thresholds are 0.
         sae = sae.replace(threshold=sae.threshold + 0.5)
     job = job_of({"hook_name": "blocks.0.hook_out", "architecture": architecture.example.model_dump()})
-    return sae, artifacts.to_files(sae, job, job.saes[0], {})
+    return sae, in_memory(artifacts.to_files(sae, job, job.saes[0], {}))
 
 
 def job_of(spec: dict[str, Any]) -> JobSpec:
@@ -70,7 +71,7 @@ def test_what_another_library_has_no_class_for_is_kept_all_the_same(
     sites = spec.sites({BOTH[0]: 6, BOTH[1]: 5, "blocks.0.hook_mlp_out": 7})
     choice = {"standard": "relu"}.get(architecture["kind"], architecture["kind"])
     sae = random_transcoder(choice, sites, skip=architecture.get("skip", False))
-    files = artifacts.to_files(sae, job, spec, {})
+    files = in_memory(artifacts.to_files(sae, job, spec, {}))
     read = artifacts.from_files(files)
     assert (read.sites, read.k) == (sites, sae.k)
     x = np.random.default_rng(0).normal(size=(32, sites.d_read)).astype(np.float32)
@@ -91,3 +92,8 @@ def test_a_pickle_in_place_of_weights_is_refused_and_not_run() -> None:
     _, files = written("gated")
     with pytest.raises(DamagedCheckpoint):
         artifacts.from_files(files | {artifacts.WEIGHTS: b"\x80\x04cos\nsystem\n(S'echo hacked'\ntR."})
+
+
+def test_the_weights_are_the_bytes_that_the_library_of_the_format_writes() -> None:
+    _, files = written("jumprelu")
+    assert files[artifacts.WEIGHTS] == save(load(files[artifacts.WEIGHTS]))
