@@ -45,7 +45,10 @@ def is_held_out(document: str, share: float) -> bool:
 
 
 def load_arguments(spec: DatasetSpec, split: str) -> dict[str, Any]:
-    """What `datasets.load_dataset` is to be called with. Raises DataNotFound for a path that is no dataset."""
+    """What `datasets.load_dataset` is to be called with. Raises DataNotFound for a path that is no dataset.
+
+    A single file is the split that is trained on, whatever that is called.
+    """
     if not is_path(spec.path):
         return {"path": spec.path, "name": spec.name, "revision": spec.revision}
     path = Path(spec.path).expanduser().resolve()
@@ -57,6 +60,12 @@ def load_arguments(spec: DatasetSpec, split: str) -> dict[str, Any]:
     if not endings:
         known = ", ".join(LOADERS)
         raise DataNotFound(f"{path.name} is none of {known}", param="/stream/dataset/path")
+    if split != spec.split:
+        raise DataNotFound(
+            f"{path.name} is one file, which has no split {split!r} beside the one that is trained on",
+            param="/stream/dataset/held_out_split",
+            hint="Leave held_out_split out to hold out a share of the documents, or name a folder with a file for each split.",
+        )
     return {"path": LOADERS[endings[-1]], "data_files": {split: str(path)}}
 
 

@@ -147,6 +147,15 @@ def test_a_split_that_is_not_there_is_refused_by_its_own_field(spec: dict[str, A
     assert caught.value.param == f"/stream/dataset/{field}"
 
 
+def test_one_file_is_not_both_trained_on_and_held_out(folder: Path, spec: dict[str, Any]) -> None:
+    file = folder / "text.jsonl"
+    file.write_text('{"text": "all that there is"}\n')
+    spec["stream"]["dataset"] = {"path": str(file), "split": "train", "held_out_split": "test"}
+    with pytest.raises(DataNotFound, match="is one file") as caught:
+        preflight.check(JobSpec.model_validate(spec), (folder, DEMO))
+    assert caught.value.param == "/stream/dataset/held_out_split"
+
+
 @pytest.mark.parametrize("way", ["link", "readme", "dots"])
 def test_a_folder_of_text_cannot_lead_out_of_the_roots(folder: Path, spec: dict[str, Any], way: str) -> None:
     secret = folder.parent / "outside" / "text" / "train.jsonl"
