@@ -11,10 +11,11 @@ import jax
 from sae_service import errors
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
-from sae_service.evaluation.held_out import HeldOut, SAEs, score
+from sae_service.evaluation.held_out import HeldOut, SAEs
 from sae_service.evaluation.on_synthetic import HeldOutRows, observer
 from sae_service.evaluation.on_text import HeldOutText
-from sae_service.sae.inference import Sites
+from sae_service.evaluation.score import score
+from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
@@ -44,9 +45,7 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint. Each SAE's files are below `saes/<name>/`; `metrics` are held-out ones by SAE, if there are.
-    `score` is what the best one has least of; see `held_out.score`.
-    """
+    """A published checkpoint: each SAE's files are below `saes/<name>/`. Metrics and score are held-out ones, if there are."""
 
     key: str
     step: int

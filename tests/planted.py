@@ -13,7 +13,7 @@ from sae_service.architectures import ARCHITECTURES
 from sae_service.kernels.dense import DENSE
 from sae_service.numerics import squared_error
 from sae_service.sae.architecture import Architecture, LossContext, Rows
-from sae_service.sae.inference import Sites, at
+from sae_service.sae.sites import Sites, at
 from sae_service.training import metrics
 from sae_service.training.cohort import compiled_step
 from sae_service.training.optimizer import schedule

@@ -8,7 +8,8 @@ import numpy as np
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.formats.file_format import Description
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.storage.objects import Content
 from tests.planted import fresh, steps
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from sae_service.activations.torch_to_jax import to_jax, to_torch
 from sae_service.errors import InvalidSpec, ModelNotFound
-from sae_service.sae.inference import Sites, Widths
+from sae_service.sae.sites import Sites, Widths
 from sae_service.settings import hub_host, is_offline
 from sae_service.spec import ModelSpec, is_path
 

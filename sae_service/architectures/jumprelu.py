@@ -32,7 +32,8 @@ from sae_service.sae.coder import (
     random_coder,
     with_unit_rows,
 )
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.schema import BypassConfig, OptimizerConfig, refuse
 
 TARGET_COEFFICIENT = 1.0

@@ -18,7 +18,8 @@ from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
 from sae_service.sae.coder import Coder, answering, centred_bias, completed, exported, norms, with_unit_rows
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.schema import ArchitectureConfig, OptimizerConfig
 
 FIRING_TOKENS = 10_000

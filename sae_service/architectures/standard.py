@@ -14,8 +14,9 @@ from sae_service.numerics import squared_error
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
 from sae_service.sae.coder import Coder, answering, completed, exported, norms, random_coder, with_unit_rows
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.resampling import resample_coder
+from sae_service.sae.sites import Sites
 from sae_service.schema import BypassConfig, OptimizerConfig, ResamplingConfig
 
 INITIAL_DECODER_NORM = 0.1

@@ -23,8 +23,9 @@ from sae_service.sae.coder import (
     tangent,
     with_median,
 )
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.resampling import resample_coder
+from sae_service.sae.sites import Sites
 from sae_service.schema import Duration, OptimizerConfig, ResamplingConfig
 
 

@@ -27,7 +27,8 @@ from sae_service.sae.coder import (
     random_coder,
     tangent,
 )
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.schema import BypassConfig, OptimizerConfig, refuse
 
 

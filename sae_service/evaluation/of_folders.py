@@ -12,7 +12,8 @@ from sae_service.errors import InvalidSpec
 from sae_service.evaluation import feature_recovery
 from sae_service.evaluation.on_text import HeldOutText
 from sae_service.formats.folder import load
-from sae_service.sae.inference import InferenceSAE, Sites, at
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites, at
 from sae_service.spec import StreamSpec
 from sae_service.storage.artifacts import finite_or_null
 

@@ -14,8 +14,9 @@ from sae_service.errors import Stopped
 from sae_service.evaluation import feature_recovery
 from sae_service.evaluation.held_out import SAEs, ShouldStop
 from sae_service.evaluation.tally import Tally
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
+from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec
 
 QUANTILE_VALUES = 1 << 22

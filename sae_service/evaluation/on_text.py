@@ -16,8 +16,9 @@ from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.errors import DataNotFound, Stopped
 from sae_service.evaluation.held_out import SAEs, ShouldStop
 from sae_service.evaluation.tally import Tally
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
+from sae_service.sae.sites import Sites
 from sae_service.spec import StreamSpec
 
 

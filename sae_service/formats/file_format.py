@@ -17,7 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
-from sae_service.sae.inference import InferenceSAE, Sites, at
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites, at
 from sae_service.sae.weights import COMPLETE, Shapes, Tensors
 
 UNNAMED_READ, UNNAMED_WRITE = "unnamed_input", "unnamed_output"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sae_service.errors import InvalidSpec
 from sae_service.formats import FORMATS
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 
 
 def read(folder: Path, format: str) -> dict[str, bytes]:

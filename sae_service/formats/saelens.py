@@ -38,7 +38,8 @@ from sae_service.formats.file_format import (
     safetensors_shape,
     sites_named,
 )
-from sae_service.sae.inference import InferenceSAE, Sites, Widths
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites, Widths
 from sae_service.sae.weights import COMPLETE, MATRICES, Shapes, Tensors, arrays, centred, of_autoencoder, ungated, with_unit_decoder
 
 CONFIG, WEIGHTS = FILES = "cfg.json", "sae_weights.safetensors"

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
+from sae_service.jobs import tables
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE, TERMINAL
 from sae_service.jobs.rows import add_event, add_status_event, best_step, new_id, now, storable
@@ -33,16 +34,16 @@ class Attempt:
 
         Whoever holds it already is answered as before: the answer may have been lost with the connection.
         """
-        mine = (db.jobs.c.id == self.job_id, db.jobs.c.attempt == self.number)
-        held = sa.select(db.jobs.c.spec).where(*mine, db.jobs.c.status.in_(ACTIVE), db.jobs.c.worker == worker)
+        mine = (tables.jobs.c.id == self.job_id, tables.jobs.c.attempt == self.number)
+        held = sa.select(tables.jobs.c.spec).where(*mine, tables.jobs.c.status.in_(ACTIVE), tables.jobs.c.worker == worker)
         update = (
-            sa.update(db.jobs)
-            .where(*mine, db.jobs.c.status == "queued")
+            sa.update(tables.jobs)
+            .where(*mine, tables.jobs.c.status == "queued")
             .values(
                 status="running", status_reason=None, worker=worker, heartbeat=0,
-                started_at=sa.func.coalesce(db.jobs.c.started_at, now()),
+                started_at=sa.func.coalesce(tables.jobs.c.started_at, now()),
             )
-            .returning(db.jobs.c.spec)
+            .returning(tables.jobs.c.spec)
         )  # fmt: skip
         with self._database.transaction() as connection:
             spec = connection.execute(update).scalar_one_or_none()
@@ -59,17 +60,17 @@ class Attempt:
         """
         with self._owned() as (connection, row):
             if is_stopping and (row.status, row.status_reason) == ("running", None):
-                connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(status_reason=STOPPING))
+                connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == self.job_id).values(status_reason=STOPPING))
             return row.status
 
     def origin_key(self) -> str | None:
         """Where the checkpoint of another job is that this one began with."""
         with self._database.transaction() as connection:
-            return connection.execute(sa.select(db.jobs.c.origin_key).where(db.jobs.c.id == self.job_id)).scalar_one()
+            return connection.execute(sa.select(tables.jobs.c.origin_key).where(tables.jobs.c.id == self.job_id)).scalar_one()
 
     def checkpoint_keys(self) -> list[str]:
         """Where the job's own checkpoints are, the newest first."""
-        table = db.checkpoints
+        table = tables.checkpoints
         query = sa.select(table.c.key).where(table.c.job_id == self.job_id).order_by(table.c.step.desc())
         with self._database.transaction() as connection:
             return list(connection.execute(query).scalars())
@@ -82,7 +83,7 @@ class Attempt:
     def is_last(self) -> bool:
         """Whether the job has ended, or is gone, so that no attempt follows. Never raises LeaseLost."""
         with self._database.transaction() as connection:
-            status = connection.execute(sa.select(db.jobs.c.status).where(db.jobs.c.id == self.job_id)).scalar_one_or_none()
+            status = connection.execute(sa.select(tables.jobs.c.status).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
         return status is None or status in TERMINAL
 
     def event(self, level: str, message: str) -> None:
@@ -94,14 +95,14 @@ class Attempt:
 
     def _is_told(self, connection: sa.Connection, message: str) -> bool:
         """Whether the event that was last tried to be recorded is this one, and is there."""
-        table = db.events
+        table = tables.events
         here = (table.c.job_id == self.job_id, table.c.seq == self._tried)
         found = sa.select(table.c.seq).where(*here, table.c.type == "message", table.c.message == storable(message))
         return connection.execute(found).one_or_none() is not None
 
     def metrics(self, rows: list[dict[str, Any]], progress: dict[str, Any]) -> None:
         """Records one row for each SAE, all of one step; what an earlier attempt has for it and later ones is replaced."""
-        table = db.metrics
+        table = tables.metrics
         with self._owned() as (connection, row):
             # A fixed number of statements: each is a journey to the database, and checkpoints wait behind.
             saes = [row["sae"] for row in rows]
@@ -113,7 +114,7 @@ class Attempt:
             known = (row.progress or {}).get("held_out", {})
             progress = {"held_out": known if _is_past(known, rows[0]["step"]) else {}, **progress, "updated_at": now()}
             values = {"progress": progress}
-            connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(values))
+            connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == self.job_id).values(values))
 
     def commit(self, checkpoint: dict[str, Any], keep: int) -> list[str]:
         """Makes a written checkpoint part of the job. Returns the storage keys whose files nobody needs any more.
@@ -128,11 +129,11 @@ class Attempt:
             if row.status == "cancelling":
                 return [checkpoint["key"]]
             # An attempt that went on from before a damaged checkpoint comes by its step again.
-            replaced = self._forget(connection, db.checkpoints.c.step >= checkpoint["step"])
+            replaced = self._forget(connection, tables.checkpoints.c.step >= checkpoint["step"])
             if not replaced:
-                connection.execute(sa.update(db.jobs).where(db.jobs.c.id == self.job_id).values(crashes=0))
+                connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == self.job_id).values(crashes=0))
             values = {**checkpoint, "id": new_id("ckpt"), "job_id": self.job_id, "created_at": now()}
-            connection.execute(sa.insert(db.checkpoints).values(values))
+            connection.execute(sa.insert(tables.checkpoints).values(values))
             data = {"checkpoint": values["id"], "step": values["step"], "tokens": values["tokens"]}
             message = f"Checkpoint at step {values['step']}."
             add_event(connection, self.job_id, "checkpoint", message, data)
@@ -142,14 +143,15 @@ class Attempt:
             return sorted(set(given_up) - promised(connection, given_up))
 
     def _has(self, connection: sa.Connection, key: str) -> bool:
-        query = sa.select(db.checkpoints.c.id).where(db.checkpoints.c.job_id == self.job_id, db.checkpoints.c.key == key)
+        columns = tables.checkpoints.c
+        query = sa.select(columns.id).where(columns.job_id == self.job_id, columns.key == key)
         return connection.execute(query).one_or_none() is not None
 
     def _retire(self, connection: sa.Connection, keep: int) -> list[str]:
         """Forgets the checkpoints before the last `keep` ones; a final one and the best one count beside them, and one that
         another job has yet to go on from stays.
         """
-        table, columns = db.checkpoints, db.jobs.c
+        table, columns = tables.checkpoints, tables.jobs.c
         best = best_step(connection, self.job_id)
         needed = sa.select(columns.id).where(columns.origin_key == table.c.key, columns.status.not_in(TERMINAL))
         mine = sa.select(table.c.step).where(table.c.job_id == self.job_id, ~table.c.is_final, ~needed.exists())
@@ -159,7 +161,7 @@ class Attempt:
 
     def _forget(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[str]:
         """Takes checkpoints out of the job and returns their keys."""
-        table = db.checkpoints
+        table = tables.checkpoints
         gone = sa.delete(table).where(table.c.job_id == self.job_id, which).returning(table.c.key)
         return list(connection.execute(gone).scalars())
 
@@ -191,12 +193,12 @@ class Attempt:
     @contextmanager
     def _owned(self) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
         """A transaction that holds the job's row, which shows a sign of life by the way."""
-        columns = db.jobs.c
+        columns = tables.jobs.c
         update = (
-            sa.update(db.jobs)
+            sa.update(tables.jobs)
             .where(columns.id == self.job_id, columns.attempt == self.number, columns.status.in_(ACTIVE))
             .values(heartbeat=columns.heartbeat + 1)
-            .returning(db.jobs)
+            .returning(tables.jobs)
         )
         with self._database.transaction() as connection:
             row = connection.execute(update).one_or_none()
@@ -212,7 +214,7 @@ def _is_past(held_out: dict[str, Any], step: int) -> bool:
 
 def promised(connection: sa.Connection, keys: Iterable[str]) -> set[str]:
     """Those of the keys of checkpoints with which a job that has not ended may yet have to begin."""
-    columns = db.jobs.c
+    columns = tables.jobs.c
     query = sa.select(columns.origin_key).where(columns.origin_key.in_(list(keys)), columns.status.not_in(TERMINAL))
     return set(connection.execute(query).scalars())
 
@@ -226,7 +228,7 @@ def orphans(connection: sa.Connection, job_id: str, written: set[str]) -> set[st
 
 def uncommitted(connection: sa.Connection, job_id: str, written: set[str]) -> set[str]:
     """Those of the keys below which there are files of a job that are no checkpoint of it."""
-    query = sa.select(db.checkpoints.c.key).where(db.checkpoints.c.job_id == job_id)
+    query = sa.select(tables.checkpoints.c.key).where(tables.checkpoints.c.job_id == job_id)
     return written - set(connection.execute(query).scalars())
 
 
@@ -235,7 +237,7 @@ def end_job(
 ) -> None:
     """Moves a job to a terminal status."""
     values = {"status": status, "status_reason": None, "error": error, "finished_at": now()}
-    connection.execute(sa.update(db.jobs).where(db.jobs.c.id == job_id).values(values))
+    connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(values))
     level = "error" if status == "failed" else "info"
     add_status_event(connection, job_id, status, message, level=level)
 
@@ -246,7 +248,7 @@ def settle(connection: sa.Connection, row: sa.Row[Any]) -> bool:
         end_job(connection, row.id, "cancelled", "The job was cancelled.")
     elif row.status == "pausing":
         values = {"status": "paused", "status_reason": None, "worker": None}
-        connection.execute(sa.update(db.jobs).where(db.jobs.c.id == row.id).values(values))
+        connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(values))
         add_status_event(connection, row.id, "paused", "The job is paused.")
     return row.status in ("cancelling", "pausing")
 
@@ -255,7 +257,7 @@ def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: s
     """Queues the next attempt; from here on the one before is refused."""
     following = row.attempt + 1
     values = {"status": "queued", "status_reason": reason, "attempt": following, "worker": None}
-    connection.execute(sa.update(db.jobs).where(db.jobs.c.id == row.id).values(values))
+    connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(values))
     queue.add(connection, row.spec, row.id, following)
     level = "warning" if reason == "retry_after_crash" else "info"
     add_status_event(connection, row.id, "queued", message, reason, level)
@@ -264,7 +266,7 @@ def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: s
 def count_crash(connection: sa.Connection, queue: Queue, row: sa.Row[Any], error: dict[str, Any]) -> None:
     """Queues the job again, or fails it if it has crashed too often."""
     crashes = row.crashes + 1
-    connection.execute(sa.update(db.jobs).where(db.jobs.c.id == row.id).values(crashes=crashes))
+    connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(crashes=crashes))
     count = f"(crash {crashes} of {MAX_CRASHES})"
     if crashes < MAX_CRASHES:
         requeue(connection, queue, row, "retry_after_crash", f"{error['message']} The job is queued again {count}.")

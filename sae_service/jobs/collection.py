@@ -6,11 +6,12 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from sae_service.jobs import database as db
+from sae_service.jobs import tables
 from sae_service.jobs.attempts import promised, uncommitted
 from sae_service.jobs.records import TERMINAL
 from sae_service.storage.objects import Storage
 
-UNCOLLECTED = (db.jobs.c.status.in_(TERMINAL), ~db.jobs.c.collected)
+UNCOLLECTED = (tables.jobs.c.status.in_(TERMINAL), ~tables.jobs.c.collected)
 
 
 class Collection:
@@ -39,18 +40,18 @@ class Collection:
 
     def _uncollected(self) -> list[str]:
         with self._database.transaction() as connection:
-            return list(connection.execute(sa.select(db.jobs.c.id).where(*UNCOLLECTED)).scalars())
+            return list(connection.execute(sa.select(tables.jobs.c.id).where(*UNCOLLECTED)).scalars())
 
     def _collect(self, job_id: str) -> None:
         written = self._storage.folders(f"jobs/{job_id}")
-        mine = (db.jobs.c.id == job_id, *UNCOLLECTED)
+        mine = (tables.jobs.c.id == job_id, *UNCOLLECTED)
         with self._database.transaction() as connection:
             # After the listing and before its checkpoints are read: an ended job gets no more of them.
-            if connection.execute(sa.select(db.jobs.c.id).where(*mine)).one_or_none() is None:
+            if connection.execute(sa.select(tables.jobs.c.id).where(*mine)).one_or_none() is None:
                 return
             left = uncommitted(connection, job_id, written)
             if not left:
-                connection.execute(sa.update(db.jobs).where(*mine).values(collected=True))
+                connection.execute(sa.update(tables.jobs).where(*mine).values(collected=True))
             unneeded = left - promised(connection, left)
         for key in sorted(unneeded):
             self._storage.delete(key)

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from sae_service.errors import ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs import database as db
+from sae_service.jobs import tables
 from sae_service.jobs.attempts import STOPPING, count_crash, requeue, settle
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE
@@ -68,16 +69,16 @@ class LostAttempts:
 
     def _owned(self) -> dict[str, Sign]:
         """The attempts that are being worked on."""
-        columns = db.jobs.c
+        columns = tables.jobs.c
         query = sa.select(columns.id, columns.attempt, columns.heartbeat).where(columns.status.in_(ACTIVE))
         with self._database.transaction() as connection:
             # Changes nothing, but waits for SQLite's lock as a sign of life does: who holds it makes every worker look dead.
-            connection.execute(sa.update(db.jobs).where(sa.false()).values(heartbeat=0))
+            connection.execute(sa.update(tables.jobs).where(sa.false()).values(heartbeat=0))
             return {row.id: (row.attempt, row.heartbeat) for row in connection.execute(query)}
 
     def _taken(self) -> dict[str, Sign]:
         """The attempts that a worker took out of the queue but has not claimed: it may have died in between."""
-        columns = db.jobs.c
+        columns = tables.jobs.c
         query = sa.select(columns.id, columns.attempt).where(columns.status == "queued")
         with self._database.transaction() as connection:
             waiting = [(row.id, row.attempt) for row in connection.execute(query)]
@@ -85,7 +86,7 @@ class LostAttempts:
 
     def _declare_lost(self, job_id: str, sign: Sign) -> None:
         attempt, heartbeat = sign
-        columns = db.jobs.c
+        columns = tables.jobs.c
         if heartbeat == UNCLAIMED:
             unchanged = (columns.status == "queued",)
         else:
@@ -93,13 +94,13 @@ class LostAttempts:
         mine = (columns.id == job_id, columns.attempt == attempt, *unchanged)
         free = sa.select(columns.id).where(*mine).with_for_update(skip_locked=True)
         # The update takes the row's lock, so that of two who look only one finds the attempt unchanged.
-        lost = sa.update(db.jobs).where(*mine)
+        lost = sa.update(tables.jobs).where(*mine)
         with self._database.transaction() as connection:
             if connection.execute(free).one_or_none() is None:
                 # A transaction holds it: of a worker that lives, or of one whose end the server has yet to notice. The other
                 # jobs must not wait for that.
                 return
-            row = connection.execute(lost.values(heartbeat=columns.heartbeat + 1).returning(db.jobs)).one_or_none()
+            row = connection.execute(lost.values(heartbeat=columns.heartbeat + 1).returning(tables.jobs)).one_or_none()
             if row is None:
                 return
             if row.status == "queued":

@@ -4,6 +4,7 @@ import sqlalchemy as sa
 
 from sae_service.errors import StorageFailure
 from sae_service.jobs import database as db
+from sae_service.jobs import tables
 from sae_service.jobs.records import ACTIVE, Worker
 
 FORGOTTEN_AFTER = 20
@@ -24,7 +25,7 @@ class Presence:
             ServiceUnavailable: the database does not answer.
             StorageFailure: it is a SQLite file, and workers of another host use it.
         """
-        table, clock = db.workers, self._database.clock
+        table, clock = tables.workers, self._database.clock
         with self._database.transaction() as connection:
             seen = sa.update(table).where(table.c.name == self._name).values(seen_at=clock)
             if not connection.execute(seen).rowcount:
@@ -37,7 +38,7 @@ class Presence:
     def _refuse_other_hosts(self, connection: sa.Connection) -> None:
         if not self._database.is_sqlite:
             return
-        names = connection.execute(sa.select(db.workers.c.name).where(is_present(self._database, self._lease_s))).scalars()
+        names = connection.execute(sa.select(tables.workers.c.name).where(is_present(self._database, self._lease_s))).scalars()
         others = {name.split(":")[0] for name in names} - {self._name.split(":")[0]}
         if others:
             raise StorageFailure(
@@ -48,18 +49,18 @@ class Presence:
     def leave(self) -> None:
         """Takes the row away. Raises ServiceUnavailable."""
         with self._database.transaction() as connection:
-            connection.execute(sa.delete(db.workers).where(db.workers.c.name == self._name))
+            connection.execute(sa.delete(tables.workers).where(tables.workers.c.name == self._name))
 
 
 def is_present(database: db.Database, lease_s: float) -> sa.ColumnElement[bool]:
     """The condition that a worker has been seen within a lease."""
-    return db.workers.c.seen_at >= database.clock - max(1, round(lease_s))
+    return tables.workers.c.seen_at >= database.clock - max(1, round(lease_s))
 
 
 def workers(database: db.Database, lease_s: float) -> list[Worker]:
     """The workers that are there, by name."""
-    query = sa.select(db.workers).where(is_present(database, lease_s)).order_by(db.workers.c.name)
-    job = sa.select(db.jobs.c.id).where(db.jobs.c.worker == db.workers.c.name, db.jobs.c.status.in_(ACTIVE))
+    query = sa.select(tables.workers).where(is_present(database, lease_s)).order_by(tables.workers.c.name)
+    job = sa.select(tables.jobs.c.id).where(tables.jobs.c.worker == tables.workers.c.name, tables.jobs.c.status.in_(ACTIVE))
     with database.transaction() as connection:
-        rows = connection.execute(query.add_columns(job.limit(1).correlate(db.workers).scalar_subquery().label("job_id")))
+        rows = connection.execute(query.add_columns(job.limit(1).correlate(tables.workers).scalar_subquery().label("job_id")))
         return [Worker(**row._mapping) for row in rows]

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from sae_service.jobs import database as db
+from sae_service.jobs import tables
 from sae_service.jobs.records import Checkpoint, Job, Progress
 
 
@@ -45,7 +45,7 @@ def to_checkpoint(row: sa.Row[Any], is_latest: bool, is_best: bool) -> Checkpoin
 
 def best_step(connection: sa.Connection, job_id: str) -> int | None:
     """The step of a job's best checkpoint: the one with the lowest score, the latest of equals; None without scores."""
-    table = db.checkpoints
+    table = tables.checkpoints
     query = sa.select(table.c.step).where(table.c.job_id == job_id, table.c.score.is_not(None))
     return connection.execute(query.order_by(table.c.score, table.c.step.desc()).limit(1)).scalar_one_or_none()
 
@@ -54,10 +54,10 @@ def add_event(
     connection: sa.Connection, job_id: str, kind: str, message: str, data: dict[str, Any], level: str = "info"
 ) -> int:
     """Appends an event and returns its number. The job's own row counts them, so that no two can have the same."""
-    counted = sa.update(db.jobs).where(db.jobs.c.id == job_id).values(n_events=db.jobs.c.n_events + 1)
-    seq = connection.execute(counted.returning(db.jobs.c.n_events)).scalar_one()
+    counted = sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(n_events=tables.jobs.c.n_events + 1)
+    seq = connection.execute(counted.returning(tables.jobs.c.n_events)).scalar_one()
     row = {"job_id": job_id, "seq": seq, "created_at": now(), "type": kind, "level": level, "data": data}
-    connection.execute(sa.insert(db.events).values(**row, message=storable(message)))
+    connection.execute(sa.insert(tables.events).values(**row, message=storable(message)))
     return seq
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sae_service.errors import Conflict, InvalidSpec, NotFound, ServiceUnavailable
 from sae_service.jobs import database as db
+from sae_service.jobs import tables
 from sae_service.jobs.attempts import end_job, requeue
 from sae_service.jobs.presence import is_present, workers
 from sae_service.jobs.queue import Queue
@@ -16,16 +17,16 @@ from sae_service.jobs.records import TERMINAL, Checkpoint, Event, Job, MetricsRo
 from sae_service.jobs.rows import add_status_event, best_step, new_id, now, to_checkpoint, to_job
 
 LATEST_CHECKPOINT = (
-    sa.select(db.checkpoints.c.id)
-    .where(db.checkpoints.c.job_id == db.jobs.c.id)
-    .order_by(db.checkpoints.c.step.desc())
+    sa.select(tables.checkpoints.c.id)
+    .where(tables.checkpoints.c.job_id == tables.jobs.c.id)
+    .order_by(tables.checkpoints.c.step.desc())
     .limit(1)
-    .correlate(db.jobs)
+    .correlate(tables.jobs)
     .scalar_subquery()
     .label("latest_checkpoint")
 )
 
-GPUS = sa.func.coalesce(db.jobs.c.spec["gpus"].as_integer(), 1)
+GPUS = sa.func.coalesce(tables.jobs.c.spec["gpus"].as_integer(), 1)
 
 
 class JobStore:
@@ -34,9 +35,9 @@ class JobStore:
     def __init__(self, database: db.Database, lease_s: float = 60.0) -> None:
         self._database, self._lease_s = database, lease_s
         self._queue = Queue(database)
-        serves = (db.workers.c.queue == db.jobs.c.queue, db.workers.c.gpus == GPUS, is_present(database, lease_s))
-        has_worker = sa.select(db.workers.c.name).where(*serves).correlate(db.jobs).exists().label("has_worker")
-        self._select = sa.select(db.jobs, LATEST_CHECKPOINT, has_worker)
+        serves = (tables.workers.c.queue == tables.jobs.c.queue, tables.workers.c.gpus == GPUS, is_present(database, lease_s))
+        has_worker = sa.select(tables.workers.c.name).where(*serves).correlate(tables.jobs).exists().label("has_worker")
+        self._select = sa.select(tables.jobs, LATEST_CHECKPOINT, has_worker)
 
     def submit(
         self, spec: dict[str, Any], request_key: str | None = None, request_hash: str | None = None,
@@ -65,7 +66,7 @@ class JobStore:
         try:
             with self._database.transaction() as connection:
                 self._hold(connection, origin)
-                connection.execute(sa.insert(db.jobs).values(row))
+                connection.execute(sa.insert(tables.jobs).values(row))
                 add_status_event(connection, row["id"], "queued", "The job is queued.")
                 self._queue.add(connection, spec, row["id"], attempt=1)
         except IntegrityError:
@@ -80,8 +81,8 @@ class JobStore:
         if origin is None:
             return
         # The row of the job that owns it is what a commit locks before it gives up old checkpoints.
-        connection.execute(sa.update(db.jobs).where(db.jobs.c.id == origin.job_id).values(n_events=db.jobs.c.n_events))
-        if connection.execute(sa.select(db.checkpoints.c.id).where(db.checkpoints.c.id == origin.id)).one_or_none() is None:
+        connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == origin.job_id).values(n_events=tables.jobs.c.n_events))
+        if connection.execute(sa.select(tables.checkpoints.c.id).where(tables.checkpoints.c.id == origin.id)).one_or_none() is None:
             raise NotFound(f"job {origin.job_id} has no checkpoint {origin.id} any more")
 
     def requested(self, key: str | None, content: str | None) -> Job | None:
@@ -90,7 +91,7 @@ class JobStore:
             return None
         with self._database.transaction() as connection:
             row = connection.execute(
-                self._select.where(db.jobs.c.request_key == key)
+                self._select.where(tables.jobs.c.request_key == key)
             ).one_or_none()
         if row is None:
             return None
@@ -101,7 +102,7 @@ class JobStore:
     def get(self, job_id: str) -> Job:
         """One job. Raises NotFound."""
         with self._database.transaction() as connection:
-            row = connection.execute(self._select.where(db.jobs.c.id == job_id)).one_or_none()
+            row = connection.execute(self._select.where(tables.jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise NotFound(f"there is no job {job_id}")
         return to_job(row)
@@ -111,15 +112,15 @@ class JobStore:
         metadata: dict[str, str] | None = None,
     ) -> list[Job]:  # fmt: skip
         """Up to `limit` jobs in the order of submission, those behind the job `after`. Raises NotFound for `after`."""
-        column = db.jobs.c.id
+        column = tables.jobs.c.id
         query = self._select.order_by(column.desc() if newest_first else column).limit(limit)
         if after is not None:
             self.get(after)
             query = query.where(column < after if newest_first else column > after)
         if status is not None:
-            query = query.where(db.jobs.c.status == status)
+            query = query.where(tables.jobs.c.status == status)
         for name, value in (metadata or {}).items():
-            query = query.where(db.jobs.c.metadata[name].as_string() == value)
+            query = query.where(tables.jobs.c.metadata[name].as_string() == value)
         with self._database.transaction() as connection:
             rows = connection.execute(query).all()
         return [to_job(row) for row in rows]
@@ -168,7 +169,7 @@ class JobStore:
         with self._held(job_id) as (connection, row):
             if row.status not in TERMINAL:
                 raise Conflict(f"job {job_id} is {row.status}; cancel it first")
-            columns = db.jobs.c
+            columns = tables.jobs.c
             heirs = sa.select(columns.id).where(
                 columns.origin["job_id"].as_string() == job_id, columns.status.not_in(TERMINAL)
             )
@@ -176,15 +177,16 @@ class JobStore:
             if heir is not None:
                 raise Conflict(f"job {heir} goes on from a checkpoint of job {job_id} and has not ended")
             # First of all: no other job can begin with a checkpoint whose files are being deleted.
-            connection.execute(sa.delete(db.checkpoints).where(db.checkpoints.c.job_id == job_id))
+            connection.execute(sa.delete(tables.checkpoints).where(tables.checkpoints.c.job_id == job_id))
         delete_files()
         with self._database.transaction() as connection:
-            connection.execute(sa.delete(db.jobs).where(columns.id == job_id))
+            connection.execute(sa.delete(tables.jobs).where(columns.id == job_id))
 
     @contextmanager
     def _held(self, job_id: str) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
         """A transaction that holds the job's row, and the row. Raises NotFound."""
-        touch = sa.update(db.jobs).where(db.jobs.c.id == job_id).values(n_events=db.jobs.c.n_events).returning(db.jobs)
+        columns = tables.jobs.c
+        touch = sa.update(tables.jobs).where(columns.id == job_id).values(n_events=columns.n_events).returning(tables.jobs)
         with self._database.transaction() as connection:
             row = connection.execute(touch).one_or_none()
             if row is None:
@@ -193,7 +195,7 @@ class JobStore:
 
     def _ask(self, connection: sa.Connection, job_id: str, status: str, message: str) -> None:
         values = {"status": status, "status_reason": None}
-        connection.execute(sa.update(db.jobs).where(db.jobs.c.id == job_id).values(values))
+        connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(values))
         add_status_event(connection, job_id, status, message)
 
     def _take_out_of_queue(self, row: sa.Row[Any]) -> None:
@@ -214,7 +216,7 @@ class JobStore:
 
     def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:
         """Up to `limit` events behind the event `after`, oldest first."""
-        table = db.events
+        table = tables.events
         query = sa.select(table).where(table.c.job_id == job_id, table.c.seq > after).order_by(table.c.seq).limit(limit)
         with self._database.transaction() as connection:
             rows = connection.execute(query).mappings().all()
@@ -222,7 +224,7 @@ class JobStore:
 
     def metrics(self, job_id: str, sae: str | None = None, after_step: int = 0, limit: int = 1000) -> list[MetricsRow]:
         """Up to `limit` rows of training metrics behind a step, by step and SAE."""
-        table = db.metrics
+        table = tables.metrics
         query = sa.select(table).where(table.c.job_id == job_id, table.c.step > after_step)
         if sae is not None:
             query = query.where(table.c.sae == sae)
@@ -232,7 +234,7 @@ class JobStore:
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The committed checkpoints that are kept, newest first."""
-        table = db.checkpoints
+        table = tables.checkpoints
         query = sa.select(table).where(table.c.job_id == job_id).order_by(table.c.step.desc())
         with self._database.transaction() as connection:
             rows = connection.execute(query).all()

@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 from sae_service.errors import InvalidSpec
 from sae_service.kernels.dense import Latents, Ops
 from sae_service.pytree import PyTree
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.schema import ArchitectureConfig, Normalization, OptimizerConfig
 
 

@@ -17,7 +17,8 @@ from sae_service.kernels.selection import keep_largest
 from sae_service.numerics import geometric_median, random_rows, remove_parallel, row_norms, spread, unit_rows
 from sae_service.pytree import PyTree
 from sae_service.sae.architecture import Rows
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 
 SCALING_ROWS = 256
 FREE_NORM = 0.5

@@ -15,7 +15,8 @@ from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Rows
 from sae_service.sae.coder import FREE_NORM, Coder, centred_bias, exported, fitted_to_largest, random_coder, with_unit_rows
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.schema import BypassConfig, OptimizerConfig, refuse
 
 OPTIMIZER = OptimizerConfig(lr=3e-4, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2)

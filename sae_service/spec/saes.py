@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from sae_service.architectures import ARCHITECTURES, AnyArchitectureConfig
-from sae_service.sae.inference import Sites
+from sae_service.sae.sites import Sites
 from sae_service.schema import OWN_FORMAT, FormatName, Frozen, Name, Normalization, OptimizerConfig, refuse
 from sae_service.spec.stream import HOOK_NAME_PATTERN
 

@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.sae.architecture import Architecture
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.schema import ArchitectureConfig
 from sae_service.spec import SAESpec
 from sae_service.training import metrics, optimizer

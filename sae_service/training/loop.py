@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sae_service.errors import NonFiniteLoss
-from sae_service.sae.inference import InferenceSAE, Sites, unscaled
+from sae_service.sae.inference import InferenceSAE, unscaled
+from sae_service.sae.sites import Sites
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage.checkpoint_writer import on_host

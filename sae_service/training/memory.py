@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from sae_service.errors import OutOfMemory
-from sae_service.sae.inference import Sites
+from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec
 from sae_service.training import start
 from sae_service.training.placement import Placement

@@ -20,7 +20,8 @@ from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import FORMATS, folder
 from sae_service.numerics import spread
 from sae_service.sae.architecture import Architecture, Rows
-from sae_service.sae.inference import InferenceSAE, Sites, columns, unscaled
+from sae_service.sae.inference import InferenceSAE, unscaled
+from sae_service.sae.sites import Sites, columns
 from sae_service.schema import ArchitectureConfig, Normalization
 from sae_service.spec import InitialSpec, JobSpec, SAESpec
 from sae_service.training.placement import Placement

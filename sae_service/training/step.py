@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from sae_service.kernels.dense import DENSE, Ops
 from sae_service.pytree import PyTree
 from sae_service.sae.architecture import Architecture, LossContext, Rows
-from sae_service.sae.inference import Sites
+from sae_service.sae.sites import Sites
 from sae_service.schema import ArchitectureConfig
 from sae_service.training import metrics, optimizer
 

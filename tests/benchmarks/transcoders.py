@@ -24,7 +24,8 @@ from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.demo import make_language_model as demo
 from sae_service.evaluation.on_text import HeldOutText
 from sae_service.formats import FORMATS, folder
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
 

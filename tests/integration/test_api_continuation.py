@@ -11,8 +11,7 @@ from fastapi.testclient import TestClient
 
 from api.events import _stream as stream_of_events
 from sae_service.errors import StorageFailure, WrongVersion
-from sae_service.jobs import database as db
-from sae_service.jobs import migration
+from sae_service.jobs import migration, tables
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
@@ -214,7 +213,7 @@ def test_a_queued_job_says_whether_anyone_could_take_it(api: TestClient, databas
         ("here:1", 1, None), ("here:2", 2, None),
     ]  # fmt: skip
     with database.transaction() as connection:
-        connection.execute(sa.update(db.workers).values(seen_at=db.workers.c.seen_at - 100))
+        connection.execute(sa.update(tables.workers).values(seen_at=tables.workers.c.seen_at - 100))
     assert reasons() == ("waiting_for_worker", "waiting_for_worker")
     assert api.get("/v1/workers").json()["data"] == []
 
@@ -241,9 +240,9 @@ def test_the_migrations_make_the_tables_that_the_code_expects(empty: Database) -
     migration.migrate(empty)
     migration.migrate(empty)
     with empty.engine.connect() as connection:
-        ours = set(db.schema.tables)
+        ours = set(tables.schema.tables)
         options = {"include_name": lambda name, kind, _: kind != "table" or name in ours}
-        assert compare_metadata(MigrationContext.configure(connection, opts=options), db.schema) == []
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), tables.schema) == []
 
 
 @pytest.mark.parametrize("table", ["events", "workers"])
@@ -263,9 +262,9 @@ def test_a_process_that_ends_between_two_tables_leaves_none_behind(
         patch.setattr(op, "create_table", ends)
         with pytest.raises(KeyboardInterrupt):
             migration.migrate(empty)
-    assert not set(db.schema.tables) & set(sa.inspect(empty.engine).get_table_names())
+    assert not set(tables.schema.tables) & set(sa.inspect(empty.engine).get_table_names())
     migration.migrate(empty)
-    assert set(db.schema.tables) < set(sa.inspect(empty.engine).get_table_names())
+    assert set(tables.schema.tables) < set(sa.inspect(empty.engine).get_table_names())
 
 
 def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty: Database) -> None:
@@ -280,8 +279,8 @@ def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty:
         connection.execute(sa.text("DROP TABLE alembic_version"))
     migration.migrate(empty)
     with empty.transaction() as connection:
-        assert connection.execute(sa.select(db.jobs.c.origin, db.jobs.c.collected)).all() == [(None, False)]
-        assert connection.execute(sa.select(db.workers)).all() == []
+        assert connection.execute(sa.select(tables.jobs.c.origin, tables.jobs.c.collected)).all() == [(None, False)]
+        assert connection.execute(sa.select(tables.workers)).all() == []
 
 
 def test_the_tables_of_a_newer_release_are_left_alone_and_said_to_be_so(empty: Database) -> None:

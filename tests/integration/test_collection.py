@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from sae_service.errors import NotFound, StorageFailure
-from sae_service.jobs import database as db
+from sae_service.jobs import tables
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
 from sae_service.jobs.collection import UNCOLLECTED, Collection
 from sae_service.jobs.database import Database
@@ -67,7 +67,7 @@ def collecting(database: Database, tmp_path: Path) -> Collecting:
 
 def is_collected(database: Database, job_id: str) -> bool:
     with database.transaction() as connection:
-        return connection.execute(sa.select(db.jobs.c.collected).where(db.jobs.c.id == job_id)).scalar_one()
+        return connection.execute(sa.select(tables.jobs.c.collected).where(tables.jobs.c.id == job_id)).scalar_one()
 
 
 def test_nothing_is_left_of_the_publish_in_the_middle_of_which_the_third_worker_died(
@@ -244,7 +244,7 @@ def test_a_job_that_runs_again_because_its_database_has_lost_the_end_is_let_alon
     def folders(prefix: str) -> set[str]:
         # Stands for a copy that takes the server's place without its last transactions.
         with database.transaction() as connection:
-            connection.execute(sa.update(db.jobs).where(db.jobs.c.id == job.id).values(status="running"))
+            connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job.id).values(status="running"))
         return listed(prefix)
 
     monkeypatch.setattr(collecting.storage, "folders", folders)
@@ -256,14 +256,14 @@ def test_jobs_that_were_collected_cost_nothing_however_many_they_are(database: D
     row = dict.fromkeys(("priority", "attempt", "n_events", "created_at"), 0) | {"queue": "default", "spec": {}, "metadata": {}}
     rows = [row | {"id": f"job_old{n}", "status": "succeeded", "collected": True} for n in range(3000)]
     job = ended(store)
-    query = sa.select(db.jobs.c.id).where(*UNCOLLECTED)
+    query = sa.select(tables.jobs.c.id).where(*UNCOLLECTED)
     with database.transaction() as connection:
-        connection.execute(sa.insert(db.jobs), rows)
+        connection.execute(sa.insert(tables.jobs), rows)
         assert job.id in connection.execute(query).scalars().all()
         explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
         sql = str(query.compile(database.engine, compile_kwargs={"literal_binds": True}))
         plan = str(connection.execute(sa.text(f"{explain} {sql}")).all())
-        connection.execute(sa.delete(db.jobs).where(db.jobs.c.id.like("job_old%")))
+        connection.execute(sa.delete(tables.jobs).where(tables.jobs.c.id.like("job_old%")))
     assert "ix_jobs_uncollected" in plan
     (index,) = (found for found in sa.inspect(database.engine).get_indexes("jobs") if found["name"] == "ix_jobs_uncollected")
     assert "collected" in str(index["dialect_options"][f"{database.engine.dialect.name}_where"]), "it has no others"

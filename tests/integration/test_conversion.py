@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from sae_service import client, errors
 from sae_service.cli import app as command_line
 from sae_service.formats import FORMATS
-from sae_service.jobs import database as db
+from sae_service.jobs import tables
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.schema import FormatName
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_is_retired_while_it_is_converted_is_not_found(
 
     def retired_first(self: Storage, prefix: str, hashes: dict[str, str]) -> dict[str, bytes]:
         with database.transaction() as connection:
-            connection.execute(sa.delete(db.checkpoints))
+            connection.execute(sa.delete(tables.checkpoints))
         self.delete(prefix)
         return read(self, prefix, hashes)
 

@@ -11,7 +11,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from sae_service.errors import ServiceUnavailable
-from sae_service.jobs import database as tables
+from sae_service.jobs import database as database_module
+from sae_service.jobs import tables
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.lost_attempts import LostAttempts
@@ -28,7 +29,7 @@ STATEMENTS = ["UPDATE jobs SET heartbeat", "DELETE FROM metrics", "INSERT INTO m
 @pytest.fixture
 def near(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """The database from next to it, with little patience for transactions that do not go on."""
-    monkeypatch.setattr(tables, "IDLE_MS", IDLE_MS)
+    monkeypatch.setattr(database_module, "IDLE_MS", IDLE_MS)
     database = Database(postgres_url)
     migrate(database)
     yield database

@@ -7,8 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, StorageFailure
-from sae_service.jobs import database as db
-from sae_service.jobs import queue
+from sae_service.jobs import queue, tables
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
@@ -266,7 +265,7 @@ def test_nobody_waits_while_the_files_of_a_job_are_deleted_nor_begins_with_them(
 def test_workers_of_two_hosts_share_postgresql_but_no_sqlite_file(database: Database) -> None:
     here, there = (Presence(database, f"{host}:1:x", "hosts", 1, lease_s=60) for host in ("here", "there"))
     with database.transaction() as connection:
-        connection.execute(sa.delete(db.workers))
+        connection.execute(sa.delete(tables.workers))
     here.renew()
     if database.is_sqlite:
         with pytest.raises(StorageFailure, match="workers on here use it too"):

@@ -13,7 +13,8 @@ from sae_service.errors import InvalidSpec
 from sae_service.evaluation import of_folders
 from sae_service.formats import FORMATS
 from sae_service.formats.folder import load
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from tests.conftest import DEMO
 from tests.saes import DESCRIPTION, random_sae
 from tests.small_jobs import small_job, train

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sae_service.formats import FORMATS
-from sae_service.sae.inference import Sites
+from sae_service.sae.sites import Sites
 from tests import peers
 from tests.saes import DESCRIPTION, of_sites, random_sae, random_transcoder, results, rows
 

@@ -15,7 +15,8 @@ from sae_service.activations.model import LanguageModel
 from sae_service.errors import DataNotFound, Stopped
 from sae_service.evaluation import on_text
 from sae_service.evaluation.on_text import HeldOutText, held_out_batches
-from sae_service.sae.inference import InferenceSAE, Sites, at
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites, at
 from sae_service.spec import StreamSpec
 from tests.conftest import DEMO
 

@@ -12,7 +12,7 @@ from sae_service.activations import synthetic
 from sae_service.activations.buffer import FillStart
 from sae_service.architectures import ARCHITECTURES
 from sae_service.evaluation import feature_recovery
-from sae_service.sae.inference import at
+from sae_service.sae.sites import at
 from sae_service.spec import JobSpec, StreamSpec, SyntheticSpec
 from sae_service.storage.objects import Storage
 from sae_service.training import start

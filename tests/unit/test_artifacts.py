@@ -11,7 +11,8 @@ from safetensors.numpy import load, save
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.sae.architecture import Rows
-from sae_service.sae.inference import InferenceSAE, at
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import at
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
 from tests.saes import in_memory, random_transcoder

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import FORMATS, folder, saelens
-from sae_service.sae.inference import InferenceSAE, Sites, at
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites, at
 from tests.saes import CROSSCODER, DESCRIPTION, KINDS, TRANSCODER, described, of_sites, random_sae, random_transcoder, results, rows
 
 READ, WRITE = "blocks.3.ln2.hook_normalized", "blocks.3.hook_mlp_out"

@@ -19,8 +19,8 @@ from sae_service.kernels.selection import keep_largest, keep_largest_of_batch, k
 from sae_service.numerics import squared_error, variance_of
 from sae_service.sae.architecture import LossContext, outcome
 from sae_service.sae.coder import Coder, tangent
-from sae_service.sae.inference import at
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
+from sae_service.sae.sites import at
 from sae_service.sae.thresholded import ThresholdedCoder
 from sae_service.training import metrics
 from tests.planted import same, written

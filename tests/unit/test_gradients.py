@@ -14,7 +14,7 @@ from sae_service.numerics import normalized_error
 from sae_service.sae.architecture import Architecture, LossContext, Rows
 from sae_service.sae.auxk import auxk_error
 from sae_service.sae.coder import Coder
-from sae_service.sae.inference import Sites
+from sae_service.sae.sites import Sites
 from tests.planted import BATCH, D_IN, PLANTED, planted_rows, same
 
 # Nothing may be frozen where differences are taken, and every term must count.

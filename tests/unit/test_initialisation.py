@@ -8,7 +8,7 @@ from sae_service.architectures import ARCHITECTURES
 from sae_service.kernels.selection import keep_largest
 from sae_service.numerics import row_norms, spread, squared_error
 from sae_service.sae.coder import SCALING_ROWS, fitted_to_largest, random_coder
-from sae_service.sae.inference import at
+from sae_service.sae.sites import at
 from tests.planted import same
 
 D_IN, D_SAE = 32, 256

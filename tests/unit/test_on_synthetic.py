@@ -10,7 +10,8 @@ from sae_service.activations import synthetic
 from sae_service.errors import Stopped
 from sae_service.evaluation import on_synthetic
 from sae_service.evaluation.on_synthetic import HeldOutRows
-from sae_service.sae.inference import InferenceSAE, Sites
+from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec
 
 IN, OUT = ("hook_synthetic", 12), ("hook_synthetic_out", 12)

@@ -11,7 +11,8 @@ import pytest
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import InvalidSpec
 from sae_service.sae.architecture import Architecture
-from sae_service.sae.inference import InferenceSAE, at, unscaled
+from sae_service.sae.inference import InferenceSAE, unscaled
+from sae_service.sae.sites import at
 from tests.planted import planted_rows, trained
 from tests.saes import random_sae, results, rows
 

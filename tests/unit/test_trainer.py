@@ -14,7 +14,7 @@ from sae_service.errors import NonFiniteLoss
 from sae_service.kernels.dense import DENSE
 from sae_service.sae.architecture import LossContext
 from sae_service.sae.coder import Coder, centred_bias
-from sae_service.sae.inference import at
+from sae_service.sae.sites import at
 from sae_service.schema import OptimizerConfig
 from sae_service.spec import JobSpec
 from sae_service.storage import checkpoint

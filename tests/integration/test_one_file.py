@@ -1,4 +1,7 @@
-"""A new architecture is one file: dropped into a copy of the package, it is found, trained, exported and documented."""
+"""A new architecture is one file: dropped into a copy of the package, it is found, trained, exported and documented.
+
+So is a new file format: it is found, written, read, started from, and offered by the REST interface.
+"""
 
 import shutil
 import subprocess
@@ -89,13 +92,79 @@ print("trained")
 '''
 
 
-def test_a_new_architecture_touches_one_file(tmp_path: Path) -> None:
+FORMAT = '''
+"""The arrays of an SAE as lists of numbers in JSON."""
+
+import json
+
+import numpy as np
+
+from sae_service.formats.file_format import assembled, checked, refuse_all_but_autoencoders
+from sae_service.sae.weights import COMPLETE, arrays, of_autoencoder
+
+FILES = ("numbers.json",)
+
+
+def to_files(sae, description):
+    refuse_all_but_autoencoders(sae, description, "numbers")
+    return {FILES[0]: json.dumps({name: array.tolist() for name, array in arrays(sae).items()}).encode()}
+
+
+def from_files(files):
+    found = {name: np.asarray(array, np.float32) for name, array in json.loads(files[FILES[0]]).items()}
+    return assembled(checked(found, {**of_autoencoder(COMPLETE), "threshold": ("d_sae",)}))
+
+
+def sizes(folder):
+    return np.shape(json.loads((folder / FILES[0]).read_text())["W_enc"])
+'''
+
+PROGRAM_OF_FORMAT = '''
+from pathlib import Path
+
+import numpy as np
+
+import sae_service
+from api.app import create_app
+from sae_service.evaluation.of_folders import load
+from sae_service.formats import FORMATS
+from sae_service.settings import Settings
+from sae_service.spec import SAESpec
+from sae_service.training import start
+from tests.saes import DESCRIPTION, random_sae
+
+here = Path.cwd()
+assert Path(sae_service.__file__).is_relative_to(here), "the copy is what runs"
+sae = random_sae("jumprelu")
+for name, content in FORMATS["numbers"].to_files(sae, DESCRIPTION).items():
+    (here / name).write_bytes(content)
+assert np.array_equal(load(here, "numbers").W_enc, sae.W_enc)
+spec = SAESpec.model_validate({
+    "hook_name": "hook_synthetic", "architecture": {"kind": "jumprelu", "d_sae": 24},
+    "initial": {"path": str(here), "format": "numbers"},
+})
+assert np.array_equal(start.load(spec, 0, {"hook_synthetic": 6}).sae.threshold, sae.threshold)
+assert "numbers" in str(create_app(Settings(data_dir=here / "data")).openapi()["components"])
+print("read")
+'''
+
+
+def ran_in_a_copy(folder: Path, added: str, content: str, program: str) -> str:
+    """What a program prints that runs on a copy of the package with one more file."""
     package = Path(sae_service.__file__).parent
-    shutil.copytree(package, tmp_path / "sae_service", ignore=shutil.ignore_patterns("demo", "__pycache__"))
-    (tmp_path / "tests").symlink_to(Path(__file__).parents[1])
-    (tmp_path / "sae_service" / "architectures" / "mirrored.py").write_text(ARCHITECTURE)
-    (tmp_path / "program.py").write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.stdout == "trained\n", done.stderr
+    shutil.copytree(package, folder / "sae_service", ignore=shutil.ignore_patterns("demo", "__pycache__"))
+    for beside in ("tests", "api"):
+        (folder / beside).symlink_to(package.parent / beside)
+    (folder / "sae_service" / added).write_text(content)
+    (folder / "program.py").write_text(program)
+    done = subprocess.run([sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_new_architecture_touches_one_file(tmp_path: Path) -> None:
+    assert ran_in_a_copy(tmp_path, "architectures/mirrored.py", ARCHITECTURE, PROGRAM) == "trained\n"
+
+
+def test_a_new_file_format_touches_one_file(tmp_path: Path) -> None:
+    assert ran_in_a_copy(tmp_path, "formats/numbers.py", FORMAT, PROGRAM_OF_FORMAT) == "read\n"

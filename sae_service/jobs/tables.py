@@ -1,0 +1,87 @@
+"""The tables of the service."""
+
+import sqlalchemy as sa
+
+schema = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    schema,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("status_reason", sa.String(40)),
+    sa.Column("queue", sa.String(64), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    # Which attempt owns the job; whoever holds a lower number may not write any more.
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("crashes", sa.Integer, nullable=False, default=0),
+    # Grows with each sign of life of the attempt. A count, not a time: no clock can be wrong.
+    sa.Column("heartbeat", sa.BigInteger, nullable=False, default=0),
+    sa.Column("worker", sa.String(128)),
+    sa.Column("n_events", sa.Integer, nullable=False, default=0),
+    sa.Column("progress", sa.JSON),
+    sa.Column("error", sa.JSON),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("started_at", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Column("request_key", sa.String(64), unique=True),
+    sa.Column("request_hash", sa.String(64)),
+    # The checkpoint of another job that this one goes on from, for its users and for its workers.
+    sa.Column("origin", sa.JSON),
+    sa.Column("origin_key", sa.String(256), index=True),
+    # Whether it has ended and there are no files of it any more but its checkpoints'.
+    sa.Column("collected", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+# Only of those that are not: however many have been collected, the others are found at once.
+sa.Index("ix_jobs_uncollected", jobs.c.status, sqlite_where=~jobs.c.collected, postgresql_where=~jobs.c.collected)
+
+events = sa.Table(
+    "events",
+    schema,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("type", sa.String(16), nullable=False),
+    sa.Column("level", sa.String(8), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
+metrics = sa.Table(
+    "metrics",
+    schema,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("sae", sa.String(64), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
+checkpoints = sa.Table(
+    "checkpoints",
+    schema,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("key", sa.String(256), nullable=False, unique=True),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("is_final", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("files", sa.JSON, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    # What the best one has least of, if it was measured.
+    sa.Column("score", sa.Float),
+    sa.UniqueConstraint("job_id", "step"),
+)
+
+workers = sa.Table(
+    "workers",
+    schema,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("queue", sa.String(64), nullable=False),
+    sa.Column("gpus", sa.Integer, nullable=False),
+    sa.Column("started_at", sa.BigInteger, nullable=False),
+    # By the database's clock, the only one that all of them share.
+    sa.Column("seen_at", sa.BigInteger, nullable=False),
+)
