@@ -54,7 +54,9 @@ def download(
         storage.size(key)
         return storage.stream(key, start, end)
 
-    return respond(request, entry, wanted, read, "private, max-age=31536000, immutable")
+    # A name moves on to other checkpoints, an id never does.
+    is_fixed = checkpoint_id == checkpoint.id
+    return respond(request, entry, wanted, read, "private, max-age=31536000, immutable" if is_fixed else "private, no-cache")
 
 
 def respond(

@@ -17,6 +17,7 @@ from sae_service.schema import OWN_FORMAT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 OUTAGE_S = 60.0
+METRICS = "metrics.json"
 CHUNK = 1 << 20
 ERRORS = {
     error.code: error
@@ -151,6 +152,9 @@ class Client:
         if format == OWN_FORMAT:
             for path, target in targets.items():
                 self._fetch(f"{base}/files/saes/{path}", entries[path].sha256, target)
+                if f"{path.split('/')[0]}/{METRICS}" not in entries:
+                    # It would be that of a checkpoint which was downloaded here before.
+                    target.with_name(METRICS).unlink(missing_ok=True)
             return list(targets.values())
         names = dict.fromkeys(path.split("/")[0] for path in entries)
         return [path for name in names for path in self._fetch_as(format, f"{base}/saes/{name}/download", folder / name)]

@@ -1,6 +1,7 @@
 """A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -11,9 +12,8 @@ import jax
 from sae_service import errors
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
-from sae_service.evaluation.held_out import HeldOut, SAEs
-from sae_service.evaluation.on_synthetic import HeldOutRows, observer
-from sae_service.evaluation.on_text import HeldOutText
+from sae_service.evaluation.held_out import HeldOut
+from sae_service.evaluation.of_job import held_out_of
 from sae_service.evaluation.score import score
 from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec, SAESpec
@@ -89,9 +89,9 @@ def run(
     setting.check_memory(reporter)
     found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
     states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
-    training = _Training(setting, storage, prefix, reporter, alive, states, values)
+    training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values)
     try:
-        return training.finish(should_stop) if training.train(should_stop) else None
+        return training.finish() if training.train() else None
     except errors.Stopped:
         return None
     finally:
@@ -114,9 +114,9 @@ class Setting:
 
     def check_memory(self, reporter: Reporter) -> None:
         """Says what memory the job needs. Raises OutOfMemory if that is more than the device has."""
-        wanted = memory.plan(self.job, self.sites, self.placement, self.source.row_bytes, self.source.model_bytes)
+        wanted = memory.plan(self.job, self.sites, self.placement, self.source.row_bytes, self.source.model_memory)
         reporter.event("info", wanted.said())
-        if warning := wanted.check(memory.device_limit()):
+        if warning := wanted.check(memory.device_limits()):
             reporter.event("warning", warning)
 
     def shapes(self) -> dict[str, TrainState]:
@@ -128,7 +128,7 @@ class _Training:
     """The moving parts of one attempt at a job."""
 
     def __init__(
-        self, setting: Setting, storage: Storage, prefix: str, reporter: Reporter,
+        self, setting: Setting, storage: Storage, prefix: str, reporter: Reporter, should_stop: Callable[[], bool],
         alive: Callable[[], None], states: dict[str, TrainState], values: dict[str, Any],
     ) -> None:  # fmt: skip
         self.setting, self.job, self.source = setting, setting.job, setting.source
@@ -137,7 +137,8 @@ class _Training:
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.saved = (self.n_steps, False)  # the steps of the last checkpoint, and whether it has held-out figures
         self.trainer: Trainer | None = None
-        self.alive, self.writer = alive, CheckpointWriter()
+        self.held_out: HeldOut
+        self.should_stop, self.alive, self.writer = should_stop, alive, CheckpointWriter()
         self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         self.provenance = provenance(self.job, jax.devices()[0].device_kind) | {"initial": self.hashes}
@@ -145,28 +146,27 @@ class _Training:
         harvest = self.source.harvest(self.position.fill_start)
         self.stream = ActivationStream(self.job.stream, harvest, self.position, alive, self.source.row_bytes)
 
-    def train(self, should_stop: Callable[[], bool]) -> bool:
+    def train(self) -> bool:
         """Trains to the end, or until it should stop, and saves that. Returns whether the end was reached."""
         try:
-            self.steps(should_stop)
+            self.steps()
         except errors.Stopped:
-            self.save()
-            self.writer.finish()
+            self.save_and_wait()
             return False
         # A checkpoint of the last step has only the evaluation before it.
-        self.trainer = self.trainer or self.begin({}, should_stop)
+        self.trainer = self.trainer or self.begin({})
         return True
 
-    def steps(self, should_stop: Callable[[], bool]) -> None:
+    def steps(self) -> None:
         """All steps that are left. Raises Stopped."""
-        for fill in self.stream.fills(should_stop):
+        for fill in self.stream.fills(self.should_stop):
             memory.give_back()
             if self.trainer is None:
-                self.trainer = self.begin(fill.rows, should_stop)
+                self.trainer = self.begin(fill.rows)
                 # An attempt may have been stopped as it measured the SAEs.
                 self.look()
             for batch, position in self.stream.batches(fill):
-                if should_stop():
+                if self.should_stop():
                     raise errors.Stopped
                 self.writer.check()
                 self.trainer.step(batch)
@@ -179,21 +179,31 @@ class _Training:
     def look(self) -> None:
         """Reports and saves what it is time for. Raises Stopped."""
         assert self.trainer is not None
-        self.trainer.look()
+        with ExitStack() as if_it_fails:
+            # What has been trained is not lost with its evaluation.
+            if_it_fails.callback(self.save_and_wait)
+            self.trainer.look()
+            if_it_fails.pop_all()
         n_steps, every = self.trainer.n_steps, self.job.checkpoint_every_steps
         is_due = self.writer.is_due() if every is None else n_steps % every == 0
         if n_steps < self.job.stream.n_steps and (is_due or self.trainer.held_out):
             self.save()
 
-    def begin(self, rows: dict[str, Any], should_stop: Callable[[], bool]) -> Trainer:
+    def begin(self, rows: dict[str, Any]) -> Trainer:
         """The trainer, fitted to the first fill, which is complete before its first row is served: that uses up none."""
         if self.n_steps == 0:
             self.scales = start.measured_scales(self.job, rows)
             self.states = {sae.name: self.started(sae, rows) for sae in self.job.saes}
-        observe = observer(self.job) if self.job.stream.synthetic else None
-        at, places = self.setting.sites, self.setting.placement
-        evaluate = partial(self.measured, should_stop=should_stop)
-        return Trainer(self.job, at, self.states, self.scales, places, self.reporter.metrics, self.n_steps, observe, evaluate)
+        # Before the first step: what is wrong with the held-out text is said in the first minute.
+        self.held_out, observe = held_out_of(self.job, self.source.model, self.ends_here)
+        evaluate = partial(self.held_out.evaluate, should_stop=self.ends_here)
+        where = self.setting.sites, self.states, self.scales, self.setting.placement
+        return Trainer(self.job, *where, self.reporter.metrics, self.n_steps, observe, evaluate)
+
+    def ends_here(self) -> bool:
+        """A sign of life, and whether to stop."""
+        self.alive()
+        return self.should_stop()
 
     def started(self, sae: SAESpec, rows: dict[str, Any]) -> TrainState:
         """The state of one SAE before its first step: what it is to start from, or else drawn and fitted to the rows."""
@@ -202,11 +212,12 @@ class _Training:
             return start.from_weights(sae, sites, scales, self.initial.pop(sae.name), places)
         return start.drawn_and_fitted(self.job, sae, sites, scales, rows, places)
 
-    def finish(self, should_stop: Callable[[], bool]) -> Checkpoint:
+    def finish(self) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint. Raises Stopped."""
         assert self.trainer is not None
         self.trainer.check()
         trained_s, figures, values = self.trainer.seconds(), self.trainer.figures(), self.values()
+        self.writer.finish()  # before there is another copy of the states
         state = snapshot(self.trainer.states)
         # From here on the device is the evaluation's.
         self.stream.close()
@@ -215,34 +226,16 @@ class _Training:
         try:
             parameters = {name: found.parameters for name, found in state.items()}
             saes = {sae.name: partial(self.trainer.exported, sae, parameters) for sae in self.job.saes}
-            measured = self.measured(saes, should_stop)
+            measured = self.held_out.evaluate(saes, self.ends_here)
         except BaseException:
             # What has been trained is not lost with its evaluation.
-            self.writer.finish()
             if values["n_steps"] > self.saved[0]:
                 self.publish(state, values, {})
             raise
-        self.writer.finish()
         if self.writer.waited_s:
             share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
             self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")
         return self.publish(state, values, {name: found | figures[name] for name, found in measured.items()})
-
-    def measured(self, saes: SAEs, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """The held-out metrics of each SAE, by its name. Raises Stopped."""
-
-        def ends_here() -> bool:
-            self.alive()
-            return should_stop()
-
-        return self.held_out.evaluate(saes, ends_here)
-
-    @cached_property
-    def held_out(self) -> HeldOut:
-        """The rows that no SAE is trained on."""
-        if self.source.model is None:
-            return HeldOutRows(self.job)
-        return HeldOutText(self.job.stream, self.job.evaluation.tokens, self.source.model)
 
     def values(self) -> dict[str, Any]:
         """What a checkpoint holds beside the arrays."""
@@ -261,6 +254,11 @@ class _Training:
             # The steps that are still being computed are no cost of the checkpoint.
             jax.block_until_ready(self.trainer.states)
             self.writer.write(self.prepare)
+
+    def save_and_wait(self) -> None:
+        """Publishes a checkpoint, if the last one does not have it all, and waits for it."""
+        self.save()
+        self.writer.finish()
 
     def prepare(self) -> Callable[[], Checkpoint]:
         """Copies what a checkpoint needs. Returns what is left to do: to publish it."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_service.activations.tokens import check_column, load_arguments
+from sae_service.activations.tokens import check_column, check_splits, load_arguments
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
 from sae_service.formats import FORMATS
 from sae_service.hook_points import RESIDUAL_SITES, check_hook
@@ -43,6 +43,7 @@ def _check_text(job: JobSpec, roots: tuple[Path, ...]) -> dict[str, Any]:
         _inside(model.name, roots, "/stream/model/name")
     if is_path(dataset.path):
         _inside(dataset.path, roots, "/stream/dataset/path")
+    check_splits(dataset)
     config = model_config(model.name) if is_path(model.name) else {}
     limit = _first(config, CONTEXT)
     if limit is not None and job.stream.context_size > limit:

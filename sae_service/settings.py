@@ -97,6 +97,11 @@ def environment(changes: dict[str, str | None]) -> dict[str, str]:
     return {**os.environ, **changed}
 
 
+def jax_memory_share() -> float:
+    """The share of a GPU's memory that JAX takes in this process; torch has the rest."""
+    return float(os.environ.get("XLA_CLIENT_MEM_FRACTION", "0.75"))
+
+
 def is_offline() -> bool:
     """Whether the user has forbidden the Hugging Face libraries to use the network."""
     return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "TRUE", "YES", "ON"}

@@ -34,7 +34,7 @@ class LanguageModel:
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         """Loads the model. Raises ModelNotFound, at once where there is no network."""
-        self.device = device
+        self.device, self._spec = device, spec
         self.bridge = _load(spec, device)
         self.tokenizer: Any = self.bridge.tokenizer
         self._lock = threading.Lock()
@@ -43,6 +43,10 @@ class LanguageModel:
     def n_bytes(self) -> int:
         """Bytes of its weights."""
         return sum(parameter.numel() * parameter.element_size() for parameter in self.bridge.parameters())
+
+    def logits_bytes(self, n_tokens: int) -> int:
+        """Bytes of the logits of so many tokens, with which a pass that measures losses ends."""
+        return n_tokens * self.bridge.cfg.d_vocab * getattr(torch, self._spec.dtype).itemsize
 
     @property
     def bos(self) -> int:

@@ -51,9 +51,12 @@ class Source:
         return sum(self.widths.values()) * (4 if spec is None or spec.dtype == "float32" else 2)
 
     @property
-    def model_bytes(self) -> int:
-        """Bytes of the language model's weights."""
-        return 0 if self.model is None else self.model.n_bytes
+    def model_memory(self) -> dict[str, int]:
+        """Bytes that the language model needs, by purpose; nothing if there is none."""
+        if self.model is None:
+            return {}
+        n_tokens = self._stream.prompts * self._stream.context_size
+        return {"model": self.model.n_bytes, "logits": self.model.logits_bytes(n_tokens)}
 
     def harvest(self, start: FillStart) -> Harvest:
         """Rows from `start` on."""

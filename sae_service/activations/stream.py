@@ -58,7 +58,7 @@ class ActivationStream:
             row_bytes: of one row of every hook point.
         """
         self._steps_in_fill = spec.steps_in_fill(row_bytes)
-        self.spec, self.position, self._alive = spec, position, alive
+        self.spec, self._alive = spec, alive
         self._harvest: Harvest | None = harvest
         self._closed = threading.Event()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="harvest")

@@ -62,11 +62,21 @@ def load_arguments(spec: DatasetSpec, split: str) -> dict[str, Any]:
         raise DataNotFound(f"{path.name} is none of {known}", param="/stream/dataset/path")
     if split != spec.split:
         raise DataNotFound(
-            f"{path.name} is one file, which has no split {split!r} beside the one that is trained on",
+            f"{path.name} is one file, which has no split {split!r} beside the one that is trained on.",
             param="/stream/dataset/held_out_split",
             hint="Leave held_out_split out to hold out a share of the documents, or name a folder with a file for each split.",
         )
     return {"path": LOADERS[endings[-1]], "data_files": {split: str(path)}}
+
+
+def check_splits(spec: DatasetSpec) -> None:
+    """Raises InvalidSpec if the text that is held out is the text that is trained on."""
+    if spec.held_out_split == spec.split:
+        raise InvalidSpec(
+            f"must not be split ({spec.split!r}), which is trained on.",
+            param="/stream/dataset/held_out_split",
+            hint="Leave it out to hold out a share of the documents.",
+        )
 
 
 def open_dataset(spec: DatasetSpec, split: str) -> Any:

@@ -10,7 +10,9 @@ import typer
 from sae_service import errors
 from sae_service.client import DEFAULT_URL as DEFAULT_URL
 
-EXIT_CODES = {errors.InvalidSpec: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4}
+EXIT_CODES = {
+    errors.InvalidSpec: 2, errors.DataNotFound: 2, errors.ModelNotFound: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4,
+}  # fmt: skip
 
 
 Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]

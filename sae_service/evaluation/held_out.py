@@ -1,15 +1,14 @@
 """What every origin of held-out rows can do, text or synthetic: measure SAEs on them, as often as it is asked to."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.inference import SAEs
 
-SAEs = Mapping[str, Callable[[], InferenceSAE]]
-"""What loads each SAE, for raw activations and with its sites, by the SAE's name."""
 ShouldStop = Callable[[], bool]
 
 
+@runtime_checkable
 class HeldOut(Protocol):
     """Rows that no SAE was trained on. What does not depend on an SAE is computed once."""
 

@@ -11,7 +11,7 @@ from sae_service.activations.model import LanguageModel
 from sae_service.errors import InvalidSpec
 from sae_service.evaluation import feature_recovery
 from sae_service.evaluation.on_text import HeldOutText
-from sae_service.formats.folder import load
+from sae_service.formats.folder import check_autoencoder, load
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites, at
 from sae_service.spec import StreamSpec
@@ -75,7 +75,10 @@ def compared(folder: Path, other: Path) -> dict[str, Any]:
     Raises:
         InvalidSpec, DamagedCheckpoint: one of them cannot be read, or they do not read rows of the same width.
     """
-    a, b = (np.asarray(load(path).W_dec) for path in (folder, other))
+    saes = {path: load(path) for path in (folder, other)}
+    for path, sae in saes.items():
+        check_autoencoder(sae, str(path))
+    a, b = (np.asarray(saes[path].W_dec) for path in (folder, other))
     if a.shape[1] != b.shape[1]:
         raise InvalidSpec(f"the SAEs read rows of {a.shape[1]} and {b.shape[1]} numbers, so no direction of one is in the other")
     of_control = {f"random_{name}": value for name, value in feature_recovery.control(a, len(b)).items()}

@@ -1,6 +1,6 @@
-"""What a finished SAE is worth on synthetic activations, where the truth is known."""
+"""How good an SAE is on synthetic activations, where the truth is known."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 from sae_service.activations import synthetic
 from sae_service.errors import Stopped
 from sae_service.evaluation import feature_recovery
-from sae_service.evaluation.held_out import SAEs, ShouldStop
+from sae_service.evaluation.held_out import ShouldStop
 from sae_service.evaluation.tally import Tally
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.inference import InferenceSAE, SAEs
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
 from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec
@@ -47,6 +47,10 @@ class HeldOutRows:
             Stopped: it should stop before it has read all.
         """
         return {name: self._with_control(load(), should_stop) for name, load in saes.items()}
+
+    def observe(self, sae: InferenceSAE) -> dict[str, Any]:
+        """What to record of an SAE while it trains: how alike its directions and the known ones are."""
+        return feature_recovery.similarity(self.directions(_sites(sae).writes), np.asarray(sae.W_dec))
 
     def directions(self, hook_names: tuple[str, ...]) -> Float[np.ndarray, "n_features width"]:
         """The features' directions at hook points, side by side."""
@@ -106,12 +110,6 @@ class HeldOutRows:
             **feature_recovery.detection(tally.sums["both"], tally.sums["fired"], tally.sums["present"]),
             "readout_mse": readout.error(),
         }
-
-
-def observer(job: JobSpec) -> Callable[[InferenceSAE], dict[str, Any]]:
-    """What to record of an SAE while it trains: how alike its directions and the known ones are."""
-    held_out = HeldOutRows(job)
-    return lambda sae: feature_recovery.similarity(held_out.directions(_sites(sae).writes), np.asarray(sae.W_dec))
 
 
 def random_sae(sae: InferenceSAE, x: Float[Array, "rows d_read"], share: float) -> InferenceSAE:

@@ -1,4 +1,4 @@
-"""What a finished SAE is worth, on held-out text: reconstruction, sparsity and what it does to the model's loss."""
+"""How good an SAE is, on held-out text: reconstruction, sparsity and what it does to the model's loss."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sae_service.activations.model import LanguageModel, keep_mask
-from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.activations.tokens import Cursor, PackedTokens, check_splits
 from sae_service.errors import DataNotFound, Stopped
-from sae_service.evaluation.held_out import SAEs, ShouldStop
+from sae_service.evaluation.held_out import ShouldStop
 from sae_service.evaluation.tally import Tally
-from sae_service.sae.inference import InferenceSAE
+from sae_service.sae.inference import InferenceSAE, SAEs
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
 from sae_service.sae.sites import Sites
 from sae_service.spec import StreamSpec
@@ -78,14 +78,20 @@ def held_out_batches(stream: StreamSpec, n_tokens: int, model: LanguageModel) ->
 class HeldOutText:
     """The held-out text, and the losses that no SAE changes, each computed once. All of it lies on the host."""
 
-    def __init__(self, stream: StreamSpec, n_tokens: int, model: LanguageModel) -> None:
-        """Reads the text. Raises DataNotFound if there is not one row of it.
+    def __init__(
+        self, stream: StreamSpec, n_tokens: int, model: LanguageModel, should_stop: ShouldStop = lambda: False
+    ) -> None:
+        """Reads the text. Raises DataNotFound if there is not one row of it, InvalidSpec if it is trained on, and Stopped.
 
         Args:
             stream: its held-out text, context_size, prompts and excluded tokens are used.
         """
-        self._model = model
-        self._batches = list(held_out_batches(stream, n_tokens, model))
+        check_splits(stream.text_source[1])
+        self._model, self._batches = model, list[Batch]()
+        for batch in held_out_batches(stream, n_tokens, model):
+            if should_stop():
+                raise Stopped
+            self._batches.append(batch)
         self._n_predicted = sum(batch.n_predicted for batch in self._batches)
         self._zeroed: dict[tuple[str, ...], float] = {}
         if not self._n_predicted:

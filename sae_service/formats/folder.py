@@ -20,20 +20,18 @@ def read(folder: Path, format: str) -> dict[str, bytes]:
 
 
 def load(folder: Path, format: str | None = None) -> InferenceSAE:
-    """The SAE of one hook point in a folder. Without a format, it is the one whose files are there.
+    """The SAE in a folder. Without a format, it is the one whose files are there.
 
-    Raises InvalidSpec, also for a transcoder or a crosscoder, or DamagedCheckpoint for content that is broken.
+    Raises InvalidSpec, or DamagedCheckpoint for content that is broken.
     """
     format = format or detected(folder)
-    sae = FORMATS[format].from_files(read(folder, format))
-    check_autoencoder(sae, str(folder))
-    return sae
+    return FORMATS[format].from_files(read(folder, format))
 
 
 def check_autoencoder(sae: InferenceSAE, place: str) -> None:
-    """Raises InvalidSpec if the SAE from `place` is known not to write the one hook point that it reads."""
+    """Raises InvalidSpec if the SAE from `place` does not write the one hook point that it reads, as far as its file says."""
     if sae.sites is not None and not (sae.sites.is_autoencoder and len(sae.sites.read) == 1):
-        raise InvalidSpec(f"{place} holds {in_words(sae.sites)}", hint="An SAE of one hook point is wanted.")
+        raise InvalidSpec(f"{place} holds {in_words(sae.sites)}.", hint="An SAE of one hook point is wanted.")
 
 
 def in_words(sites: Sites) -> str:

@@ -80,7 +80,7 @@ def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
 def to_own_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
     """The two files of any SAE: as SAELens has them, or under a name of our own where it has none."""
     config, tensors = content(sae, description)
-    return {CONFIG: config, WEIGHTS: save(tensors)}
+    return {CONFIG: config, WEIGHTS: save({name: np.ascontiguousarray(array) for name, array in tensors.items()})}
 
 
 def content(sae: InferenceSAE, description: Description) -> tuple[bytes, Tensors]:
@@ -113,7 +113,7 @@ def content(sae: InferenceSAE, description: Description) -> tuple[bytes, Tensors
         },
     }
     turned = {**tensors, "W_skip": tensors["W_skip"].T} if "W_skip" in tensors else tensors
-    return json.dumps(config, indent=1).encode(), {name: np.ascontiguousarray(turned[name]) for name in _SHAPES[kind]}
+    return json.dumps(config, indent=1).encode(), {name: turned[name] for name in _SHAPES[kind]}
 
 
 def _kind(sae: InferenceSAE, description: Description) -> str:

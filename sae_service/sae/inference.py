@@ -1,6 +1,6 @@
 """The public form of every trained SAE."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,6 +49,10 @@ class InferenceSAE(PyTree):
             return y_hat
         assert x is not None, "an SAE with a bypass needs what it has read"
         return y_hat + x @ self.W_skip
+
+
+SAEs = Mapping[str, Callable[[], InferenceSAE]]
+"""What loads each SAE, for raw activations and with its sites, by the SAE's name."""
 
 
 def unscaled(sae: InferenceSAE, read_scales: Mapping[str, float], write_scales: Mapping[str, float]) -> InferenceSAE:

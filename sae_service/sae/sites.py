@@ -14,7 +14,7 @@ class Sites:
     """Where an SAE reads and where it writes.
 
     An autoencoder writes what it reads, at one hook point, or at several whose rows lie side by side (a crosscoder). A
-    transcoder reads at one hook point what is to be written at another.
+    transcoder reads one hook point and writes another.
     """
 
     read: Widths

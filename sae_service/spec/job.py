@@ -13,6 +13,8 @@ from sae_service.spec.saes import SAESpec
 from sae_service.spec.stream import SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
+Count = Annotated[int, Field(lt=1 << 53)]
+"""Such whole numbers are the same in JSON wherever it is read, and fit into every database."""
 
 
 Labels = Annotated[
@@ -27,17 +29,17 @@ Labels = Annotated[
 class CheckpointSpec(Frozen):
     """When the state is saved, so that a job survives its worker."""
 
-    every_tokens: int = Field(
+    every_tokens: Count = Field(
         default=0, ge=0, description="Tokens between two checkpoints; 0: by the clock, every two to ten minutes of training."
     )
-    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept beside the final and the best one of the job.")
+    keep: int = Field(default=2, ge=1, le=1 << 20, description="Checkpoints that are kept beside the final and the best one.")
 
 
 class EvaluationSpec(Frozen):
     """How the SAEs are measured on held-out text: all of them at the end, and during training if the user wants that."""
 
-    tokens: int = Field(default=65_536, gt=0, description="Held-out tokens; all that there are, if fewer.")
-    every_tokens: int = Field(
+    tokens: Count = Field(default=65_536, gt=0, description="Held-out tokens; all that there are, if fewer.")
+    every_tokens: Count = Field(
         default=0, ge=0, description="Tokens of training between two evaluations, each of which comes with a checkpoint; 0: at "
         "the end only.",
     )  # fmt: skip
@@ -51,7 +53,7 @@ class JobSpec(Frozen):
     saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
     checkpoints: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
-    log_every: int = Field(default=50, gt=0, description="Steps between two rows of metrics.")
+    log_every: Count = Field(default=50, gt=0, description="Steps between two rows of metrics; evaluations add rows.")
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
     queue: Name = "default"
     gpus: int = Field(

@@ -52,13 +52,6 @@ class DatasetSpec(Frozen):
         default=0.02, gt=0, lt=0.5, description="Share of the documents that is held out when no held_out_split is named."
     )
 
-    @model_validator(mode="after")
-    def _check_held_out_split(self) -> "DatasetSpec":
-        if self.held_out_split == self.split:
-            message = f"must not be split ({self.split!r}), which is trained on; leave it out to hold out a share of the documents"
-            refuse(("held_out_split",), message, self.held_out_split)
-        return self
-
 
 class SyntheticSpec(Frozen):
     """Activations with known features, in place of a model's: sparse strengths times fixed directions."""

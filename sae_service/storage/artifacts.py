@@ -32,7 +32,7 @@ def description(job: JobSpec, spec: SAESpec) -> Description:
 
 
 def to_files(sae: InferenceSAE, job: JobSpec, spec: SAESpec, provenance: dict[str, Any]) -> dict[str, Content]:
-    """The files of one SAE by name. The weights are read when they are written, and never copied."""
+    """The files of one SAE by name. The weights are read when they are written, one array at a time."""
     config, tensors = saelens.content(sae, description(job, spec))
     return {CONFIG: config, WEIGHTS: arrays.to_parts(tensors), PROVENANCE: json.dumps(provenance, indent=1).encode()}
 

@@ -1,4 +1,4 @@
-"""SAEs of one structure on the same hook points, which share every compiled function of training."""
+"""SAEs of one structure on the same hook points, which share the compiled step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +46,14 @@ class Cohort:
         """The state with its dead latents started anew. `state` is consumed."""
         return compiled_resample(self.architecture, self.structure, state, numbers, served, key)
 
+    def read(self, config: ArchitectureConfig, state: TrainState, numbers: Numbers) -> tuple[TrainState, dict[str, Any]]:
+        """The state with an empty window, and what a row of metrics is made of. `state` is consumed."""
+        return compiled_reading(self.architecture, config, state, numbers)
+
+    def public(self, config: ArchitectureConfig, parameters: Any) -> InferenceSAE:
+        """The public form, in units of the rows that the SAE was trained on."""
+        return compiled_export(self.architecture, config, self.sites, parameters)
+
 
 def cohort(sae: SAESpec, sites: Sites) -> Cohort:
     """The cohort that an SAE belongs to; equal ones are one."""
@@ -53,16 +61,16 @@ def cohort(sae: SAESpec, sites: Sites) -> Cohort:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def public(architecture: Architecture, config: ArchitectureConfig, sites: Sites, parameters: Any) -> InferenceSAE:
-    """The public form, in units of the rows that it was trained on."""
+def compiled_export(architecture: Architecture, config: ArchitectureConfig, sites: Sites, parameters: Any) -> InferenceSAE:
+    """See `Cohort.public`. Compiled for each config: k is part of a public form, not one of its arrays."""
     return architecture.export(config, parameters).replace(sites=sites)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
-def reading(
+def compiled_reading(
     architecture: Architecture, config: ArchitectureConfig, state: TrainState, numbers: Numbers
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state with an empty window, and what a row of metrics is made of. `state` is consumed."""
+    """See `Cohort.read`."""
     last = state.n_steps - 1
     found = {
         "window": state.window,

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sae_service.errors import NonFiniteLoss
-from sae_service.sae.inference import InferenceSAE, unscaled
+from sae_service.sae.inference import InferenceSAE, SAEs, unscaled
 from sae_service.sae.sites import Sites
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage.checkpoint_writer import on_host
 from sae_service.training import memory, metrics, optimizer
-from sae_service.training.cohort import Cohort, all_finite, cohort, public, reading
+from sae_service.training.cohort import Cohort, all_finite, cohort
 from sae_service.training.placement import Placement
 from sae_service.training.start import Scales, column_scales
 from sae_service.training.step import Numbers, Served, TrainState
@@ -65,8 +65,8 @@ class Member:
     resampled_at: frozenset[int]
 
 
-Evaluate = Callable[[Mapping[str, Callable[[], InferenceSAE]]], dict[str, Any]]
-"""What measures SAEs on held-out rows, by what loads each of them; raises Stopped."""
+Evaluate = Callable[[SAEs], dict[str, Any]]
+"""What measures SAEs on held-out rows; raises Stopped."""
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Trainer:
             jax.block_until_ready(self.states)
             # What compiling took.
             memory.give_back()
-            self._started = time.monotonic(), self.n_steps
+            self._started, self._evaluated_s = (time.monotonic(), self.n_steps), 0.0
 
     def look(self) -> None:
         """Reports what has happened since the last look, if it is time for metrics or for held-out figures.
@@ -138,11 +138,12 @@ class Trainer:
 
     def _measured(self) -> dict[str, Any]:
         assert self.evaluate is not None
-        began = time.monotonic()
+        self.check()
+        began, figures = time.monotonic(), self.figures()
         parameters = {name: state.parameters for name, state in self.states.items()}
-        figures = self.evaluate({sae.name: partial(self.exported, sae, parameters) for sae in self.job.saes})
+        measured = self.evaluate({sae.name: partial(self.exported, sae, parameters) for sae in self.job.saes})
         self._evaluated_s += time.monotonic() - began
-        return {name: found | self.figures()[name] for name, found in figures.items()}
+        return {name: found | figures[name] for name, found in measured.items()}
 
     def exported(self, sae: SAESpec, parameters: Mapping[str, Any]) -> InferenceSAE:
         """The public form of one SAE, for raw activations, on the host: training may have filled the device.
@@ -151,12 +152,9 @@ class Trainer:
             parameters: of every SAE, by its name.
         """
         with on_host():
-            cohort, mine = self._cohort(sae), jax.device_get(parameters[sae.name])
-            found = jax.device_get(public(cohort.architecture, sae.architecture, cohort.sites, mine))
+            member = next(member for member in self._members if member.spec is sae)
+            found = jax.device_get(member.cohort.public(sae.architecture, jax.device_get(parameters[sae.name])))
         return unscaled(found, self.scales[sae.name], self.scales[sae.name])
-
-    def _cohort(self, sae: SAESpec) -> Cohort:
-        return next(member.cohort for member in self._members if member.spec is sae)
 
     def figures(self) -> dict[str, dict[str, float]]:
         """What training knows of each SAE that is worth having beside its held-out figures."""
@@ -191,13 +189,13 @@ class Trainer:
                 raise NonFiniteLoss(f"the parameters of {name} became NaN or infinite in step {self.n_steps}.", hint=metrics.HINT)
 
     def _read(self, member: Member) -> dict[str, Any]:
-        sae, architecture = member.spec, member.cohort.architecture
-        self.states[sae.name], on_device = reading(architecture, sae.architecture, self.states[sae.name], member.numbers)
+        sae = member.spec
+        self.states[sae.name], on_device = member.cohort.read(sae.architecture, self.states[sae.name], member.numbers)
         found = jax.device_get(on_device)
         unit = self.scales[sae.name][sae.writes[0]]
         observed = {}
         if self.observe is not None:
-            observed = self.observe(public(architecture, sae.architecture, self.sites[sae.name], self.states[sae.name].parameters))
+            observed = self.observe(member.cohort.public(sae.architecture, self.states[sae.name].parameters))
         return {
             "sae": sae.name,
             "step": self.n_steps,

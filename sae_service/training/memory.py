@@ -10,6 +10,7 @@ import jax
 
 from sae_service.errors import OutOfMemory
 from sae_service.sae.sites import Sites
+from sae_service.settings import jax_memory_share
 from sae_service.spec import JobSpec
 from sae_service.training import start
 from sae_service.training.placement import Placement
@@ -20,61 +21,83 @@ GIB = 1 << 30
 C_LIBRARY = ctypes.CDLL(None)
 
 
+REMEDIES = {
+    "states": ("/saes", "Train fewer or narrower SAEs in one job (d_sae), or ask for more gpus."),
+    "step": ("/saes", "Lower stream.batch or d_sae."),
+    "evaluation": ("/stream/prompts", "Lower stream.prompts or d_sae."),
+    "fills": ("/stream", "Lower stream.buffer_bytes or stream.buffer_rows."),
+    "model": ("/stream/model", "Load the model in another dtype, or take a smaller one."),
+    "logits": ("/stream/prompts", "Lower stream.prompts or stream.context_size."),
+}
+"""The field to blame for each purpose, and what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of a device's memory that JAX may take, and those that it leaves to torch."""
+
+    jax: int
+    torch: int
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose. `device`: while training, on the device with the most SAEs. `evaluation`: there, afterwards.
-    `checkpoint`: on the host, while one is written.
+    """Bytes by purpose, on the device with the most SAEs.
+
+    Attributes:
+        training: what JAX holds while the SAEs train.
+        evaluation: what it holds when they are measured afterwards; their states are gone by then.
+        model: what torch holds, for the language model.
+        checkpoint: on the host, while one is written.
     """
 
-    device: dict[str, int]
-    evaluation: int
+    training: dict[str, int]
+    evaluation: dict[str, int]
+    model: dict[str, int]
     checkpoint: int
 
     @property
-    def peak(self) -> int:
-        """The most that the device has to hold at once."""
-        return max(sum(self.device.values()), self.evaluation + self.device["model"])
+    def saes(self) -> dict[str, int]:
+        """What JAX holds in the phase in which it needs the most."""
+        return max(self.training, self.evaluation, key=_sum)
 
     def said(self) -> str:
         """The plan in words."""
-        parts = ", ".join(f"{name} {readable(amount)}" for name, amount in self.device.items())
-        training, evaluation = readable(sum(self.device.values())), readable(self.evaluation)
+        parts = ", ".join(f"{name} {readable(amount)}" for name, amount in (self.training | self.model).items())
         return (
-            f"Memory: about {training} while training ({parts}), {evaluation} beside the model for the evaluation, and "
-            f"{readable(self.checkpoint)} on the host for a checkpoint."
+            f"Memory: about {readable(_sum(self.training | self.model))} while training ({parts}), "
+            f"{readable(_sum(self.evaluation))} for the SAEs' evaluation, and {readable(self.checkpoint)} on the host for a "
+            "checkpoint."
         )
 
-    def check(self, limit: int | None) -> str | None:
+    def check(self, limits: Limits | None) -> str | None:
         """What to warn of, if the host is the device. Raises OutOfMemory for more than a device has.
 
         Args:
-            limit: bytes of the device's memory, or None where it has none of its own.
+            limits: of a device with memory of its own, or None.
         """
-        largest = max(self.device, key=lambda name: self.device[name])
-        remedy = {
-            "states": "Train fewer or narrower SAEs in one job (d_sae), or ask for more gpus.",
-            "step": "Lower stream.batch or d_sae.",
-            "fills": "Lower stream.buffer_bytes or stream.buffer_rows.",
-            "model": "Load the model in another dtype, or take a smaller one.",
-            "evaluation": "Lower stream.prompts or d_sae, or leave evaluation.every_tokens out.",
-        }[largest]
-        if limit is not None and self.peak > limit:
-            there = f"the device has {readable(limit)}; {largest} take the most."
-            needed = f"the job needs about {readable(self.peak)}, and {there}"
-            raise OutOfMemory(needed, param="/saes" if largest in ("states", "step") else "/stream", hint=remedy)
-        needed, has = self.peak + self.checkpoint, host_memory()
-        if limit is None and needed > has:
-            there = f"this machine has {readable(has)}; {largest} take the most."
-            return f"the job needs about {readable(needed)}, and {there} {remedy}"
-        return None
+        if limits is not None:
+            for parts, has, whose in ((self.saes, limits.jax, "JAX"), (self.model, limits.torch, "torch")):
+                if _sum(parts) > has:
+                    largest, param, remedy = _blamed(parts)
+                    needed = f"the job needs about {readable(_sum(parts))} for {', '.join(parts)}"
+                    there = f"the device has {readable(has)} for {whose}; {largest} takes the most."
+                    raise OutOfMemory(f"{needed}, and {there}", param=param, hint=remedy)
+            return None
+        parts = self.saes | self.model
+        needed, has = _sum(parts) + self.checkpoint, host_memory()
+        if needed <= has:
+            return None
+        largest, _, remedy = _blamed(parts)
+        return f"the job needs about {readable(needed)}, and this machine has {readable(has)}; {largest} takes the most. {remedy}"
 
 
-def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes: int, model_bytes: int) -> MemoryPlan:
+def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes: int, model: dict[str, int]) -> MemoryPlan:
     """The plan of a job.
 
     Args:
         row_bytes: of one row of every hook point.
-        model_bytes: the weights of the language model.
+        model: bytes that the language model needs, by purpose; nothing for synthetic rows.
     """
     states: Counter[Any] = Counter()
     steps, evaluations = [0], [0]
@@ -84,12 +107,24 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
         parameters, d_sae = size_of(shapes.parameters), sae.architecture.d_sae
         steps.append(parameters + 4 * job.stream.batch * (DENSE_COPIES * d_sae + 4 * (at.d_read + at.d_write)))
         evaluations.append(parameters + 4 * job.stream.prompts * job.stream.context_size * (3 * d_sae + 4 * at.d_write))
-    fill = job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes
-    device = {"states": max(states.values()), "step": max(steps), "fills": 2 * fill, "model": model_bytes}
+    fills = {"fills": 2 * job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes}
+    training, evaluation = {"states": max(states.values()), "step": max(steps)}, {"evaluation": max(evaluations)}
     if job.evaluation.every_tokens:
-        device["evaluation"] = max(evaluations)
+        training |= evaluation
     all_states = sum(states.values())
-    return MemoryPlan(device, max(evaluations), all_states + all_states // 3)
+    # Rows of a model are torch's memory, which JAX only looks at.
+    training, model = (training, model | fills) if model else (training | fills, model)
+    return MemoryPlan(training, evaluation, model, all_states + all_states // 3)
+
+
+def _sum(parts: dict[str, int]) -> int:
+    return sum(parts.values())
+
+
+def _blamed(parts: dict[str, int]) -> tuple[str, str, str]:
+    """The purpose that takes the most, its field, and what to do."""
+    largest = max(parts, key=lambda name: parts[name])
+    return (largest, *REMEDIES[largest])
 
 
 def readable(n_bytes: int) -> str:
@@ -108,10 +143,13 @@ def give_back() -> None:
         C_LIBRARY.malloc_trim(0)
 
 
-def device_limit() -> int | None:
-    """Bytes that JAX may take on its first device, or None where it has no memory of its own."""
+def device_limits() -> Limits | None:
+    """The shares of JAX's first device, or None where it has no memory of its own."""
     stats = jax.devices()[0].memory_stats()
-    return stats.get("bytes_limit") if stats else None
+    if not stats or "bytes_limit" not in stats:
+        return None
+    share = jax_memory_share()
+    return Limits(stats["bytes_limit"], int(stats["bytes_limit"] * (1 - share) / share))
 
 
 def host_memory() -> int:

@@ -1,4 +1,4 @@
-"""Training metrics: sums and counts kept on the device, read and divided once every `log_every` steps."""
+"""Training metrics: sums and counts kept on the device, read and divided at each look."""
 
 import math
 from typing import Any

@@ -14,6 +14,7 @@ import pytest
 from sae_service import pipeline
 from sae_service.continuation import Changes, continued
 from sae_service.errors import DamagedCheckpoint, DataNotFound, InvalidSpec, StorageFailure
+from sae_service.evaluation.on_synthetic import HeldOutRows
 from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
 from tests.recorder import Recorder
@@ -69,7 +70,7 @@ def test_a_job_that_was_trained_but_not_evaluated_is_tried_again_without_a_step(
         raise DataNotFound("the held-out rows have gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(pipeline.HeldOutRows, "evaluate", fails)
+        broken.setattr(HeldOutRows, "evaluate", fails)
         with pytest.raises(DataNotFound):
             train(tmp_path, spec)
     (saved,) = tmp_path.glob(f"jobs/test/step-*{3 * FILL}-*")
@@ -126,13 +127,13 @@ def test_a_fork_that_meets_another_storage_than_its_checkpoint_was_written_to_is
 
 
 def test_the_speed_of_training_is_not_that_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = pipeline.HeldOutRows.evaluate
+    really = HeldOutRows.evaluate
 
     def slow(*arguments: Any) -> Any:
         time.sleep(3)
         return really(*arguments)
 
-    monkeypatch.setattr(pipeline.HeldOutRows, "evaluate", slow)
+    monkeypatch.setattr(HeldOutRows, "evaluate", slow)
     recorder, _ = train(tmp_path, JobSpec.model_validate(job(3 * FILL)))
     assert recorder.checkpoints[-1].metrics["standard"]["tokens_per_s"] > 0.5 * recorder.rows[-1]["tokens_per_s"]
 

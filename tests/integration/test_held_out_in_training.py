@@ -1,5 +1,6 @@
 """Held-out figures in the middle of training: when they come, that they change nothing, and what a stop does to them."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from sae_service import pipeline
 from sae_service.activations.model import LanguageModel
 from sae_service.demo.make_language_model import MODEL, TEXT
+from sae_service.errors import DataNotFound, NonFiniteLoss
+from sae_service.evaluation.on_synthetic import HeldOutRows
 from sae_service.spec import JobSpec
 from sae_service.storage import checkpoint
 from sae_service.storage.objects import Storage
@@ -65,23 +68,31 @@ def test_being_measured_changes_no_weight(undisturbed: tuple[Path, Recorder], tm
     assert weights(files) == weights(Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key))
 
 
+@pytest.mark.parametrize("n_chunks", [0, 4])
 def test_a_job_that_is_stopped_while_it_is_measured_is_measured_when_it_goes_on(
-    undisturbed: tuple[Path, Recorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[Path, Recorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_chunks: int
 ) -> None:
+    # After so many chunks of rows: before the first SAE has been measured, or in the middle of the second.
     folder, expected = undisturbed
     storage, recorder, is_told = Storage(tmp_path.as_uri()), Recorder(), [False]
-    really = pipeline.HeldOutRows.evaluate
+    really = HeldOutRows.evaluate
 
     def told_to_stop(held_out: Any, saes: Any, should_stop: Any) -> Any:
-        is_told[0] = len(measured_rows(recorder)) == 2
-        return really(held_out, saes, should_stop)
+        asked = itertools.count()
+
+        def stops() -> bool:
+            is_told[0] = is_told[0] or (len(measured_rows(recorder)) == 2 and next(asked) >= n_chunks)
+            return should_stop()
+
+        return really(held_out, saes, stops)
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(pipeline.HeldOutRows, "evaluate", told_to_stop)
+        interrupted.setattr(HeldOutRows, "evaluate", told_to_stop)
         assert pipeline.run(spec(), storage, "jobs/test", recorder, lambda: is_told[0]) is None
     assert (recorder.checkpoints[-1].step, recorder.checkpoints[-1].metrics) == (2 * FILL, {})
     assert pipeline.run(spec(), storage, "jobs/test", recorder, resume_from=[recorder.checkpoints[-1].key]) is not None
     assert without_speed(recorder.rows) == without_speed(expected.rows)
+    assert min(row["tokens_per_s"] for row in recorder.rows) >= 0
 
     def kept(folder: Path, found: Recorder) -> dict[int, tuple[Any, ...]]:
         """What each checkpoint holds, the last of those of one step."""
@@ -135,3 +146,21 @@ def test_the_losses_that_no_sae_changes_are_computed_once_for_all_evaluations(
     assert [row["step"] for row in measured_rows(recorder)] == [1, 2, 3]
     batches = 1024 // 256
     assert (calls.count("zeroed_losses"), calls.count("spliced_losses")) == (2 * batches, 4 * batches)
+
+
+def test_a_loss_that_explodes_is_seen_before_it_is_measured(tmp_path: Path) -> None:
+    changed = spec(log_every=1000).model_dump()
+    changed["saes"][0]["optimizer"]["lr"] = 1e30
+    with pytest.raises(NonFiniteLoss):
+        train(tmp_path, JobSpec.model_validate(changed))
+
+
+def test_what_was_trained_before_an_evaluation_fails_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise DataNotFound("the held-out rows have gone")
+
+    monkeypatch.setattr(HeldOutRows, "evaluate", fails)
+    recorder = Recorder()
+    with pytest.raises(DataNotFound):
+        pipeline.run(spec(), Storage(tmp_path.as_uri()), "jobs/test", recorder)
+    assert [written.step for written in recorder.checkpoints] == [FILL]

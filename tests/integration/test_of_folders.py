@@ -11,12 +11,12 @@ from typer.testing import CliRunner, Result
 from sae_service.cli import app
 from sae_service.errors import InvalidSpec
 from sae_service.evaluation import of_folders
-from sae_service.formats import FORMATS
+from sae_service.formats import FORMATS, saelens
 from sae_service.formats.folder import load
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
 from tests.conftest import DEMO
-from tests.saes import DESCRIPTION, random_sae
+from tests.saes import DESCRIPTION, of_sites, random_sae
 from tests.small_jobs import small_job, train
 
 TEXT = ["--model", str(DEMO / "model"), "--dataset", str(DEMO / "text"), "--held-out-split", "test", "--tokens", "1024"]
@@ -78,7 +78,7 @@ def random_transcoder(read: str, write: str, d_write: int = 128) -> InferenceSAE
     return wide.replace(W_dec=narrow.W_dec, b_dec=narrow.b_dec, sites=sites)
 
 
-def test_a_transcoder_is_measured_where_its_file_says_that_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transcoder_is_measured_where_its_file_says_that_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = {
         "model": {"name": str(DEMO / "model")}, "dataset": {"path": str(DEMO / "text"), "held_out_split": "test"},
         "tokens": 512, "batch": 1,
@@ -86,8 +86,14 @@ def test_a_transcoder_is_measured_where_its_file_says_that_it_writes(monkeypatch
     read, write = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
 
     def measured(sae: InferenceSAE, hook_name: str = read) -> dict[str, Any]:
-        monkeypatch.setattr(of_folders, "load", lambda *_: sae)
-        return of_folders.measured(Path(), None, hook_name, stream)
+        with monkeypatch.context() as patched:
+            if sae.sites is None:
+                # As from a file that does not say where.
+                patched.setattr(of_folders, "load", lambda *_: sae)
+            else:
+                for name, content in saelens.to_own_files(sae, of_sites(sae.sites)).items():
+                    (tmp_path / name).write_bytes(content)
+            return of_folders.measured(tmp_path, None, hook_name, stream)
 
     found = measured(random_transcoder(read, write))
     elsewhere = measured(random_transcoder(read, read).replace(sites=None))

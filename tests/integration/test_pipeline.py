@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from sae_service import pipeline
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss, StorageFailure
+from sae_service.evaluation.on_text import HeldOutText
 from sae_service.storage import artifacts
 from sae_service.storage.provenance import revision
 from tests.conftest import DEMO
@@ -77,7 +77,7 @@ def test_a_job_whose_evaluation_fails_goes_on_from_its_last_step(
         raise DataNotFound("the held-out text has gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(pipeline.HeldOutText, "evaluate", fails)
+        broken.setattr(HeldOutText, "evaluate", fails)
         with pytest.raises(DataNotFound):
             train(tmp_path, small_job())
     saved = sorted(tmp_path.glob("jobs/test/step-*24-*"))

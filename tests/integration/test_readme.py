@@ -41,7 +41,7 @@ def test_the_readme_lists_every_architecture_and_every_path_of_the_interface(tmp
     text = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \| .* \| .* \| .* \|$", text, flags=re.MULTILINE)) == set(ARCHITECTURES)
     paths = create_app(Settings(data_dir=tmp_path)).openapi()["paths"]
-    named = text.replace("{id or latest}", "{id}")
+    named = text.replace("{id or name}", "{id}")
     for path in paths:
         assert re.sub(r"{(\w+_id)}", "{id}", path).removesuffix("/{id}") in named, path
 

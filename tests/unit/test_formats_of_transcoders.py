@@ -161,8 +161,9 @@ def test_an_sae_of_saelens_that_writes_elsewhere_is_a_transcoder() -> None:
 def test_a_transcoder_in_a_folder_is_not_taken_for_an_sae(sae: InferenceSAE, words: str, tmp_path: Path) -> None:
     for name, content in own_files(sae).items():
         (tmp_path / name).write_bytes(content)
+    assert folder.load(tmp_path).sites == sae.sites
     with pytest.raises(InvalidSpec, match=words):
-        folder.load(tmp_path)
+        folder.check_autoencoder(folder.load(tmp_path), str(tmp_path))
     for name, content in FORMATS["saelens"].to_files(random_sae("relu"), DESCRIPTION).items():
         (tmp_path / name).write_bytes(content)
     assert folder.load(tmp_path).sites == at("blocks.3.hook_resid_pre", 6)

@@ -147,6 +147,15 @@ def test_a_split_that_is_not_there_is_refused_by_its_own_field(spec: dict[str, A
     assert caught.value.param == f"/stream/dataset/{field}"
 
 
+def test_the_text_that_is_trained_on_is_not_the_held_out_text(spec: dict[str, Any]) -> None:
+    spec["stream"]["dataset"]["held_out_split"] = "train"
+    # A job of an earlier release can still be read.
+    job = JobSpec.model_validate(spec)
+    with pytest.raises(InvalidSpec, match="which is trained on") as caught:
+        preflight.check(job, (DEMO,))
+    assert caught.value.param == "/stream/dataset/held_out_split"
+
+
 def test_one_file_is_not_both_trained_on_and_held_out(folder: Path, spec: dict[str, Any]) -> None:
     file = folder / "text.jsonl"
     file.write_text('{"text": "all that there is"}\n')

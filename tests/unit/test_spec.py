@@ -27,9 +27,16 @@ def test_nul_in_a_spec_is_refused_with_the_place_of_the_string(spec: dict[str, A
     assert pointer(error["loc"], spec) == place
 
 
-def test_the_text_that_is_trained_on_is_not_the_held_out_text(spec: dict[str, Any]) -> None:
-    spec["stream"]["dataset"]["held_out_split"] = "train"
-    with pytest.raises(ValidationError, match="leave it out to hold out a share of the documents") as refused:
+@pytest.mark.parametrize(
+    "place", ["/checkpoints/keep", "/checkpoints/every_tokens", "/evaluation/tokens", "/evaluation/every_tokens", "/log_every"]
+)
+def test_no_number_is_larger_than_what_a_database_can_hold(spec: dict[str, Any], place: str) -> None:
+    *parents, last = place.split("/")[1:]
+    part = spec
+    for name in parents:
+        part = part.setdefault(name, {})
+    part[last] = 1 << 63
+    with pytest.raises(ValidationError) as refused:
         JobSpec.model_validate(spec)
     (error,) = refused.value.errors()
-    assert pointer(error["loc"], spec) == "/stream/dataset/held_out_split"
+    assert pointer(error["loc"], spec) == place
