@@ -276,9 +276,11 @@ def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty:
             connection.execute(sa.text(f"DROP INDEX {index}"))
         for column in ("origin", "origin_key", "collected"):
             connection.execute(sa.text(f"ALTER TABLE jobs DROP COLUMN {column}"))
+        connection.execute(sa.text("ALTER TABLE checkpoints DROP COLUMN score"))
         connection.execute(sa.text("DROP TABLE alembic_version"))
     migration.migrate(empty)
     with empty.transaction() as connection:
+        assert connection.execute(sa.select(tables.checkpoints.c.score)).all() == []
         assert connection.execute(sa.select(tables.jobs.c.origin, tables.jobs.c.collected)).all() == [(None, False)]
         assert connection.execute(sa.select(tables.workers)).all() == []
 

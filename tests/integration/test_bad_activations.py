@@ -4,7 +4,6 @@ import json
 import lzma
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,20 +32,23 @@ def broken_model(folder: Path, value: float) -> Path:
     return folder
 
 
-def text(path: Path) -> Path:
-    """Good text for more than a fill of the buffer, then text with the token."""
+def text(folder: Path) -> Path:
+    """Good text for more than a fill of the buffer, then text with the token; and good text to be held out."""
     with lzma.open(DEMO / "text" / "train.jsonl.xz", "rt") as lines:
         documents = [json.loads(next(lines))["text"][:2000] for _ in range(15)]
     good, bad = documents[:5], ["~ " + document for document in documents[5:]]
-    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in good + bad))
-    return path
+    folder.mkdir()
+    for split, found in (("train", good + bad), ("test", good)):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in found))
+    return folder
 
 
 def job(folder: Path, value: float) -> JobSpec:
     """24 steps in three fills, a checkpoint every 4 steps."""
     return JobSpec.model_validate({
         "stream": {
-            "model": {"name": str(broken_model(folder / "model", value))}, "dataset": {"path": str(text(folder / "text.jsonl"))},
+            "model": {"name": str(broken_model(folder / "model", value))},
+            "dataset": {"path": str(text(folder / "text")), "held_out_split": "test"},
             "tokens": 24 * 256, "batch": 256, "buffer_rows": 8 * 256, "prompts": 4,
         },
         "saes": [
@@ -82,9 +84,8 @@ def test_the_job_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path, value:
 
 
 def test_rows_that_are_broken_from_the_start_stop_the_job_before_it_saves_anything(tmp_path: Path) -> None:
-    spec: Any = job(tmp_path, np.nan).model_dump(mode="json")
-    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "~ and " * 5000}) + "\n")
-    spec["stream"]["dataset"]["held_out_split"] = "test"
+    spec = job(tmp_path, np.nan)
+    (tmp_path / "text" / "train.jsonl").write_text(json.dumps({"text": "~ and " * 5000}) + "\n")
     with pytest.raises(NonFiniteLoss):
-        pipeline.run(JobSpec.model_validate(spec), Storage((tmp_path / "storage").as_uri()), "job", Recorder())
+        pipeline.run(spec, Storage((tmp_path / "storage").as_uri()), "job", Recorder())
     assert not list(tmp_path.rglob("manifest.json"))
