@@ -83,6 +83,14 @@ def test_an_sae_is_downloaded_in_another_format_with_its_figures(api: TestClient
         np.testing.assert_allclose(getattr(read, part), getattr(SAES[name], part), atol=1e-5)
 
 
+def test_what_is_asked_for_by_a_name_that_moves_on_is_asked_for_again(api: TestClient, job_id: str) -> None:
+    base = f"/v1/jobs/{job_id}/checkpoints"
+    checkpoint = api.get(f"{base}/latest").json()["id"]
+    kept = {name: api.get(f"{base}/{name}/files/saes/a/cfg.json").headers["Cache-Control"] for name in ("latest", checkpoint)}
+    assert "no-cache" in kept["latest"]
+    assert "immutable" in kept[checkpoint]
+
+
 def test_a_conversion_to_the_stored_format_gives_the_stored_files(api: TestClient, saes: str) -> None:
     files = unzipped(api.get(f"{saes}/b/download?format=saelens").content)
     for name, content in files.items():
