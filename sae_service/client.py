@@ -153,7 +153,7 @@ class Client:
             for path, target in targets.items():
                 self._fetch(f"{base}/files/saes/{path}", entries[path].sha256, target)
                 if f"{path.split('/')[0]}/{METRICS}" not in entries:
-                    # It would be that of a checkpoint which was downloaded here before.
+                    # An older one is that of another checkpoint.
                     target.with_name(METRICS).unlink(missing_ok=True)
             return list(targets.values())
         names = dict.fromkeys(path.split("/")[0] for path in entries)

@@ -45,7 +45,7 @@ class LanguageModel:
         return sum(parameter.numel() * parameter.element_size() for parameter in self.bridge.parameters())
 
     def logits_bytes(self, n_tokens: int) -> int:
-        """Bytes of the logits of so many tokens, with which a pass that measures losses ends."""
+        """Bytes of the logits of so many tokens; a pass that measures losses ends with them."""
         return n_tokens * self.bridge.cfg.d_vocab * getattr(torch, self._spec.dtype).itemsize
 
     @property

@@ -1,4 +1,4 @@
-"""What every origin of held-out rows can do, text or synthetic: measure SAEs on them, as often as it is asked to."""
+"""Held-out rows of any origin, text or synthetic: SAEs are measured on them, any number of times."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable

@@ -208,7 +208,7 @@ class Attempt:
 
 
 def _is_past(held_out: dict[str, Any], step: int) -> bool:
-    """Whether held-out figures are of no step that is yet to come (again)."""
+    """Whether all held-out figures are of this step or an earlier one."""
     return all(figures["step"] <= step for figures in held_out.values())
 
 

@@ -138,7 +138,7 @@ def size_of(tree: Any) -> int:
 
 
 def give_back() -> None:
-    """Returns freed memory of the host to the system, where the C library keeps it: between two phases it is much."""
+    """Returns freed memory of the host to the system; the C library would keep it."""
     if hasattr(C_LIBRARY, "malloc_trim"):
         C_LIBRARY.malloc_trim(0)
 

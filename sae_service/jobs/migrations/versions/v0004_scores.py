@@ -1,4 +1,4 @@
-"""What checkpoints are worth, by which the best one is found."""
+"""Scores of checkpoints, by which the best one is found."""
 
 import sqlalchemy as sa
 from alembic import op
