@@ -14,7 +14,7 @@ from sae_service.jobs import queue
 from sae_service.jobs.database import SQLITE, Database, reached
 
 FOLDER = Path(__file__).parent / "migrations"
-FIRST, LAST = "0001", "0004"
+FIRST, LAST = "0001", "0005"
 LOCK = 5_270_041
 PAUSE_S = 0.2
 

@@ -20,6 +20,21 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"
 
 
+def summary(spec: dict[str, Any]) -> dict[str, Any]:
+    """What a list shows of a spec."""
+    stream, saes = spec.get("stream", {}), spec.get("saes", [])
+    return {
+        "model": (stream.get("model") or {}).get("name"),
+        "dataset": (stream.get("dataset") or {}).get("path"),
+        "tokens": stream.get("tokens"),
+        "saes": [{"name": sae["name"], "hook_name": sae["hook_name"]} | _size(sae["architecture"]) for sae in saes],
+    }
+
+
+def _size(architecture: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": architecture["kind"], "d_sae": architecture["d_sae"]}
+
+
 def to_job(row: sa.Row[Any]) -> Job:
     """The record of one row of `jobs` with `latest_checkpoint` and `has_worker`."""
     columns = {name: value for name, value in row._mapping.items() if name in Job.model_fields}

@@ -14,7 +14,7 @@ from sae_service.jobs.attempts import end_job, requeue
 from sae_service.jobs.presence import is_present, workers
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import TERMINAL, Checkpoint, Event, Job, MetricsRow, Worker
-from sae_service.jobs.rows import add_status_event, best_step, new_id, now, to_checkpoint, to_job
+from sae_service.jobs.rows import add_status_event, best_step, new_id, now, summary, to_checkpoint, to_job
 
 LATEST_CHECKPOINT = (
     sa.select(tables.checkpoints.c.id)
@@ -60,13 +60,15 @@ class JobStore:
             return known, False
         row = {
             "id": new_id("job"), "status": "queued", "queue": spec["queue"], "priority": spec["priority"], "spec": spec,
-            "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
+            "summary": summary(spec), "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
             "request_key": request_key, "request_hash": request_hash, **_origin_columns(origin),
         }  # fmt: skip
         try:
             with self._database.transaction() as connection:
                 self._hold(connection, origin)
                 connection.execute(sa.insert(tables.jobs).values(row))
+                for name, value in spec["metadata"].items():
+                    connection.execute(sa.insert(tables.labels).values(name=name, value=value, job_id=row["id"]))
                 add_status_event(connection, row["id"], "queued", "The job is queued.")
                 self._queue.add(connection, spec, row["id"], attempt=1)
         except IntegrityError:
@@ -253,4 +255,4 @@ def _origin_columns(origin: Checkpoint | None) -> dict[str, Any]:
     if origin is None:
         return {}
     seen = {"job_id": origin.job_id, "checkpoint_id": origin.id, "step": origin.step, "tokens": origin.tokens}
-    return {"origin": seen, "origin_key": origin.key}
+    return {"origin": seen, "origin_key": origin.key, "origin_job_id": origin.job_id}

@@ -8,11 +8,13 @@ jobs = sa.Table(
     "jobs",
     schema,
     sa.Column("id", sa.String(40), primary_key=True),
-    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("status", sa.String(16), nullable=False),
     sa.Column("status_reason", sa.String(40)),
     sa.Column("queue", sa.String(64), nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
+    # What a list shows of the spec.
+    sa.Column("summary", sa.JSON, nullable=False, server_default="{}"),
     sa.Column("metadata", sa.JSON, nullable=False),
     # Which attempt owns the job; whoever holds a lower number may not write any more.
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -23,6 +25,9 @@ jobs = sa.Table(
     sa.Column("n_events", sa.Integer, nullable=False, default=0),
     sa.Column("progress", sa.JSON),
     sa.Column("error", sa.JSON),
+    # Who may see it, and the name of the key that asked for it.
+    sa.Column("project", sa.String(64), nullable=False, server_default="default"),
+    sa.Column("submitter", sa.String(64)),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("started_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
@@ -31,11 +36,24 @@ jobs = sa.Table(
     # The checkpoint of another job that this one goes on from, for its users and for its workers.
     sa.Column("origin", sa.JSON),
     sa.Column("origin_key", sa.String(256), index=True),
+    sa.Column("origin_job_id", sa.String(40), index=True),
     # Whether it has ended and there are no files of it any more but its checkpoints'.
     sa.Column("collected", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 # Only of those that are not: however many have been collected, the others are found at once.
 sa.Index("ix_jobs_uncollected", jobs.c.status, sqlite_where=~jobs.c.collected, postgresql_where=~jobs.c.collected)
+sa.Index("ix_jobs_status", jobs.c.status, jobs.c.id)
+sa.Index("ix_jobs_project", jobs.c.project, jobs.c.id)
+sa.Index("ix_jobs_project_status", jobs.c.project, jobs.c.status, jobs.c.id)
+
+# What jobs.metadata says, so that jobs are found by it.
+labels = sa.Table(
+    "labels",
+    schema,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.String(512), primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
 
 events = sa.Table(
     "events",
@@ -52,10 +70,13 @@ events = sa.Table(
 metrics = sa.Table(
     "metrics",
     schema,
-    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("sae", sa.String(64), primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("sae", sa.String(64), nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
+    # In the order in which pages are read.
+    sa.PrimaryKeyConstraint("job_id", "step", "sae", name="metrics_by_step"),
+    sa.Index("ix_metrics_sae", "job_id", "sae", "step"),
 )
 
 checkpoints = sa.Table(
@@ -84,4 +105,18 @@ workers = sa.Table(
     sa.Column("started_at", sa.BigInteger, nullable=False),
     # By the database's clock, the only one that all of them share.
     sa.Column("seen_at", sa.BigInteger, nullable=False),
+)
+
+# Of the API's keys only their hashes are known.
+keys = sa.Table(
+    "keys",
+    schema,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False, unique=True),
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("project", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("revoked_at", sa.BigInteger),
 )

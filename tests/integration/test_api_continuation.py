@@ -271,10 +271,15 @@ def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty:
     migration.migrate(empty)
     JobStore(empty).submit({"queue": "default", "priority": 0, "metadata": {}})
     with empty.transaction() as connection:
-        connection.execute(sa.text("DROP TABLE workers"))
-        for index in ("ix_jobs_origin_key", "ix_jobs_uncollected"):
-            connection.execute(sa.text(f"DROP INDEX {index}"))
-        for column in ("origin", "origin_key", "collected"):
+        for table in ("workers", "labels", "keys"):
+            connection.execute(sa.text(f"DROP TABLE {table}"))
+        for index in ("origin_key", "uncollected", "origin_job_id", "project", "project_status", "status"):
+            connection.execute(sa.text(f"DROP INDEX ix_jobs_{index}"))
+        connection.execute(sa.text("CREATE INDEX ix_jobs_status ON jobs (status)"))
+        connection.execute(sa.text("DROP INDEX ix_metrics_sae"))
+        if not empty.is_sqlite:
+            connection.execute(sa.text("ALTER TABLE metrics RENAME CONSTRAINT metrics_by_step TO metrics_pkey"))
+        for column in ("origin", "origin_key", "origin_job_id", "collected", "summary", "project", "submitter"):
             connection.execute(sa.text(f"ALTER TABLE jobs DROP COLUMN {column}"))
         connection.execute(sa.text("ALTER TABLE checkpoints DROP COLUMN score"))
         connection.execute(sa.text("DROP TABLE alembic_version"))
