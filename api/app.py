@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import catalog, continuation, conversion, events, files, jobs, problems
 from api.dependencies import Jobs, caller
+from api.following import Following
 from sae_service import __version__
 from sae_service.jobs.database import Database
 from sae_service.jobs.lost_attempts import LostAttempts, keep_looking
@@ -32,6 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         migrate(database)
         app.state.store = JobStore(database, settings.lease_s)
+        app.state.following = Following(app.state.store)
         app.state.storage = Storage(settings.resolved_storage_url())
         # A conversion holds an SAE in memory: one at a time, and those that wait hold no thread.
         app.state.conversions = CapacityLimiter(1)

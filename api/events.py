@@ -3,21 +3,26 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api.dependencies import Jobs
+from api.following import Following
 from api.jobs import Page, page
-from sae_service.errors import NotFound, ServiceUnavailable
+from sae_service.errors import SAEServiceError
 from sae_service.jobs.records import Event
 from sae_service.jobs.store import JobStore
 
 router = APIRouter(tags=["events"])
-POLL_S = 0.5
 KEEP_ALIVE_S = 15.0
 STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+async def _following(request: Request) -> Following:
+    return request.app.state.following
 
 
 @router.get(
@@ -28,6 +33,7 @@ STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering"
 def list_events(
     job_id: str,
     jobs: Jobs,
+    following: Annotated[Following, Depends(_following)],
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[int, Query(ge=0, lt=1 << 62, description="The id of the last event seen.")] = 0,
     stream: Annotated[bool, Query(description="Send events as they happen, until the job ends.")] = False,
@@ -40,30 +46,32 @@ def list_events(
         return page(jobs.events(job_id, after, limit + 1), limit)
     if job.is_terminal and not jobs.events(job_id, after, 1):
         return Response(status_code=204)
-    return StreamingResponse(_stream(jobs, job_id, after), media_type="text/event-stream", headers=STREAM_HEADERS)
+    return StreamingResponse(_stream(jobs, following, job_id, after), media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
-async def _stream(jobs: JobStore, job_id: str, after: int) -> AsyncIterator[str]:
+async def _stream(jobs: JobStore, following: Following, job_id: str, after: int) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
-    step, silent_s = 0, 0.0
-    while True:
-        try:
-            job = await asyncio.to_thread(jobs.get, job_id)
-            found = await asyncio.to_thread(jobs.events, job_id, after)
-        except (ServiceUnavailable, NotFound):
-            # The client comes back by itself, with the last id that it has seen; or the job was deleted, as it then hears.
-            return
-        for event in found:
-            after = event.id
-            yield f"id: {event.id}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
-        if job.progress is not None and job.progress.step != step:
-            step = job.progress.step
-            yield f"event: metrics\ndata: {json.dumps(job.progress.model_dump())}\n\n"
-        elif not found:
-            silent_s += POLL_S
-        if found or silent_s >= KEEP_ALIVE_S:
-            silent_s = 0.0
+    step = 0
+    with following.news(job_id) as news:
+        while True:
+            # Before the look: what happens during it wakes us again.
+            news.clear()
+            try:
+                job = await asyncio.to_thread(jobs.get, job_id)
+                found = await asyncio.to_thread(jobs.events, job_id, after)
+            except SAEServiceError:
+                # The client comes back by itself, with the last id that it has seen; or the job was deleted, as it then hears.
+                return
+            for event in found:
+                after = event.id
+                yield f"id: {event.id}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
+            if job.progress is not None and job.progress.step != step:
+                step = job.progress.step
+                yield f"event: metrics\ndata: {json.dumps(job.progress.model_dump())}\n\n"
             yield ": still here\n\n"
-        if job.is_terminal and not found:
-            return
-        await asyncio.sleep(0 if found else POLL_S)
+            if found:
+                continue
+            if job.is_terminal:
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), KEEP_ALIVE_S)

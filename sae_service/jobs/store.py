@@ -26,6 +26,8 @@ LATEST_CHECKPOINT = (
     .label("latest_checkpoint")
 )
 
+AT_ONCE = 1000
+"""Ids in one query."""
 GPUS = sa.func.coalesce(tables.jobs.c.spec["gpus"].as_integer(), 1)
 
 
@@ -108,6 +110,17 @@ class JobStore:
         if row is None:
             raise NotFound(f"there is no job {job_id}")
         return to_job(row)
+
+    def signs(self, job_ids: list[str]) -> dict[str, tuple[Any, ...]]:
+        """What changes when there is news of a job, for those of the jobs that there are: its status, events and progress."""
+        columns = tables.jobs.c
+        query = sa.select(columns.id, columns.status, columns.n_events, columns.progress["step"].as_integer())
+        signs: dict[str, tuple[Any, ...]] = {}
+        with self._database.transaction() as connection:
+            for start in range(0, len(job_ids), AT_ONCE):
+                rows = connection.execute(query.where(columns.id.in_(job_ids[start : start + AT_ONCE])))
+                signs |= {job_id: tuple(sign) for job_id, *sign in rows}
+        return signs
 
     def find(
         self, limit: int, after: str | None = None, newest_first: bool = True, status: str | None = None,

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from api.events import _stream as stream_of_events
+from api.following import Following
 from sae_service.errors import StorageFailure, WrongVersion
 from sae_service.jobs import migration, tables
 from sae_service.jobs.attempts import Attempt
@@ -185,7 +186,7 @@ def test_a_stream_of_events_ends_when_its_job_is_deleted(api: TestClient, spec: 
 
     async def parts() -> list[str]:
         found = []
-        async for part in stream_of_events(jobs, path.split("/")[-1], 0):
+        async for part in stream_of_events(jobs, Following(jobs), path.split("/")[-1], 0):
             if "queued" in part:
                 api.post(f"{path}/cancel")
                 assert api.delete(path).status_code == 204
