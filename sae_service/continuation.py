@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from sae_service.errors import InvalidSpec
-from sae_service.schema import Frozen, Name, pointer
+from sae_service.schema import Frozen, Name, pointer, refuse_long
 from sae_service.spec import CheckpointSpec, EvaluationSpec, JobSpec, Labels, SAESpec
 
 PARTS = ("checkpoints", "evaluation")
@@ -33,6 +33,12 @@ class Changes(Frozen):
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     queue: Name | None = None
     metadata: Labels | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_lengths(cls, data: Any) -> Any:
+        refuse_long(data)
+        return data
 
 
 def continued(parent: JobSpec, changes: Changes, tokens_done: int, is_final: bool = False) -> JobSpec:

@@ -123,6 +123,23 @@ def with_nul(value: Any, location: tuple[str | int, ...] = ()) -> Iterator[tuple
             yield from with_nul(item, (*location, part))
 
 
+MAX_ITEMS, MAX_DEPTH = 1024, 32
+
+
+def refuse_long(value: Any, location: tuple[str | int, ...] = ()) -> None:
+    """Raises a validation error for a list or an object of more than MAX_ITEMS items anywhere in `value`, or one that is nested
+    too deeply. To be called before items are validated: a hundred thousand wrong ones would make as many errors.
+    """
+    if not isinstance(value, dict | list | tuple):
+        return
+    if len(location) > MAX_DEPTH:
+        refuse(location[:1], f"is nested deeper than {MAX_DEPTH} levels", None)
+    if len(value) > MAX_ITEMS:
+        refuse(location, f"has {len(value)} items; at most {MAX_ITEMS} are read", None)
+    for part, item in value.items() if isinstance(value, dict) else enumerate(value):
+        refuse_long(item, (*location, part))
+
+
 def refuse(location: tuple[str | int, ...], message: str, value: object) -> None:
     """Raises a validation error that blames the field at `location` below the model being validated."""
     error = PydanticCustomError("invalid", message)  # pyright: ignore[reportArgumentType]

@@ -4,11 +4,11 @@ Everything that can be checked without a model or text is checked here, with the
 A parsed spec has no gaps: what the user left out is filled in, so the stored spec says all that was done.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sae_service.schema import Frozen, Name, refuse, with_nul
+from sae_service.schema import Frozen, Name, refuse, refuse_long, with_nul
 from sae_service.spec.saes import SAESpec
 from sae_service.spec.stream import SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
 
@@ -60,6 +60,12 @@ class JobSpec(Frozen):
         default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them. 1 also runs on a CPU."
     )
     metadata: Labels = Field(default={}, description="The user's own labels; jobs can be listed by them.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_lengths(cls, data: Any) -> Any:
+        refuse_long(data)
+        return data
 
     @model_validator(mode="after")
     def _check_characters(self) -> "JobSpec":
