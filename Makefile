@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-slow test-gpu peers test-peers faults lint types layers check serve worker
+.PHONY: help setup demo test test-slow test-gpu peers test-peers faults contract lint types layers check serve worker
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -47,6 +47,11 @@ faults: $(READY)  ## Kill, cut, fill and lock everything for two hours or three 
 	test -x .venv-faults/bin/python || $(PYTHON) -m venv .venv-faults
 	.venv-faults/bin/pip install --quiet "moto[server]==5.2.5" swift==2.38.3
 	FAULTS_KILLS=$(or $(KILLS),100) FAULTS_JOBS=$(or $(JOBS),20) FAULTS_SEED=$(or $(SEED),$(shell date +%s)) $(BIN)/python -m pytest tests/faults -m "" -s -v $(ARGS)
+
+contract: $(READY)  ## Try each operation of the REST interface with schemathesis (about 10 minutes)
+	test -x .venv-contract/bin/st || $(PYTHON) -m venv .venv-contract
+	.venv-contract/bin/pip install --quiet schemathesis==4.32.5
+	$(BIN)/python -m pytest -m slow tests/e2e/test_contract.py
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .

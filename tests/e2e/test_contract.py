@@ -1,0 +1,91 @@
+"""The REST interface keeps what its OpenAPI document says: schemathesis tries each operation (make contract)."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.postgres import Postgres
+
+ROOT = Path(__file__).parents[2]
+SCHEMATHESIS = ROOT / ".venv-contract" / "bin" / "st"
+EXAMPLES = os.environ.get("CONTRACT_EXAMPLES", "40")
+KEY = "contract"
+pytestmark = pytest.mark.slow
+# What an OpenAPI document cannot say, or says of a service with keys alone.
+EXPLAINED = ("positive_data_acceptance", "ignored_auth")
+# A stream lasts as long as its job waits; tests of their own follow some.
+CONFIG = """
+[[operations]]
+include-path = "/v1/jobs/{job_id}/events"
+[operations.parameters]
+"query.stream" = false
+"""
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    yield server
+    server.close()
+
+
+def started(folder: Path, **settings: str) -> tuple[subprocess.Popen[bytes], str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"SAE_SERVICE_DATA_DIR": str(folder)} | settings
+    with (folder / "api.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "api", "--port", str(port)], env=environment, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        try:
+            httpx.get(f"{url}/readyz").raise_for_status()
+        except httpx.HTTPError:
+            time.sleep(0.2)
+        else:
+            return process, url
+    raise AssertionError((folder / "api.log").read_text())
+
+
+def job() -> dict[str, Any]:
+    demo = ROOT / "sae_service" / "demo"
+    return {
+        "stream": {"model": {"name": str(demo / "model")}, "dataset": {"path": str(demo / "text")}, "tokens": 4096, "batch": 256},
+        "saes": [{"hook_name": "blocks.1.hook_resid_post", "architecture": {"kind": "topk", "d_sae": 256}}],
+    }
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_no_operation_breaks_what_the_document_says(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if not SCHEMATHESIS.exists():
+        pytest.skip("schemathesis is not here (make contract)")
+    settings, headers = {}, {}
+    if kind == "postgresql":
+        settings["SAE_SERVICE_DATABASE_URL"] = request.getfixturevalue("postgres").url
+        settings["SAE_SERVICE_API_KEY_SHA256"] = json.dumps([hashlib.sha256(KEY.encode()).hexdigest()])
+        headers["Authorization"] = f"Bearer {KEY}"
+    process, url = started(tmp_path, **settings)
+    try:
+        for n in range(3):
+            httpx.post(f"{url}/v1/jobs", json=job() | {"metadata": {"n": str(n)}}, headers=headers).raise_for_status()
+        command = [str(SCHEMATHESIS), "run", f"{url}/openapi.json", "--checks", "all", "--max-examples", EXAMPLES]
+        command += ["--exclude-checks", ",".join(EXPLAINED), "--continue-on-failure", "--seed", "1", "--request-timeout", "30"]
+        command += [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]
+        (tmp_path / "schemathesis.toml").write_text(CONFIG)
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    finally:
+        process.terminate()
+        process.wait()
+    shutil.copy(tmp_path / "api.log", os.environ.get("CONTRACT_LOG", os.devnull))
+    assert found.returncode == 0, found.stdout[-20_000:]
