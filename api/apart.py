@@ -4,7 +4,6 @@ A file can take for ever to be read, or take all memory, and what reads it may b
 process is ended, and the API answers.
 """
 
-import os
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,13 +16,16 @@ from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
 from sae_service.errors import ServiceUnavailable
 
 T = TypeVar("T")
-PRELOADED = ["sae_service.preflight", "sae_service.storage.artifacts", "api.zipped", "datasets", "pyarrow.parquet"]
-END_S = 5
+PRELOADED = ["sae_service.preflight", "sae_service.storage.artifacts", "api.zipped", "datasets", "pyarrow.parquet", "scipy.io"]
+START_S, END_S = 60, 5
 _context = get_context("forkserver")
 
 
 def prepare() -> None:
-    """Starts what the processes are forked from: it imports what they need, which takes seconds, and begins no threads."""
+    """Starts what the processes are forked from: it imports what they need, which takes seconds, and begins no threads.
+
+    A program of one's own that serves the API does so below `if __name__ == "__main__"`, as all that use `multiprocessing`.
+    """
     _context.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
@@ -68,9 +70,13 @@ def _result(limit_s: float, function: Callable[..., T], arguments: tuple[Any, ..
         with theirs:
             process.start()
         try:
+            if not ours.poll(START_S):
+                raise ServiceUnavailable(f"no process could be started in {START_S} s")
+            ours.recv()
             if not ours.poll(limit_s):
                 raise TooLong
             value, error = ours.recv()
+            process.join(END_S)
         except EOFError:
             raise ServiceUnavailable("the process that looked at the files was ended from outside") from None
         finally:
@@ -82,6 +88,7 @@ def _result(limit_s: float, function: Callable[..., T], arguments: tuple[Any, ..
 
 
 def _carry_out(answers: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    answers.send(None)  # From here on its time counts.
     try:
         answer = function(*arguments), None
     except Exception as error:  # noqa: BLE001  it is raised where the function was asked for
@@ -89,5 +96,3 @@ def _carry_out(answers: Connection, function: Callable[..., Any], arguments: tup
         answer = None, error
     with suppress(OSError):
         answers.send(answer)
-    # What libraries do at the end of a process is of no use to anybody.
-    os._exit(0)
