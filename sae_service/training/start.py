@@ -158,7 +158,8 @@ def check(spec: SAESpec, index: int, widths: Mapping[str, int], roots: Roots = E
         folder, format = folder_of(initial, roots), FORMATS[initial.format]
         d_in, d_sae = format.sizes(folder)
         _check_sizes(spec, d_in, d_sae, widths)
-    if sum(unpacked_bytes(folder / name) for name in format.files) <= LARGEST_LOOK:
+        is_small = sum(unpacked_bytes(folder / name) for name in format.files) <= LARGEST_LOOK
+    if is_small:
         load(spec, index, widths, roots)
 
 
