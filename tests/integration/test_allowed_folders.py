@@ -3,6 +3,8 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServ
 from sae_service.readable import Roots
 from sae_service.spec import DatasetSpec, JobSpec, ModelSpec
 from tests.conftest import DEMO
+from tests.integration.supervised import Worker
+
+ROOT = Path(__file__).parents[2]
 
 SHARDS = "model.safetensors.index.json"
 
@@ -189,6 +194,33 @@ def test_a_model_that_cannot_be_read_is_said_to_be_so_at_once(root: Path, change
     error = refusal(lambda: LanguageModel(ModelSpec(name=str(root / "model")), "cpu", Roots((root,))))
     assert isinstance(error, ModelNotFound)
     assert "weights_only" not in str(error)
+
+
+def test_a_training_process_is_told_the_folders_of_its_worker(
+    worker: Worker, child_runs: Callable[[str], None], tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    child_runs(f"import sys; open({str(told)!r}, 'wb').write(sys.stdin.buffer.raw.readline())")
+    worker.supervisor.work(worker.job_id, 1)
+    assert json.loads(told.read_bytes())["readable_roots"] == list(map(str, worker.settings.readable_roots()))
+
+
+def test_a_training_process_opens_nothing_outside_the_folders_that_it_is_told(root: Path, spec: dict[str, Any]) -> None:
+    spec["stream"]["dataset"] = {"path": str(root.parent / "outside" / "text")}
+    storage = (root / "storage").as_uri()
+    assignment = {"spec": spec, "readable_roots": [str(DEMO), str(root)], "storage_url": storage, "prefix": "jobs/a",
+                  "resume_from": [], "begin_with": None, "lease_s": 600}  # fmt: skip
+    command = [sys.executable, "-m", "workers.job_process"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(assignment).encode() + b"\n")
+    process.stdin.flush()
+    # Its input stays open: a process whose worker is gone ends without a word.
+    messages = list(map(json.loads, process.stdout))
+    process.communicate()
+    error = messages[-1]["error"]
+    assert (messages[-1]["retryable"], error["code"], error["param"]) == (False, "invalid_spec", "/stream/dataset/path")
 
 
 def test_text_that_cannot_be_opened_is_said_to_be_so_at_once(root: Path) -> None:

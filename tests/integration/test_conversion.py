@@ -111,6 +111,15 @@ def test_a_conversion_is_repeatable_so_that_a_broken_download_goes_on(api: TestC
     assert api.get(url, headers={"Range": "bytes=99999999-"}).status_code == 416
 
 
+def test_what_is_asked_for_again_or_in_parts_is_converted_once(api: TestClient, saes: str, settings: Settings, job_id: str) -> None:
+    url = f"{saes}/a/download?format=gemma_scope"
+    assert api.head(url).status_code == 200
+    stored = settings.data_dir / "storage" / "jobs" / job_id / "one" / "saes" / "a" / "sae_weights.safetensors"
+    stored.rename(stored.with_suffix(".away"))
+    whole = api.get(url).content
+    assert b"".join(api.get(url, headers={"Range": f"bytes={at}-{at + 999}"}).content for at in range(0, len(whole), 1000)) == whole
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code", "param", "text"),
     [
