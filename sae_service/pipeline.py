@@ -83,6 +83,8 @@ def run(
         roots: where the files of the job may be; everywhere, for a process that reads its own user's files.
     """
     source = Source(job, device, roots)
+    for warning in source.model_warnings:
+        reporter.event("warning", warning)
     for index, sae in enumerate(job.saes):
         for warning in schedule_warnings(job, sae):
             reporter.event("warning", f"saes[{index}].{warning}")

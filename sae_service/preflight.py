@@ -66,7 +66,7 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
     for index, sae in enumerate(job.saes):
         for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes if sae.hook_name_out else ())):
             for name in names:
-                check_hook(name, _first(config, LAYERS), f"/saes/{index}/{field}")
+                check_hook(name, _first(config, LAYERS), config.get("model_type"), f"/saes/{index}/{field}")
     if is_path(dataset.path):
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
