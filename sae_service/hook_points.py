@@ -50,10 +50,12 @@ _ROTARY = (
     *("mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
     *("smollm3", "stablelm", "starcoder2"),
 )
+_ONE_PROJECTION = ("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "phi3")
+_THREE_PROJECTIONS = ("gpt_neo", "gptj", "mpt", "opt", "xglm", *(family for family in _ROTARY if family not in _ONE_PROJECTION))
 SILENT: dict[str, tuple[str, Families]] = {
     "attn.hook_result": ("attn.hook_z", None),
     **{f"{part}{site}": ("hook_resid_pre", None) for part in ("", "attn.") for site in _HEADS},
-    "attn.hook_hidden_states": ("attn.hook_in", None),
+    "attn.hook_hidden_states": ("attn.hook_in", _THREE_PROJECTIONS),
     "attn.qkv.hook_in": ("attn.hook_in", None),
     "attn.qkv.hook_out": ("attn.hook_q", None),
     "attn.hook_rot_q": ("attn.hook_q", _OTHER_ROTATION),

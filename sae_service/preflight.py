@@ -4,6 +4,7 @@ The training process checks again with the real model and text; this is for an a
 """
 
 import json
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sae_service.activations import dataset_files, model_files
 from sae_service.activations.tokens import check_column, check_splits, load_arguments
 from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.hook_points import RESIDUAL_SITES, check_hook
+from sae_service.hub import check_model
 from sae_service.readable import LARGEST_LOOK, Look, Roots
 from sae_service.spec import DatasetSpec, JobSpec, is_path
 from sae_service.training import start
@@ -71,6 +73,10 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
             check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
+    if not is_path(model.name):
+        # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
+        with suppress(ConnectionError):
+            check_model(model.name, model.revision)
     return config
 
 

@@ -24,5 +24,5 @@ def blamed(kind: type[SAEServiceError], said: str, param: str | None, hint: str 
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         if any(sign in str(error) for sign in NO_MEMORY):
             hint = "Load the model in another dtype, or take a smaller one."
-            raise OutOfMemory(f"the device's memory does not suffice: {reason}", "/stream/model", hint) from error
-        raise kind(f"{said}: {type(error).__name__}: {reason}", param, hint) from error
+            raise OutOfMemory(f"the device's memory does not suffice: {reason.removesuffix('.')}.", "/stream/model", hint) from error
+        raise kind(f"{said}: {type(error).__name__}: {reason.removesuffix('.')}.", param, hint) from error

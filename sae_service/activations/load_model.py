@@ -1,6 +1,5 @@
 """Loads a language model as a TransformerLens bridge."""
 
-import socket
 from typing import Any
 
 import torch
@@ -8,15 +7,16 @@ import torch
 from sae_service.activations import model_files
 from sae_service.activations.blame import blamed
 from sae_service.errors import ModelNotFound
+from sae_service.hub import check_model
 from sae_service.readable import Roots
-from sae_service.settings import hub_host, is_offline
+from sae_service.settings import hub_host
 from sae_service.spec import ModelSpec, is_path
 
 PARAM = "/stream/model/name"
 
 
 def load_bridge(spec: ModelSpec, device: str, roots: Roots) -> Any:
-    """The bridge. Raises ModelNotFound, at once where there is no network, InvalidSpec for files outside `roots`, and OutOfMemory."""
+    """The bridge. Raises ModelNotFound, at once where there is no network, InvalidSpec outside of `roots`, and OutOfMemory."""
     from transformer_lens import TransformerBridge
 
     if is_path(spec.name):
@@ -24,7 +24,7 @@ def load_bridge(spec: ModelSpec, device: str, roots: Roots) -> Any:
     else:
         name = spec.name
         model_files.check_hub_name(name)
-        _check_hub(name)
+        _check_hub(spec)
     dtype = getattr(torch, spec.dtype)
     with blamed(ModelNotFound, f"cannot load {spec.name}", PARAM):
         try:
@@ -59,15 +59,10 @@ def _complete(bridge: Any, dtype: torch.dtype) -> None:
             bridge.add_perma_hook(name, lambda rows, hook: rows.to(dtype))
 
 
-def _check_hub(name: str) -> None:
-    """Raises ModelNotFound at once if a hub model is neither in the local cache nor reachable."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "config.json"), str) or is_offline():
-        return
+def _check_hub(spec: ModelSpec) -> None:
+    """Raises ModelNotFound at once if a hub model is neither in the local cache nor on the hub, or the hub is away."""
     try:
-        socket.create_connection((hub_host(), 443), timeout=5).close()
-    except OSError as error:
+        check_model(spec.name, spec.revision)
+    except ConnectionError as error:
         hint = "Give a folder in Hugging Face format instead; its name starts with '/', '.' or '~'."
-        message = f"{name} is not on this machine and {hub_host()} cannot be reached."
-        raise ModelNotFound(message, param=PARAM, hint=hint) from error
+        raise ModelNotFound(f"{spec.name} is not on this machine and {hub_host()} cannot be reached.", PARAM, hint) from error
