@@ -66,6 +66,19 @@ SILENT: dict[str, tuple[str, Families]] = {
 """Sites that the library names and never computes: what to use instead, and in which families."""
 INEXACT_FOLDING = ("gpt_oss", "qwen2_moe")
 """Families whose loss changes when the library folds their weights."""
+FOLDING_FIELD = "/stream/model/weight_processing"
+
+
+def not_exact() -> InvalidSpec:
+    """The error for a model whose loss changes when its weights are folded."""
+    message = "the weights of this model cannot be folded exactly: its losses would be others."
+    return InvalidSpec(message, FOLDING_FIELD, 'Use "none".')
+
+
+def check_folding(family: str | None) -> None:
+    """Raises InvalidSpec for a family whose weights are not to be folded."""
+    if family in INEXACT_FOLDING:
+        raise not_exact()
 
 
 def check_hook(hook_name: str, n_layers: int | None, family: str | None, param: str) -> None:

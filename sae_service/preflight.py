@@ -15,7 +15,7 @@ from fsspec.utils import infer_compression
 from sae_service.activations import dataset_files, model_files
 from sae_service.activations.tokens import check_column, check_splits, load_arguments
 from sae_service.errors import DataNotFound, InvalidSpec
-from sae_service.hook_points import RESIDUAL_SITES, check_hook
+from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
 from sae_service.hub import check_model
 from sae_service.readable import LARGEST_LOOK, Look, Roots
 from sae_service.spec import DatasetSpec, JobSpec, is_path
@@ -65,6 +65,8 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
         raise InvalidSpec(
             f"must be at most the model's context of {limit}: {job.stream.context_size}", param="/stream/context_size"
         )
+    if model.weight_processing == "compatibility":
+        check_folding(config.get("model_type"))
     for index, sae in enumerate(job.saes):
         for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes if sae.hook_name_out else ())):
             for name in names:

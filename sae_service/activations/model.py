@@ -20,14 +20,13 @@ from sae_service.activations.blame import blamed
 from sae_service.activations.load_model import load_bridge
 from sae_service.activations.splice import Edit, Reconstruct
 from sae_service.errors import InvalidSpec, ModelNotFound
-from sae_service.hook_points import INEXACT_FOLDING
+from sae_service.hook_points import FOLDING_FIELD, check_folding, not_exact
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
 from sae_service.spec import ModelSpec
 
 SAMPLE = (2, 7)
 """Prompts and tokens in each that a model is tried on: numbers that no model has for another reason."""
-NOT_EXACT = "the weights of this model cannot be folded exactly: its losses would be others."
 
 
 class LanguageModel:
@@ -119,15 +118,13 @@ class LanguageModel:
 
     def _fold(self) -> None:
         """Folds the weights. Raises InvalidSpec if that is another model, whose losses are others."""
-        param, hint = "/stream/model/weight_processing", 'Use "none".'
-        if self.family in INEXACT_FOLDING:
-            raise InvalidSpec(NOT_EXACT, param, hint)
+        check_folding(self.family)
         before = self.first_losses()
-        with blamed(InvalidSpec, "the weights of this model cannot be folded", param, hint):
+        with blamed(InvalidSpec, "the weights of this model cannot be folded", FOLDING_FIELD, 'Use "none".'):
             self.bridge.enable_compatibility_mode()
             after = self.losses(self.sample())
         if np.linalg.norm(after - before) > self.tolerance * np.linalg.norm(before):
-            raise InvalidSpec(NOT_EXACT, param, hint)
+            raise not_exact()
 
     def fired(self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: Iterable[str]) -> list[tuple[str, Any]]:
         """What each hook point has in a whole forward pass, as the library has it, in the order in which it is computed."""

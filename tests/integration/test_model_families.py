@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_folded_exactly_is_refused(
 ) -> None:
     for measured in (False, True):
         if measured:
-            monkeypatch.setattr("sae_service.activations.model.INEXACT_FOLDING", ())
+            monkeypatch.setattr("sae_service.hook_points.INEXACT_FOLDING", ())
         with pytest.raises(InvalidSpec, match="cannot be folded exactly") as refused:
             loaded(families.path(family), weight_processing="compatibility")
         assert refused.value.param == "/stream/model/weight_processing"

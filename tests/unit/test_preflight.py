@@ -145,6 +145,16 @@ def test_a_hook_point_that_cannot_be_trained_on_is_refused(
     assert text in f"{error.message} {error.hint}"
 
 
+def test_what_is_known_of_a_models_family_is_said_at_submit(folder: Path, spec: dict[str, Any]) -> None:
+    (folder / "model" / "config.json").write_text(json.dumps({"model_type": "gpt_oss", "n_layer": 4}))
+    spec["stream"] |= {"model": {"name": str(folder / "model"), "weight_processing": "compatibility"}}
+    with pytest.raises(InvalidSpec, match="folded exactly") as caught:
+        preflight.check(JobSpec.model_validate(spec), (folder, DEMO))
+    assert caught.value.param == "/stream/model/weight_processing"
+    spec["saes"][0]["hook_name"] = "hook_pos_embed"
+    assert refused(folder, spec).hint == "Use hook_embed."
+
+
 @pytest.mark.parametrize("field", ["split", "held_out_split"])
 def test_a_split_that_is_not_there_is_refused_by_its_own_field(spec: dict[str, Any], field: str) -> None:
     spec["stream"]["dataset"][field] = "nope"
