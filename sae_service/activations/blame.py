@@ -21,8 +21,8 @@ def blamed(kind: type[SAEServiceError], said: str, param: str | None, hint: str 
     except (SAEServiceError, MemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        reason = (str(error).strip() or "no reason given").splitlines()[0].removesuffix(".")
         if any(sign in str(error) for sign in NO_MEMORY):
             hint = "Load the model in another dtype, or take a smaller one."
-            raise OutOfMemory(f"the device's memory does not suffice: {reason.removesuffix('.')}.", "/stream/model", hint) from error
-        raise kind(f"{said}: {type(error).__name__}: {reason.removesuffix('.')}.", param, hint) from error
+            raise OutOfMemory(f"the device's memory does not suffice: {reason}.", "/stream/model", hint) from error
+        raise kind(f"{said}: {type(error).__name__}: {reason}.", param, hint) from error
