@@ -17,13 +17,10 @@ def check_model(name: str, revision: str | None) -> None:
     from huggingface_hub import errors as of_hub
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str) or is_offline():
+        return
     try:
-        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str) or is_offline():
-            return
         get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=TIMEOUT_S)
-    except of_hub.HFValidationError as error:
-        hint = "A folder's name starts with '/', '.' or '~'."
-        raise ModelNotFound(f"{name} is neither a folder nor a name on a hub.", PARAM, hint) from error
     except of_hub.GatedRepoError as error:
         hint = "Accept its terms there, and give the service's processes a token (HF_TOKEN)."
         raise ModelNotFound(f"{hub_host()} gives {name} only to users who have accepted its terms.", PARAM, hint) from error

@@ -14,7 +14,7 @@ from transformers import ByT5Tokenizer
 from sae_service import pipeline
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.model_check import Found, Place, check
-from sae_service.errors import InvalidSpec, ModelNotFound, SAEServiceError
+from sae_service.errors import InvalidSpec, ModelNotFound
 from sae_service.hook_points import BLOCK_SITES, SILENT, TOP_SITES, check_site
 from sae_service.spec import JobSpec, ModelSpec
 from sae_service.storage.objects import Storage
@@ -203,28 +203,21 @@ def test_tokens_that_the_model_does_not_have_are_refused_before_the_device_sees_
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "text"),
+    ("file", "content"),
     [
-        ("model.safetensors", b"not weights", "cannot load"),
-        ("config.json", b'{"model_type": "no_such_family"}', "cannot load"),
-        ("config.json", b'{"model_type": "llama", "hidden_size": "wide"}', "cannot load"),
+        ("model.safetensors", b"not weights"),
+        ("config.json", b'{"model_type": "no_such_family"}'),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "wide"}'),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_not_found(
-    families: Families, tmp_path: Path, file: str, content: bytes, text: str
+    families: Families, tmp_path: Path, file: str, content: bytes
 ) -> None:
     folder = families.without_tokenizer("llama", tmp_path)
     (folder / file).write_bytes(content)
-    with pytest.raises(ModelNotFound, match=text) as refused:
+    with pytest.raises(ModelNotFound, match=r"cannot (be read|load)") as refused:
         loaded(folder)
     assert refused.value.param == "/stream/model/name"
-
-
-def test_a_name_that_is_neither_a_path_nor_on_a_hub_is_an_error_of_the_spec() -> None:
-    with pytest.raises(SAEServiceError) as refused:
-        loaded(Path("models/sub/llama"))
-    assert refused.value.param == "/stream/model/name"
-    assert refused.value.code in ("model_not_found", "invalid_spec")
 
 
 def test_what_is_to_be_said_of_a_hook_point_is_an_event_of_the_job(

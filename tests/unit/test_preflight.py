@@ -149,7 +149,7 @@ def test_what_is_known_of_a_models_family_is_said_at_submit(folder: Path, spec: 
     (folder / "model" / "config.json").write_text(json.dumps({"model_type": "gpt_oss", "n_layer": 4}))
     spec["stream"] |= {"model": {"name": str(folder / "model"), "weight_processing": "compatibility"}}
     with pytest.raises(InvalidSpec, match="folded exactly") as caught:
-        preflight.check(JobSpec.model_validate(spec), (folder, DEMO))
+        preflight.check(JobSpec.model_validate(spec), Roots((folder, DEMO)))
     assert caught.value.param == "/stream/model/weight_processing"
     spec["saes"][0]["hook_name"] = "hook_pos_embed"
     assert refused(folder, spec).hint == "Use hook_embed."
