@@ -83,9 +83,9 @@ def run(
         roots: where the files of the job may be; everywhere, for a process that reads its own user's files.
     """
     source = Source(job, device, roots)
-    for index, sae in enumerate(job.saes):
-        for warning in schedule_warnings(job, sae):
-            reporter.event("warning", f"saes[{index}].{warning}")
+    of_schedules = (f"saes[{index}].{said}" for index, sae in enumerate(job.saes) for said in schedule_warnings(job, sae))
+    for warning in (*source.model_warnings, *of_schedules):
+        reporter.event("warning", warning)
     if job.gpus > len(jax.devices()):
         reporter.event("warning", f"gpus: {job.gpus} were asked for, and the SAEs share the {len(jax.devices())} that there are.")
     setting = Setting(job, source, placement(job))

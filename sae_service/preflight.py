@@ -4,6 +4,7 @@ The training process checks again with the real model and text; this is for an a
 """
 
 import json
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from fsspec.utils import infer_compression
 from sae_service.activations import dataset_files, model_files
 from sae_service.activations.tokens import check_column, check_splits, load_arguments
 from sae_service.errors import DataNotFound, InvalidSpec
-from sae_service.hook_points import RESIDUAL_SITES, check_hook
+from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
+from sae_service.hub import check_model
 from sae_service.readable import LARGEST_LOOK, Look, Roots
 from sae_service.spec import DatasetSpec, JobSpec, is_path
 from sae_service.training import start
@@ -63,14 +65,20 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
         raise InvalidSpec(
             f"must be at most the model's context of {limit}: {job.stream.context_size}", param="/stream/context_size"
         )
+    if model.weight_processing == "compatibility":
+        check_folding(config.get("model_type"))
     for index, sae in enumerate(job.saes):
         for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes if sae.hook_name_out else ())):
             for name in names:
-                check_hook(name, _first(config, LAYERS), f"/saes/{index}/{field}")
+                check_hook(name, _first(config, LAYERS), config.get("model_type"), f"/saes/{index}/{field}")
     if is_path(dataset.path):
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
             check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
+    if not is_path(model.name):
+        # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
+        with suppress(ConnectionError):
+            check_model(model.name, model.revision)
     return config
 
 

@@ -150,7 +150,8 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
     """
     from sae_service.errors import DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
 
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory")):
+    is_full = isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory"))
+    if is_full and not isinstance(error, OutOfMemory):
         hint = "Reduce stream.buffer_rows, stream.prompts, stream.batch, d_sae or the number of saes."
         said = (str(error) or type(error).__name__).splitlines()[0]
         error = OutOfMemory(f"The device's memory does not suffice: {said}", hint=hint)

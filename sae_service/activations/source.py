@@ -7,6 +7,7 @@ from jaxtyping import Array
 
 from sae_service.activations.buffer import FillStart, TextHarvest
 from sae_service.activations.model import LanguageModel
+from sae_service.activations.model_check import Place, check
 from sae_service.activations.synthetic import SyntheticHarvest
 from sae_service.activations.tokens import PackedTokens
 from sae_service.readable import EVERYWHERE, Roots
@@ -23,10 +24,17 @@ class Harvest(Protocol):
 
 
 class Source:
-    """The rows of a job. `model` is None for synthetic ones; `widths` are those of the rows by hook point."""
+    """The rows of a job.
+
+    Attributes:
+        model: None for synthetic rows.
+        widths: those of the rows by hook point.
+        model_warnings: what a user may want to know of the model's hook points.
+    """
 
     model: LanguageModel | None
     widths: dict[str, int]
+    model_warnings: list[str]
 
     def __init__(self, job: JobSpec, device: str, roots: Roots = EVERYWHERE) -> None:
         """Loads the model, if there is one, and checks that it has what the job asks for.
@@ -35,18 +43,17 @@ class Source:
             roots: where its files and those of the text may be.
 
         Raises:
-            ModelNotFound, InvalidSpec: see `LanguageModel`.
+            ModelNotFound, InvalidSpec, OutOfMemory: see `LanguageModel` and `model_check`.
         """
         self._stream, self._hook_names, self.roots = job.stream, job.hook_names, roots
         if job.stream.synthetic is not None:
-            self.model = None
+            self.model, self.model_warnings = None, []
             self.widths = dict.fromkeys(job.hook_names, job.stream.synthetic.d_in)
         else:
             self.model = LanguageModel(job.stream.text_source[0], device, roots)
-            self.widths = self.model.check(job.hook_names, job.stream.context_size)
-            for index, sae in enumerate(job.saes):
-                if sae.hook_name_out is not None:
-                    self.model.check_order(sae.reads, sae.writes, f"/saes/{index}/hook_name_out")
+            places = [Place(sae.reads, sae.writes, f"/saes/{index}") for index, sae in enumerate(job.saes)]
+            found = check(self.model, job.stream.context_size, places)
+            self.widths, self.model_warnings = found.widths, found.warnings
 
     @property
     def row_bytes(self) -> int:

@@ -108,10 +108,11 @@ def test_the_layers_and_the_context_are_read_from_any_familys_config(folder: Pat
         "blocks.0.attn.hook_rot_k",
         "ln_final.hook_normalized",
         "blocks.0.mamba.hook_state",
+        "blocks.0.hook_mlp_in",
     ],
 )
 def test_hook_points_that_may_be_there_are_let_through(name: str) -> None:
-    preflight.check_hook(name, 4, "/saes/0/hook_name")
+    preflight.check_hook(name, 4, "llama", "/saes/0/hook_name")
 
 
 def test_hub_names_are_left_to_the_training_process(spec: dict[str, Any]) -> None:
@@ -128,6 +129,10 @@ def test_hub_names_are_left_to_the_training_process(spec: dict[str, Any]) -> Non
         ("blocks.0.attn.hook_pattern", "not one vector"),
         ("blocks.0.attn.hook_attn_scores", "not one vector"),
         ("ln_final.hook_scale", "not one vector"),
+        ("embed.hook_in", "not one vector"),
+        ("blocks.0.attn.hook_result", "Use blocks.0.attn.hook_z."),
+        ("blocks.0.hook_q_input", "Use blocks.0.hook_resid_pre."),
+        ("blocks.0.attn.qkv.hook_out", "Use blocks.0.attn.hook_q."),
     ],
 )
 def test_a_hook_point_that_cannot_be_trained_on_is_refused(
@@ -137,7 +142,17 @@ def test_a_hook_point_that_cannot_be_trained_on_is_refused(
     error = refused(folder, spec)
     assert isinstance(error, InvalidSpec)
     assert error.param == "/saes/1/hook_name"
-    assert text in error.message
+    assert text in f"{error.message} {error.hint}"
+
+
+def test_what_is_known_of_a_models_family_is_said_at_submit(folder: Path, spec: dict[str, Any]) -> None:
+    (folder / "model" / "config.json").write_text(json.dumps({"model_type": "gpt_oss", "n_layer": 4}))
+    spec["stream"] |= {"model": {"name": str(folder / "model"), "weight_processing": "compatibility"}}
+    with pytest.raises(InvalidSpec, match="folded exactly") as caught:
+        preflight.check(JobSpec.model_validate(spec), Roots((folder, DEMO)))
+    assert caught.value.param == "/stream/model/weight_processing"
+    spec["saes"][0]["hook_name"] = "hook_pos_embed"
+    assert refused(folder, spec).hint == "Use hook_embed."
 
 
 @pytest.mark.parametrize("field", ["split", "held_out_split"])
