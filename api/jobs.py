@@ -14,6 +14,7 @@ from api.problems import problem
 from sae_service import preflight
 from sae_service.errors import NotFound
 from sae_service.jobs.records import Checkpoint, Job, MetricsRow, Status, Worker
+from sae_service.readable import Roots
 from sae_service.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
@@ -43,7 +44,7 @@ def create_job(
     content = spec.model_dump(mode="json")
 
     def made(asked: Asked) -> Made:
-        preflight.check(spec, settings.readable_roots())
+        preflight.check(spec, Roots(settings.readable_roots()))
         return jobs.submit(content, asked.key, asked.digest)
 
     return once(Asked.by(caller, idempotency_key, json.dumps(content, sort_keys=True)), made, jobs, response)

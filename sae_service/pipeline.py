@@ -15,6 +15,7 @@ from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.evaluation.held_out import HeldOut
 from sae_service.evaluation.of_job import held_out_of
 from sae_service.evaluation.score import score
+from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
@@ -66,6 +67,7 @@ def run(
     begin_with: str | None = None,
     device: str = "cpu",
     alive: Callable[[], None] = lambda: None,
+    roots: Roots = EVERYWHERE,
 ) -> Checkpoint | None:
     """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
 
@@ -78,8 +80,9 @@ def run(
         begin_with: key of the checkpoint of another job, to go on from where none of its own can be read.
         device: the language model's device, "cpu" or "cuda".
         alive: called with every step and every forward pass, from more than one thread.
+        roots: where the files of the job may be; everywhere, for a process that reads its own user's files.
     """
-    source = Source(job, device)
+    source = Source(job, device, roots)
     for index, sae in enumerate(job.saes):
         for warning in schedule_warnings(job, sae):
             reporter.event("warning", f"saes[{index}].{warning}")
@@ -139,9 +142,9 @@ class _Training:
         self.trainer: Trainer | None = None
         self.held_out: HeldOut
         self.should_stop, self.alive, self.writer = should_stop, alive, CheckpointWriter()
-        self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths)
+        self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths, self.source.roots)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
-        self.provenance = provenance(self.job, jax.devices()[0].device_kind) | {"initial": self.hashes}
+        self.provenance = provenance(self.job, jax.devices()[0].device_kind, self.source.roots) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
         harvest = self.source.harvest(self.position.fill_start)
         self.stream = ActivationStream(self.job.stream, harvest, self.position, alive, self.source.row_bytes)

@@ -4,47 +4,54 @@ The training process checks again with the real model and text; this is for an a
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
+
+from sae_service.activations import dataset_files, model_files
 from sae_service.activations.tokens import check_column, check_splits, load_arguments
-from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
-from sae_service.formats import FORMATS
+from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.hook_points import RESIDUAL_SITES, check_hook
+from sae_service.readable import LARGEST_LOOK, Look, Roots
 from sae_service.spec import DatasetSpec, JobSpec, is_path
 from sae_service.training import start
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH = ("hidden_size", "n_embd", "d_model")
+LONGEST_LINE = 1 << 20
+"""Bytes of a line that is parsed while a job is submitted."""
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 
 
-def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
+def check(job: JobSpec, roots: Roots) -> None:
     """Raises InvalidSpec, ModelNotFound or DataNotFound for the first thing that cannot work.
 
     Args:
-        roots: resolved folders below which a job may read; nothing outside them is looked at.
+        roots: where a job may read; nothing outside is looked at.
     """
     config = {} if job.stream.synthetic is not None else _check_text(job, roots)
     for index, sae in enumerate(job.saes):
         if sae.initial is not None:
-            for name in FORMATS[sae.initial.format].files:
-                _inside(f"{sae.initial.path}/{name}", roots, f"/saes/{index}/initial/path")
             widths = {name: width for name in (*sae.reads, *sae.writes) if (width := _width(job, config, name)) is not None}
-            start.check(sae, index, widths)
+            start.check(sae, index, widths, roots)
 
 
-def _check_text(job: JobSpec, roots: tuple[Path, ...]) -> dict[str, Any]:
+def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
     """The configuration of the model, or nothing for one from a hub, once it and the text may and can be read."""
     model, dataset = job.stream.text_source
-    if is_path(model.name):
-        _inside(model.name, roots, "/stream/model/name")
     if is_path(dataset.path):
-        _inside(dataset.path, roots, "/stream/dataset/path")
+        roots.inside(dataset.path, "/stream/dataset/path")
+    else:
+        dataset_files.check_name(dataset.path)
     check_splits(dataset)
-    config = model_config(model.name) if is_path(model.name) else {}
+    config: dict[str, Any] = {}
+    if is_path(model.name):
+        _, config = model_files.checked_folder(model.name, roots)
+    else:
+        model_files.check_hub_name(model.name)
     limit = _first(config, CONTEXT)
     if limit is not None and job.stream.context_size > limit:
         raise InvalidSpec(
@@ -58,33 +65,6 @@ def _check_text(job: JobSpec, roots: tuple[Path, ...]) -> dict[str, Any]:
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
             check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
-    return config
-
-
-def _inside(name: str, roots: tuple[Path, ...], param: str) -> None:
-    try:
-        path = None if "://" in name else Path(name).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, no such user, a null byte: say no more than elsewhere
-        path = None
-    if path is None or not any(path.is_relative_to(root) for root in roots):
-        hint = "Whoever runs the service adds a folder with SAE_SERVICE_ALLOWED_ROOTS='[\"/folder\"]'."
-        listed = ", ".join(str(root) for root in roots)
-        raise InvalidSpec(f"{name} lies outside the folders that jobs may read: {listed}.", param=param, hint=hint)
-
-
-def model_config(name: str) -> dict[str, Any]:
-    """The configuration of a model in a folder. Raises ModelNotFound if the folder holds no model."""
-    folder, param = Path(name).expanduser().resolve(), "/stream/model/name"
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ModelNotFound(f"{name} is no folder with a config.json", param=param) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelNotFound(f"{name}/config.json cannot be read: {error}", param=param) from error
-    if not isinstance(config, dict):
-        raise ModelNotFound(f"{name}/config.json is not a JSON object", param=param)
-    if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
-        raise ModelNotFound(f"{name} has no weights (*.safetensors)", param=param)
     return config
 
 
@@ -103,59 +83,47 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
     return None
 
 
-def check_dataset(
-    spec: DatasetSpec, split: str, roots: tuple[Path, ...], param: str = "/stream/dataset/split"
-) -> None:
-    """Raises DataNotFound or InvalidSpec if local data lacks the split or its text column, or leads out of `roots`.
-
-    A folder's README can name files anywhere, and a file in it can be a link.
-    """
-    import datasets
-
-    with _reading(spec.path):
-        files: Any = datasets.load_dataset_builder(**load_arguments(spec, split)).config.data_files or {}
+def check_dataset(spec: DatasetSpec, split: str, roots: Roots, param: str = "/stream/dataset/split") -> None:
+    """Raises DataNotFound or InvalidSpec if local data lacks the split or its text column, or leads out of `roots`."""
+    files: Any = dataset_files.builder(spec, load_arguments(spec, split, roots), roots).config.data_files or {}
     if split not in files:
         listed = ", ".join(map(str, files))
         raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param=param)
-    for file in files[split]:
-        _inside(_local(str(file)), roots, "/stream/dataset/path")
     columns = columns_of(str(files[split][0]))
     if columns is not None:
         check_column(spec, columns)
 
 
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Makes DataNotFound of whatever a reader of foreign files raises."""
-    try:
-        yield
-    except SAEServiceError:
-        raise
-    except Exception as error:
-        raise DataNotFound(f"{name} cannot be read: {error}", param="/stream/dataset/path") from error
-
-
-def _local(file: str) -> str:
-    """The path of a file as `datasets` names it, which for one in an archive is the archive's."""
-    return file.split("::")[-1].removeprefix("file://")
-
-
 def columns_of(file: str) -> list[str] | None:
-    """The columns of a file of text, or None if its kind is not one that is looked into here."""
-    import fsspec
+    """The columns of a file of text, or None if that is not looked into here: a file of another kind, or a long first line.
+
+    Raises DataNotFound for a file that cannot be read.
+    """
     from pyarrow import parquet
 
-    name = _local(file)
-    endings = Path(name).suffixes
-    with _reading(name):
-        if ".parquet" in endings:
-            return parquet.read_schema(name).names
-        if ".txt" in endings:
+    path = Path(dataset_files.local(file))
+    with dataset_files.reading(path.name), Look(path) as look:
+        if ".parquet" in path.suffixes:
+            return parquet.read_schema(look).names
+        if ".txt" in path.suffixes:
             return ["text"]
-        if ".jsonl" not in endings:
+        if ".jsonl" not in path.suffixes:
             return None
-        with fsspec.open(name, "rt", compression="infer") as lines:
-            first = json.loads(next((line for line in lines if line.strip()), "null"))  # pyright: ignore[reportGeneralTypeIssues]
+        line = _first_line(look, infer_compression(path.name))
+        if len(line) > LONGEST_LINE:
+            return None
+        first = json.loads(line or b"null")
     if not isinstance(first, dict):
-        raise DataNotFound(f"the first line of {name} is not a JSON object", param="/stream/dataset/path")
+        raise DataNotFound(f"the first line of {path.name} is not a JSON object", param="/stream/dataset/path")
     return list(first)
+
+
+def _first_line(file: Look, compression: str | None) -> bytes:
+    """The first line that is not blank; the beginning of a long one; nothing if there is none."""
+    readers: dict[str, Any] = compr  # pyright: ignore[reportAssignmentType]
+    lines = readers[compression](file, mode="rb") if compression else file
+    head = lines.read(LARGEST_LOOK)
+    line = next((line for line in BytesIO(head) if line.strip()), b"")
+    if not line and len(head) == LARGEST_LOOK:
+        raise DataNotFound(f"its first {LARGEST_LOOK} bytes are blank lines", param="/stream/dataset/path")
+    return line

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TextIO
 
 from workers.child import ORPHANED
@@ -119,6 +120,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     import jax
 
     from sae_service import pipeline
+    from sae_service.readable import Roots
     from sae_service.spec.job import JobSpec
     from sae_service.storage.objects import Storage
 
@@ -135,6 +137,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         begin_with=assignment["begin_with"],
         device="cuda" if jax.default_backend() == "gpu" else "cpu",
         alive=report.alive,
+        roots=Roots(tuple(map(Path, assignment["readable_roots"]))),
     )
     return {"kind": "stopped" if final is None else "finished"}
 

@@ -9,7 +9,6 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,8 +16,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from sae_service.activations import model_files
 from sae_service.activations.torch_to_jax import to_jax, to_torch
 from sae_service.errors import InvalidSpec, ModelNotFound
+from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites, Widths
 from sae_service.settings import hub_host, is_offline
 from sae_service.spec import ModelSpec, is_path
@@ -32,10 +33,14 @@ Reconstruct = Callable[[jax.Array, jax.Array], jax.Array]
 class LanguageModel:
     """A TransformerLens bridge, ready to be read. One forward pass at a time; callers on threads wait their turn."""
 
-    def __init__(self, spec: ModelSpec, device: str) -> None:
-        """Loads the model. Raises ModelNotFound, at once where there is no network."""
-        self.device, self._spec = device, spec
-        self.bridge = _load(spec, device)
+    def __init__(self, spec: ModelSpec, device: str, roots: Roots = EVERYWHERE) -> None:
+        """Loads the model. Raises ModelNotFound, at once where there is no network, or InvalidSpec.
+
+        Args:
+            roots: where its files may be, and those of the text that it reads.
+        """
+        self.device, self.roots, self._spec = device, roots, spec
+        self.bridge = _load(spec, device, roots)
         self.tokenizer: Any = self.bridge.tokenizer
         self._lock = threading.Lock()
 
@@ -221,25 +226,33 @@ def last_layer(hook_names: tuple[str, ...]) -> int | None:
     return max(numbers) + 1 if len(numbers) == len(hook_names) else None
 
 
-def _load(spec: ModelSpec, device: str) -> Any:
+def _load(spec: ModelSpec, device: str, roots: Roots) -> Any:
     from transformer_lens import TransformerBridge
 
-    name = spec.name
-    if is_path(name):
-        folder = Path(name).expanduser().resolve()
-        if not (folder / "config.json").is_file():
-            raise ModelNotFound(f"{folder} has no config.json", param="/stream/model/name")
-        name = str(folder)
+    if is_path(spec.name):
+        name = str(model_files.checked_folder(spec.name, roots)[0])
     else:
+        name = spec.name
+        model_files.check_hub_name(name)
         _check_hub(name)
     try:
         dtype = getattr(torch, spec.dtype)
         bridge = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, revision=spec.revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelNotFound(f"cannot load {spec.name}: {error}", param="/stream/model/name") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _not_loaded(spec.name, error) from error
     if spec.weight_processing == "compatibility":
         bridge.enable_compatibility_mode()
     return bridge
+
+
+def _not_loaded(name: str, error: Exception) -> ModelNotFound:
+    """What is wrong with a model: libraries raise all kinds of errors for files that are broken or not what they should be."""
+    if "weights_only" in str(error):  # torch then tells its user to run what the file says
+        message = f"cannot load {name}: its weights (*.bin) hold more than tensors, or are broken."
+        return ModelNotFound(message, param="/stream/model/name", hint="Save them as safetensors.")
+    return ModelNotFound(f"cannot load {name}: {str(error) or type(error).__name__}", param="/stream/model/name")
 
 
 def _check_hub(name: str) -> None:

@@ -9,6 +9,7 @@ from sae_service.activations.buffer import FillStart, TextHarvest
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.synthetic import SyntheticHarvest
 from sae_service.activations.tokens import PackedTokens
+from sae_service.readable import EVERYWHERE, Roots
 from sae_service.spec import JobSpec
 
 
@@ -27,18 +28,21 @@ class Source:
     model: LanguageModel | None
     widths: dict[str, int]
 
-    def __init__(self, job: JobSpec, device: str) -> None:
+    def __init__(self, job: JobSpec, device: str, roots: Roots = EVERYWHERE) -> None:
         """Loads the model, if there is one, and checks that it has what the job asks for.
+
+        Args:
+            roots: where its files and those of the text may be.
 
         Raises:
             ModelNotFound, InvalidSpec: see `LanguageModel`.
         """
-        self._stream, self._hook_names = job.stream, job.hook_names
+        self._stream, self._hook_names, self.roots = job.stream, job.hook_names, roots
         if job.stream.synthetic is not None:
             self.model = None
             self.widths = dict.fromkeys(job.hook_names, job.stream.synthetic.d_in)
         else:
-            self.model = LanguageModel(job.stream.text_source[0], device)
+            self.model = LanguageModel(job.stream.text_source[0], device, roots)
             self.widths = self.model.check(job.hook_names, job.stream.context_size)
             for index, sae in enumerate(job.saes):
                 if sae.hook_name_out is not None:
@@ -64,6 +68,7 @@ class Source:
         if model is None:
             return SyntheticHarvest(stream, self._hook_names, start)
         tokens = PackedTokens(
-            stream.text_source[1], "train", model.encode, model.bos, stream.context_size, stream.prompts, repeat=True
-        )
+            stream.text_source[1], "train", model.encode, model.bos, stream.context_size, stream.prompts, repeat=True,
+            roots=self.roots,
+        )  # fmt: skip
         return TextHarvest(model, tokens, self._hook_names, model.excluded_tokens(stream.exclude), start)

@@ -7,13 +7,14 @@ a row. Source: Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147, section 3.
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.activations import dataset_files
+from sae_service.errors import DataNotFound, InvalidSpec, SAEServiceError
+from sae_service.readable import EVERYWHERE, Roots
 from sae_service.schema import Frozen
 from sae_service.spec import DatasetSpec, is_path
 
@@ -44,18 +45,20 @@ def is_held_out(document: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def load_arguments(spec: DatasetSpec, split: str) -> dict[str, Any]:
+def load_arguments(spec: DatasetSpec, split: str, roots: Roots) -> dict[str, Any]:
     """What `datasets.load_dataset` is to be called with. Raises DataNotFound for a path that is no dataset.
 
     A single file is the split that is trained on, whatever that is called.
     """
     if not is_path(spec.path):
         return {"path": spec.path, "name": spec.name, "revision": spec.revision}
-    path = Path(spec.path).expanduser().resolve()
+    path = roots.inside(spec.path, "/stream/dataset/path")
     if not path.exists():
         raise DataNotFound(f"there is no file or folder {path}", param="/stream/dataset/path")
-    if not path.is_file():
+    if path.is_dir():
         return {"path": str(path)}
+    if not path.is_file():
+        raise DataNotFound(f"{path} is no regular file and no folder", param="/stream/dataset/path")
     endings = [ending for ending in path.suffixes if ending in LOADERS]
     if not endings:
         known = ", ".join(LOADERS)
@@ -79,15 +82,14 @@ def check_splits(spec: DatasetSpec) -> None:
         )
 
 
-def open_dataset(spec: DatasetSpec, split: str) -> Any:
+def open_dataset(spec: DatasetSpec, split: str, roots: Roots) -> Any:
     """The dataset's `split` as a stream of its text column. Raises DataNotFound or InvalidSpec."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
     try:
-        dataset: Any = datasets.load_dataset(**load_arguments(spec, split), split=split, streaming=True)
+        dataset: Any = dataset_files.builder(spec, load_arguments(spec, split, roots), roots).as_streaming_dataset(split=split)
         columns = dataset.column_names or list(next(iter(dataset), {}))
-    except (OSError, ValueError, DatasetsError) as error:
+    except (SAEServiceError, MemoryError):
+        raise
+    except Exception as error:
         hint = "A hub dataset needs a network; a folder's name starts with '/', '.' or '~'."
         message = f"cannot read split {split!r} of {spec.path}: {error}"
         raise DataNotFound(message, param="/stream/dataset", hint="" if is_path(spec.path) else hint) from error
@@ -114,6 +116,7 @@ class PackedTokens:
     context_size: int
     prompts: int
     repeat: bool
+    roots: Roots = EVERYWHERE
 
     def documents(self, batch: dict[str, list[Any]]) -> list[str]:
         """The non-empty texts of a group that belong to this part."""
@@ -167,7 +170,7 @@ class PackedTokens:
         Shard by shard, and groups are counted from the shard's beginning. So they are the same wherever reading starts,
         which the state that `datasets` keeps of itself is not.
         """
-        dataset = open_dataset(self.spec, split)
+        dataset = open_dataset(self.spec, split, self.roots)
         documents = start.documents
         for shard in range(start.shard, dataset.num_shards):
             rest = dataset.shard(dataset.num_shards, shard).skip(documents)

@@ -63,7 +63,9 @@ def held_out_batches(stream: StreamSpec, n_tokens: int, model: LanguageModel) ->
     """
     excluded, left = model.excluded_tokens(stream.exclude), n_tokens // stream.context_size
     prompts = max(1, min(stream.prompts, left))
-    packed = PackedTokens(stream.text_source[1], "held_out", model.encode, model.bos, stream.context_size, prompts, repeat=False)
+    packed = PackedTokens(
+        stream.text_source[1], "held_out", model.encode, model.bos, stream.context_size, prompts, repeat=False, roots=model.roots
+    )
     for tokens, _ in packed.read(Cursor()):
         real = tokens[:left]
         missing = ((0, prompts - len(real)), (0, 0))

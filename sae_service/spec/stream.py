@@ -1,8 +1,10 @@
 """The stream of activations as its user writes it: which model reads which text, or synthetic rows."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from sae_service.schema import Dtype, Frozen, WeightProcessing, refuse
 
@@ -10,6 +12,8 @@ HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
 """The features' rows, and what a fixed linear map makes of them, for transcoders and crosscoders to learn."""
 MAX_BUFFER_ROWS = 1 << 20
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+HUB_NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
 
 
 def is_path(name: str) -> bool:
@@ -17,14 +21,38 @@ def is_path(name: str) -> bool:
     return name.startswith(("/", ".", "~"))
 
 
+def _is_hub_name(name: str) -> bool:
+    """Whether a hub takes `name` for a repository: at most one slash, and the characters and lengths that it allows."""
+    return bool(HUB_NAME.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+
+
+def _path_or_hub_name(name: str) -> str:
+    if not is_path(name) and not _is_hub_name(name):
+        raise PydanticCustomError(
+            "name",
+            "must be a path, which starts with '/', '.' or '~', or a name on a hub, such as gpt2 or owner/name; "
+            "addresses (file://, http://, s3://, hf://) are not read",
+        )
+    return name
+
+
+def _revision(revision: str) -> str:
+    if ".." in revision or revision.startswith("/"):
+        raise PydanticCustomError("revision", "must be a commit, a tag or a branch: no '..', and no '/' at its start")
+    return revision
+
+
+PathOrHubName = Annotated[str, Field(min_length=1), AfterValidator(_path_or_hub_name)]
+Revision = Annotated[str, AfterValidator(_revision)]
+
+
 class ModelSpec(Frozen):
     """Which language model the activations come from."""
 
-    name: str = Field(
-        min_length=1,
+    name: PathOrHubName = Field(
         description="A folder in Hugging Face format (it starts with '/', '.' or '~') or a hub name such as gpt2.",
     )
-    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub model.")
+    revision: Revision | None = Field(default=None, description="Commit, tag or branch of a hub model.")
     dtype: Dtype = "float32"
     weight_processing: WeightProcessing = Field(
         default="none",
@@ -36,13 +64,12 @@ class ModelSpec(Frozen):
 class DatasetSpec(Frozen):
     """Which text is read, and which part of it is held out from training."""
 
-    path: str = Field(
-        min_length=1,
+    path: PathOrHubName = Field(
         description="A file (.jsonl, .txt, .parquet; .xz and .gz too), a folder of such files (it starts with '/', '.' or '~'), "
         "or a hub name.",
     )
     name: str | None = Field(default=None, description="Configuration of a hub dataset.")
-    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
+    revision: Revision | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
     split: str = "train"
     column: str = Field(default="text", description="Column that holds a document's text.")
     held_out_split: str | None = Field(

@@ -11,6 +11,7 @@ import pytest
 
 from sae_service import preflight
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
+from sae_service.readable import Roots
 from sae_service.spec import JobSpec
 from tests.conftest import DEMO
 
@@ -31,7 +32,7 @@ def refused(folder: Path, spec: dict[str, Any], **names: str) -> SAEServiceError
     stream = spec["stream"] | {"model": {"name": names.get("model", str(folder / "model"))}}
     stream |= {"dataset": {"path": names.get("dataset", str(folder / "text"))}}
     with pytest.raises(SAEServiceError) as caught:
-        preflight.check(JobSpec.model_validate(spec | {"stream": stream}), (folder,))
+        preflight.check(JobSpec.model_validate(spec | {"stream": stream}), Roots((folder,)))
     return caught.value
 
 
@@ -115,7 +116,7 @@ def test_hook_points_that_may_be_there_are_let_through(name: str) -> None:
 
 def test_hub_names_are_left_to_the_training_process(spec: dict[str, Any]) -> None:
     stream = spec["stream"] | {"model": {"name": "gpt2"}, "dataset": {"path": "some/text"}}
-    preflight.check(JobSpec.model_validate(spec | {"stream": stream}), roots=())
+    preflight.check(JobSpec.model_validate(spec | {"stream": stream}), Roots(()))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_hook_point_that_cannot_be_trained_on_is_refused(
 def test_a_split_that_is_not_there_is_refused_by_its_own_field(spec: dict[str, Any], field: str) -> None:
     spec["stream"]["dataset"][field] = "nope"
     with pytest.raises(DataNotFound, match="it has train, test") as caught:
-        preflight.check(JobSpec.model_validate(spec), (DEMO,))
+        preflight.check(JobSpec.model_validate(spec), Roots((DEMO,)))
     assert caught.value.param == f"/stream/dataset/{field}"
 
 
@@ -152,7 +153,7 @@ def test_the_text_that_is_trained_on_is_not_the_held_out_text(spec: dict[str, An
     # A job of an earlier release can still be read.
     job = JobSpec.model_validate(spec)
     with pytest.raises(InvalidSpec, match="which is trained on") as caught:
-        preflight.check(job, (DEMO,))
+        preflight.check(job, Roots((DEMO,)))
     assert caught.value.param == "/stream/dataset/held_out_split"
 
 
@@ -161,7 +162,7 @@ def test_one_file_is_not_both_trained_on_and_held_out(folder: Path, spec: dict[s
     file.write_text('{"text": "all that there is"}\n')
     spec["stream"]["dataset"] = {"path": str(file), "split": "train", "held_out_split": "test"}
     with pytest.raises(DataNotFound, match="is one file") as caught:
-        preflight.check(JobSpec.model_validate(spec), (folder, DEMO))
+        preflight.check(JobSpec.model_validate(spec), Roots((folder, DEMO)))
     assert caught.value.param == "/stream/dataset/held_out_split"
 
 
@@ -177,19 +178,13 @@ def test_a_folder_of_text_cannot_lead_out_of_the_roots(folder: Path, spec: dict[
         (data / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {target}\n---\n")
     error = refused(folder, spec, dataset=str(data))
     assert isinstance(error, InvalidSpec)
-    assert "ALLOWED_ROOTS" in error.hint
-
-
-def test_text_on_the_web_is_not_inside_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidSpec, match="outside"):
-        preflight._inside("https://example.org/a.jsonl", (tmp_path,), "/stream/dataset/path")
+    assert str(secret.parent) not in str(error)
 
 
 def test_checking_a_job_does_not_import_torch(spec: dict[str, Any]) -> None:
     code = (
         "import json, sys; from pathlib import Path; from sae_service import preflight; "
-        "from sae_service.spec import JobSpec; job, root = json.loads(sys.argv[1]); "
-        "preflight.check(JobSpec.model_validate(job), (Path(root),)); sys.exit('torch' in sys.modules)"
+        "from sae_service.readable import Roots; from sae_service.spec import JobSpec; job, root = json.loads(sys.argv[1]); "
+        "preflight.check(JobSpec.model_validate(job), Roots((Path(root),))); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, json.dumps([spec, str(DEMO)])], check=True)
