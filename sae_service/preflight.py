@@ -26,6 +26,12 @@ LONGEST_LINE = 1 << 20
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 
 
+def looks_at_files(job: JobSpec) -> bool:
+    """Whether there is anything to be looked at that can take long."""
+    named = () if job.stream.synthetic is not None else (job.stream.text_source[0].name, job.stream.text_source[1].path)
+    return any(map(is_path, named)) or any(sae.initial is not None for sae in job.saes)
+
+
 def check(job: JobSpec, roots: Roots) -> None:
     """Raises InvalidSpec, ModelNotFound or DataNotFound for the first thing that cannot work.
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+from api.apart import Apart
 from sae_service import client, errors
 from sae_service.cli import app as command_line
 from sae_service.formats import FORMATS
@@ -227,15 +228,15 @@ def test_a_checkpoint_that_is_retired_while_it_is_converted_is_not_found(
     api: TestClient, job_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = Database(settings.resolved_database_url())
-    read = Storage.read
+    run = Apart.run
 
-    def retired_first(self: Storage, prefix: str, hashes: dict[str, str]) -> dict[str, bytes]:
+    async def retired_first(self: Apart, *arguments: Any) -> Any:
         with database.transaction() as connection:
             connection.execute(sa.delete(tables.checkpoints))
-        self.delete(prefix)
-        return read(self, prefix, hashes)
+        Storage(settings.resolved_storage_url()).delete(f"jobs/{job_id}/one")
+        return await run(self, *arguments)
 
-    monkeypatch.setattr(Storage, "read", retired_first)
+    monkeypatch.setattr(Apart, "run", retired_first)
     path = f"/v1/jobs/{job_id}/checkpoints/latest/saes/a/download?format=gemma_scope"
     assert api.get(path).status_code == 404
 
