@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from sae_service.activations import model_files
+from sae_service.activations.documents import Tokenizing
 from sae_service.activations.torch_to_jax import to_jax, to_torch
 from sae_service.errors import InvalidSpec, ModelNotFound
 from sae_service.readable import EVERYWHERE, Roots
@@ -30,7 +31,7 @@ Reconstruct = Callable[[jax.Array, jax.Array], jax.Array]
 """(x [rows, d_read], y [rows, d_write]) -> y_hat [rows, d_write], one row for each position of a batch."""
 
 
-class LanguageModel:
+class LanguageModel(Tokenizing):
     """A TransformerLens bridge, ready to be read. One forward pass at a time; callers on threads wait their turn."""
 
     def __init__(self, spec: ModelSpec, device: str, roots: Roots = EVERYWHERE) -> None:
@@ -48,6 +49,11 @@ class LanguageModel:
     def n_bytes(self) -> int:
         """Bytes of its weights."""
         return sum(parameter.numel() * parameter.element_size() for parameter in self.bridge.parameters())
+
+    @property
+    def n_vocab(self) -> int:
+        """How many tokens it knows; ids are less than that."""
+        return self.bridge.cfg.d_vocab
 
     def logits_bytes(self, n_tokens: int) -> int:
         """Bytes of the logits of so many tokens; a pass that measures losses ends with them."""
