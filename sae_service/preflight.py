@@ -113,7 +113,7 @@ def columns_of(file: str) -> dict[str, Any] | None:
     from pyarrow import parquet
 
     path = Path(dataset_files.local(file))
-    loader = loader_of(path.name)
+    loader = loader_of(path.name.removesuffix(".zip"))
     with dataset_files.reading(path.name), Look(path) as look:
         if loader == "text":
             return {"text": "a line"}
