@@ -3,6 +3,7 @@
 The training process checks again with the real model and text; this is for an answer within the request.
 """
 
+import csv
 import json
 from contextlib import suppress
 from io import BytesIO
@@ -13,7 +14,8 @@ from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
 from sae_service.activations import dataset_files, model_files
-from sae_service.activations.tokens import check_column, check_splits, load_arguments
+from sae_service.activations.documents import check_kind
+from sae_service.activations.text import check_column, check_splits, load_arguments, loader_of
 from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
 from sae_service.hub import check_model
@@ -105,31 +107,48 @@ def check_dataset(spec: DatasetSpec, split: str, roots: Roots, param: str = "/st
         raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param=param)
     columns = columns_of(str(files[split][0]))
     if columns is not None:
-        check_column(spec, columns)
+        check_column(spec, list(columns))
+        if columns[spec.column] not in (None, "", []):
+            check_kind(spec, columns[spec.column], f"column {spec.column!r}")
 
 
-def columns_of(file: str) -> list[str] | None:
-    """The columns of a file of text, or None if that is not looked into here: a file of another kind, or a long first line.
+def columns_of(file: str) -> dict[str, Any] | None:
+    """The columns of a file of text, each with a value of the type that it holds or None if that cannot be told.
 
-    Raises DataNotFound for a file that cannot be read.
+    None if that is not looked into here: a file of another kind, or a long first line. Raises DataNotFound for a file that
+    cannot be read.
     """
     from pyarrow import parquet
 
     path = Path(dataset_files.local(file))
+    loader = loader_of(path.name.removesuffix(".zip"))
     with dataset_files.reading(path.name), Look(path) as look:
-        if ".parquet" in path.suffixes:
-            return parquet.read_schema(look).names
-        if ".txt" in path.suffixes:
-            return ["text"]
-        if ".jsonl" not in path.suffixes:
+        if loader == "text":
+            return {"text": "a line"}
+        if loader in ("parquet", "arrow"):
+            schema = parquet.read_schema(look) if loader == "parquet" else _arrow_schema(look)
+            return {field.name: _of_type(field.type) for field in schema}
+        if loader not in ("json", "csv"):
             return None
         line = _first_line(look, infer_compression(path.name))
-        if len(line) > LONGEST_LINE:
+        if len(line) > LONGEST_LINE or (line[:1] == b"[" and ".json" in path.suffixes):
             return None
+        if loader == "csv":
+            return dict.fromkeys(next(csv.reader([line.decode("utf-8-sig")])), "a cell")
         first = json.loads(line or b"null")
     if not isinstance(first, dict):
         raise DataNotFound(f"the first line of {path.name} is not a JSON object", param="/stream/dataset/path")
-    return list(first)
+    return first
+
+
+def _arrow_schema(look: Look) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.ipc.open_stream(look).schema
+    except pyarrow.ArrowInvalid:
+        look.seek(0)
+        return pyarrow.ipc.open_file(look).schema
 
 
 def _first_line(file: Look, compression: str | None) -> bytes:
@@ -141,3 +160,19 @@ def _first_line(file: Look, compression: str | None) -> bytes:
     if not line and len(head) == LARGEST_LOOK:
         raise DataNotFound(f"its first {LARGEST_LOOK} bytes are blank lines", param="/stream/dataset/path")
     return line
+
+
+def _of_type(kind: Any) -> Any:
+    """A value of an Arrow type, or None if it has none that could be a document."""
+    from pyarrow import types
+
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "a string"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        item = _of_type(kind.value_type)
+        return [] if item is None else [item]
+    if types.is_struct(kind):
+        return {field.name: _of_type(field.type) for field in kind}
+    if types.is_integer(kind):
+        return 0
+    return b"" if types.is_binary(kind) or types.is_large_binary(kind) else None if types.is_null(kind) else 0.0

@@ -148,7 +148,7 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
     Args:
         has_trained: there is a checkpoint, so model, text and memory were there: it counts as a crash if they are not now.
     """
-    from sae_service.errors import DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
+    from sae_service.errors import DamagedText, DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
 
     is_full = isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory"))
     if is_full and not isinstance(error, OutOfMemory):
@@ -156,8 +156,8 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
         said = (str(error) or type(error).__name__).splitlines()[0]
         error = OutOfMemory(f"The device's memory does not suffice: {said}", hint=hint)
     if isinstance(error, SAEServiceError):
-        of_the_moment = has_trained and isinstance(error, DataNotFound | ModelNotFound | OutOfMemory)
-        return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable or of_the_moment}
+        was_there = isinstance(error, DataNotFound | ModelNotFound | OutOfMemory) and not isinstance(error, DamagedText)
+        return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable or (has_trained and was_there)}
     # Nobody has foreseen it, so nobody knows that it would come again: it counts as a crash, three of which are the end.
     described = {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
     return {"kind": "failed", "error": described, "retryable": True}

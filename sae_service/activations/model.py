@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from sae_service.activations import splice
 from sae_service.activations import tokenizer as text
 from sae_service.activations.blame import blamed
+from sae_service.activations.documents import Tokenizing
 from sae_service.activations.load_model import load_bridge
 from sae_service.activations.splice import Edit, Reconstruct
 from sae_service.errors import InvalidSpec, ModelNotFound
@@ -29,7 +30,7 @@ SAMPLE = (2, 7)
 """Prompts and tokens in each that a model is tried on: numbers that no model has for another reason."""
 
 
-class LanguageModel:
+class LanguageModel(Tokenizing):
     """A TransformerLens bridge, ready to be read. One forward pass at a time; callers on threads wait their turn."""
 
     def __init__(self, spec: ModelSpec, device: str, roots: Roots = EVERYWHERE) -> None:

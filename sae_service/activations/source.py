@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Array
 
 from sae_service.activations.buffer import FillStart, TextHarvest
+from sae_service.activations.documents import Documents
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.model_check import Place, check
 from sae_service.activations.synthetic import SyntheticHarvest
@@ -46,6 +47,7 @@ class Source:
             ModelNotFound, InvalidSpec, OutOfMemory: see `LanguageModel` and `model_check`.
         """
         self._stream, self._hook_names, self.roots = job.stream, job.hook_names, roots
+        self._documents: Documents | None = None
         if job.stream.synthetic is not None:
             self.model, self.model_warnings = None, []
             self.widths = dict.fromkeys(job.hook_names, job.stream.synthetic.d_in)
@@ -74,8 +76,13 @@ class Source:
         stream, model = self._stream, self.model
         if model is None:
             return SyntheticHarvest(stream, self._hook_names, start)
-        tokens = PackedTokens(
-            stream.text_source[1], "train", model.encode, model.bos, stream.context_size, stream.prompts, repeat=True,
-            roots=self.roots,
-        )  # fmt: skip
+        tokens = PackedTokens(stream.text_source[1], "train", model, stream.context_size, stream.prompts, True, self.roots)
+        self._documents = tokens.documents
         return TextHarvest(model, tokens, self._hook_names, model.excluded_tokens(stream.exclude), start)
+
+    def warnings(self) -> list[str]:
+        """What is to be said of the text that has been read."""
+        if self._documents is None or not self._documents.n_null:
+            return []
+        column = self._stream.text_source[1].column
+        return [f"stream.dataset.column: {self._documents.n_null} rows have nothing (NULL) in {column!r} and were left out."]

@@ -65,19 +65,46 @@ class DatasetSpec(Frozen):
     """Which text is read, and which part of it is held out from training."""
 
     path: PathOrHubName = Field(
-        description="A file (.jsonl, .txt, .parquet; .xz and .gz too), a folder of such files (it starts with '/', '.' or '~'), "
-        "or a hub name.",
+        description="A file (.jsonl, .ndjson, .json, .csv, .txt, .parquet, .arrow; .gz, .xz, .bz2 and .zst too), a folder of such "
+        "files or one by save_to_disk (it starts with '/', '.' or '~'), or a hub name.",
     )
     name: str | None = Field(default=None, description="Configuration of a hub dataset.")
     revision: Revision | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
     split: str = "train"
-    column: str = Field(default="text", description="Column that holds a document's text.")
+    column: str = Field(
+        default="text",
+        description="Column that holds a document: its text, its token ids (a list of integers), or with chat its messages.",
+    )
+    rows: Literal["packed", "kept"] = Field(
+        default="packed",
+        description="packed: documents follow one another in rows of context_size; BOS starts each row and stands between "
+        "documents (one that begins with it gets no second). kept: each list of token ids is a row as it is, cut to context_size; "
+        "nothing is added, and a shorter one is an error.",
+    )
+    chat: bool = Field(
+        default=False,
+        description="The column holds conversations, lists of messages with role and content, which go through the chat template "
+        "of the model's tokenizer.",
+    )
+    train_on: Literal["all", "assistant"] = Field(
+        default="all",
+        description="Which tokens of a conversation are trained on and measured: all, or those of the assistant's turns (what the "
+        "template marks with {% generation %}, or else from the generation prompt to the end of the turn).",
+    )
     held_out_split: str | None = Field(
         default=None, description="Split for evaluation. Default: a share of the documents of `split`, chosen by their hash."
     )
     held_out_share: float = Field(
         default=0.02, gt=0, lt=0.5, description="Share of the documents that is held out when no held_out_split is named."
     )
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> "DatasetSpec":
+        if self.chat and self.rows == "kept":
+            refuse(("rows",), "must be packed for conversations (chat)", self.rows)
+        if self.train_on != "all" and not self.chat:
+            refuse(("train_on",), "is about conversations; it needs chat: true", self.train_on)
+        return self
 
 
 class SyntheticSpec(Frozen):

@@ -14,7 +14,7 @@ from sae_service.activations.model import LanguageModel, last_layer
 from sae_service.activations.model_check import Place, check
 from sae_service.activations.tokens import PackedTokens
 from sae_service.activations.torch_to_jax import to_jax, to_torch
-from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.errors import InvalidSpec
 from sae_service.spec import DatasetSpec, ModelSpec
 from tests.conftest import DEMO
 
@@ -130,15 +130,15 @@ def test_tensors_change_hands_without_a_copy() -> None:
 @pytest.fixture
 def harvest(model: LanguageModel) -> TextHarvest:
     dataset = DatasetSpec(path=str(DEMO / "text"), held_out_split="test")
-    packed = PackedTokens(dataset, "train", model.encode, model.bos, 64, 4, repeat=True)
+    packed = PackedTokens(dataset, "train", model, 64, 4, repeat=True)
     return TextHarvest(model, packed, ("blocks.0.hook_out",), (model.bos,), FillStart())
 
 
 def test_a_text_of_which_nothing_is_kept_is_refused(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer, "EMPTY_PASSES", 3)
-    packed = PackedTokens(DatasetSpec(path=str(DEMO / "text")), "train", model.encode, model.bos, 64, 4, repeat=True)
+    monkeypatch.setattr(buffer, "EMPTY_BATCHES", 3)
+    packed = PackedTokens(DatasetSpec(path=str(DEMO / "text")), "train", model, 64, 4, repeat=True)
     everything = tuple(range(model.bridge.cfg.d_vocab))
-    with pytest.raises(DataNotFound, match="no token beside") as refused:
+    with pytest.raises(InvalidSpec, match="no token beside") as refused:
         TextHarvest(model, packed, ("blocks.0.hook_out",), everything, FillStart()).fill(600)
     assert refused.value.param == "/stream/exclude"
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from sae_service import preflight
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
@@ -79,7 +81,9 @@ def test_a_folder_that_holds_no_model_is_refused(
         ("a.jsonl.xz", b"not xz", "cannot be read"),
         ("a.parquet", b"not parquet", "cannot be read"),
         ("a.jsonl", b'{"body": "x"}\n', "no column 'text'; it has body"),
-        ("a.csv", b"text\na\n", "is none of"),
+        ("a.pdf", b"text\na\n", "is none of"),
+        ("a.csv", b"body,n\na,1\n", "no column 'text'; it has body, n"),
+        ("a.ndjson.zst", b"not zst", "cannot be read"),
     ],
 )
 def test_text_that_cannot_be_read_is_refused(
@@ -89,6 +93,56 @@ def test_text_that_cannot_be_read_is_refused(
     error = refused(folder, spec, dataset=str(folder / file))
     assert isinstance(error, DataNotFound | InvalidSpec)
     assert text in error.message
+
+
+TABLES = {
+    "numbers": [[1.5, 2.5]], "bytes": [b"text"], "words": [["a", "b"]], "ids": [[1, 2]],
+    "talk": [[{"role": "user", "content": "hi"}]],
+    "people": [[{"from": "human", "value": "hi"}]], "flags": [True], "text": ["a"], "nothing": [None],
+}  # fmt: skip
+
+
+COLUMNS: list[tuple[str, dict[str, Any], str | None]] = [
+    ("numbers", {}, "column 'numbers' holds lists of float; strings or lists of token ids are needed"),
+    ("bytes", {}, "column 'bytes' holds values of type bytes"),
+    ("words", {}, "holds lists of str"),
+    ("talk", {}, "dataset.chat: true"),
+    ("people", {"chat": True}, "lists of messages with role and content are needed"),
+    ("flags", {}, "holds values of type"),
+    ("text", {"chat": True}, "column 'text' holds strings"),
+    ("text", {"rows": "kept"}, "column 'text' holds strings; lists of token ids are needed"),
+    ("ids", {}, None),
+    ("ids", {"rows": "kept"}, None),
+    ("talk", {"chat": True}, None),
+    ("nothing", {}, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("ending", "column", "fields", "said"),
+    [(ending, *row) for ending in ("jsonl", "parquet", "arrow") for row in COLUMNS if (ending, row[0]) != ("jsonl", "bytes")],
+)
+def test_a_column_that_holds_no_documents_is_refused_by_its_type(
+    folder: Path, spec: dict[str, Any], ending: str, column: str, fields: dict[str, Any], said: str | None
+) -> None:
+    file = folder / f"table.{ending}"
+    table = pyarrow.table(TABLES)
+    if ending == "jsonl":
+        file.write_text(json.dumps({name: values[0] for name, values in TABLES.items() if name != "bytes"}) + "\n")
+    elif ending == "parquet":
+        parquet.write_table(table, file)
+    else:
+        with pyarrow.ipc.new_stream(file, table.schema) as sink:
+            sink.write_table(table)
+    stream = spec["stream"] | {"dataset": {"path": str(file), "column": column, **fields}}
+    job = JobSpec.model_validate(spec | {"stream": stream})
+    if said is None:
+        preflight.check(job, Roots((folder, DEMO)))
+        return
+    with pytest.raises(InvalidSpec) as refused:
+        preflight.check(job, Roots((folder, DEMO)))
+    assert refused.value.param == "/stream/dataset/column"
+    assert said in str(refused.value)
 
 
 def test_the_layers_and_the_context_are_read_from_any_familys_config(folder: Path, spec: dict[str, Any]) -> None:
