@@ -80,6 +80,7 @@ def _summary(spec: dict[str, Any]) -> dict[str, Any]:
         "model": (stream.get("model") or {}).get("name"),
         "dataset": (stream.get("dataset") or {}).get("path"),
         "tokens": stream.get("tokens"),
+        "gpus": spec.get("gpus", 1),
         "saes": [
             {
                 "name": sae["name"],
