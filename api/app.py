@@ -27,7 +27,7 @@ MAX_BODY = 1 << 20
 
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings. The database is reached when it starts."""
-    database = Database(settings.resolved_database_url())
+    database = Database(settings.resolved_database_url(), name="sae-service-api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -42,7 +42,8 @@ def main() -> None:
 def _work(queue_name: str, device: str | None) -> None:
     settings = Settings()
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-    database = Database(settings.resolved_database_url())
+    # One for what it does at the moment, one for its signs of life; a job opens more now and then.
+    database = Database(settings.resolved_database_url(), kept=2, name="sae-service-worker")
     migration.migrate(database)
     supervisor = Supervisor(database, settings, worker, device)
     stop = threading.Event()
@@ -66,7 +67,13 @@ def _work(queue_name: str, device: str | None) -> None:
             stop.set()
         return not stop.is_set()
 
-    keep_looking(lambda: lost_attempts.look(is_current), settings.lease_s, stop)
+    attempts = queue.Queue(database)
+
+    def look() -> None:
+        lost_attempts.look(is_current)
+        attempts.adopt(queue_name, gpus)
+
+    keep_looking(look, settings.lease_s, stop)
     supervisor.stopping.set()
     queue.stop_taking(wait_s=settings.stop_s + WORKER_EXTRA_S)
     with suppress(ServiceUnavailable):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from sae_service.errors import ServiceUnavailable, StorageFailure, WorkerCrashed
+from sae_service.errors import DatabaseFailure, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import HELD, STOPPING, count_crash, requeue, settle
@@ -136,7 +136,7 @@ def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event
     while not over.wait(lease_s / 6):
         try:
             look()
-        except (ServiceUnavailable, StorageFailure) as error:
+        except (ServiceUnavailable, DatabaseFailure, StorageFailure) as error:
             log.warning("%s", error)
         except Exception:  # jobs in hand must not lose their worker by that
             log.exception("a look at the jobs has failed")
