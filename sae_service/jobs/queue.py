@@ -23,7 +23,7 @@ WORKFLOW = "train"
 LOWEST_PRIORITY = 1_000_001
 AT_ONCE = 1000
 """Attempts that have ended, or wait for an older release, in one look: however many there are, a look costs no more."""
-EVER = "1970-01-02T00:00:00Z"
+COLUMNS = ("workflow_uuid", "name", "application_name", "queue_name", "executor_id", "completed_at")
 
 
 class JSONSerializer(Serializer):
@@ -59,6 +59,13 @@ class Queue:
             system_database_engine=database.engine, serializer=JSONSerializer(), application_name=APPLICATION, lazy=True,
             retry_connection_errors=False,
         )  # fmt: skip
+        self._database = database
+        self._workflows = sa.table("workflow_status", *map(sa.column, COLUMNS), schema=None if database.is_sqlite else "dbos")
+        # Read from its table, with conditions word for word as in its partial indexes: DBOS's own list goes through all that
+        # waits on SQLite.
+        columns = self._workflows.c
+        ours = sa.or_(columns.application_name == APPLICATION, columns.application_name.is_(None))
+        self._ours = sa.select(columns.workflow_uuid, columns.executor_id).where(columns.name == WORKFLOW, ours)
 
     def add(self, connection: sa.Connection, job_id: str, attempt: int, queue: str, gpus: int, priority: int) -> None:
         """Queues an attempt at a job for so many GPUs, as part of the caller's transaction."""
@@ -78,12 +85,12 @@ class Queue:
 
     def begun(self) -> list[Begun]:
         """The attempts that workers have in hand, and the first AT_ONCE of those that have ended and are not forgotten."""
-        with reached():
-            in_hand = self._list(status=["PENDING"])
-            # Without `completed_after` PostgreSQL would look for them among all that wait.
-            ended = self._list(status=["SUCCESS", "ERROR", "CANCELLED"], completed_after=EVER, limit=AT_ONCE)
-        return [*(Begun(*_parts(one.workflow_id), one.executor_id) for one in in_hand),
-                *(Begun(*_parts(one.workflow_id), None) for one in ended)]  # fmt: skip
+        has_ended = self._workflows.c.completed_at.is_not(None)
+        with self._database.transaction() as connection:
+            in_hand = connection.execute(self._ours.where(sa.text("status = 'PENDING'"))).all()
+            ended = connection.execute(self._ours.where(has_ended).limit(AT_ONCE)).all()
+        return [*(Begun(*_parts(row.workflow_uuid), row.executor_id) for row in in_hand),
+                *(Begun(*_parts(row.workflow_uuid), None) for row in ended)]  # fmt: skip
 
     def forget(self, attempts: Iterable[tuple[str, int]]) -> None:
         """Deletes all that DBOS knows of attempts that have ended, or whose worker has."""
@@ -95,14 +102,14 @@ class Queue:
     def adopt(self, queue: str, gpus: int) -> None:
         """Moves attempts that an older release has queued, AT_ONCE of them, to where the workers of this one take them."""
         older = [_lane(queue, gpus, version) for version in range(1, SPEC_VERSION)]
-        with reached():
-            names = [one.workflow_id for one in self._list(status=["ENQUEUED"], queue_name=older, limit=AT_ONCE)]
-            if names:
+        waiting = sa.text("status = 'ENQUEUED' AND status IN ('ENQUEUED', 'PENDING')")
+        query = self._ours.where(waiting, self._workflows.c.queue_name.in_(older)).limit(AT_ONCE)
+        with self._database.transaction() as connection:
+            names = list(connection.execute(query).scalars())
+        if names:
+            with reached():
                 # One that an older worker takes meanwhile is offered a second time; only one of the two can claim it.
                 self._client.resume_workflows(names, queue_name=_lane(queue, gpus))
-
-    def _list(self, **conditions: Any) -> list[Any]:
-        return self._client.list_workflows(**conditions, load_input=False, load_output=False)
 
 
 def _name(job_id: str, attempt: int) -> str:

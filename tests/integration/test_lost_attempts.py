@@ -1,6 +1,7 @@
 """How lost attempts are found, on SQLite and on PostgreSQL."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -230,13 +231,15 @@ def test_a_look_reads_what_is_taken_and_nothing_of_what_waits(
     in_hand(database, submitted(store).id, "gone")
     claimed(database, store)
     looks: list[list[tuple[str, int]]] = []
+    asked: list[tuple[str, Any]] = []
     for waiting in (1, 100):
         for _ in range(waiting):
             submitted(store)
         read: list[tuple[str, int]] = []
 
-        def count(_: object, cursor: object, statement: str, *__: object, into: list[tuple[str, int]] = read) -> None:
-            into.append((statement, getattr(cursor, "rowcount", 0)))
+        def count(_: object, cursor: Any, statement: str, values: Any, *__: object, into: list[tuple[str, int]] = read) -> None:
+            into.append((statement, cursor.rowcount))
+            asked.append((statement, values))
 
         swept[0].look()
         sa.event.listen(database.engine, "after_cursor_execute", count)
@@ -244,6 +247,11 @@ def test_a_look_reads_what_is_taken_and_nothing_of_what_waits(
         sa.event.remove(database.engine, "after_cursor_execute", count)
         looks.append(read)
     assert looks[0] == looks[1]
+    if database.is_sqlite:
+        with database.engine.connect() as connection:
+            plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all() for statement, values in asked]
+        # By created_at it would go through all attempts that wait.
+        assert not [plan for plan in plans if "SCAN jobs" in str(plan) or "created_at" in str(plan)]
 
 
 def test_a_job_that_was_taken_by_a_worker_that_died_before_it_began_is_queued_again(
