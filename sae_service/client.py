@@ -12,7 +12,7 @@ import httpx
 from pydantic import ValidationError
 
 from sae_service import errors
-from sae_service.jobs.records import Checkpoint, Event, Job, MetricsRow, Worker
+from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, MetricsRow, Worker
 from sae_service.schema import OWN_FORMAT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -44,14 +44,14 @@ class Client:
         """The job as it is now."""
         return _parse(Job, self._ask("GET", f"/v1/jobs/{_quoted(job_id)}"))
 
-    def jobs(self, status: str | None = None, metadata: dict[str, str] | None = None) -> Iterator[Job]:
-        """All jobs, newest first."""
+    def jobs(self, status: str | None = None, metadata: dict[str, str] | None = None) -> Iterator[JobSummary]:
+        """All jobs, newest first, without their specs."""
         query: dict[str, Any] = {"limit": 100} | {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
         if status is not None:
             query["status"] = status
         while True:
             page = self._ask("GET", "/v1/jobs", params=query)
-            yield from (_parse(Job, item) for item in page["data"])
+            yield from (_parse(JobSummary, item) for item in page["data"])
             if not page["has_more"]:
                 return
             query["after"] = page["last_id"]
@@ -98,17 +98,13 @@ class Client:
 
     def metrics(self, job_id: str) -> Iterator[MetricsRow]:
         """All rows of training metrics, by step."""
-        step = 0
+        query: dict[str, Any] = {"limit": 10_000}
         while True:
-            query = {"after_step": step, "limit": 10_000}
             page = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/metrics", params=query)
-            rows = [_parse(MetricsRow, item) for item in page["data"]]
-            # A page may end within a step; that step is then asked for again as a whole.
-            last = rows[-1].step if page["has_more"] else None
-            yield from (row for row in rows if row.step != last)
-            if last is None:
+            yield from (_parse(MetricsRow, item) for item in page["data"])
+            if not page["has_more"]:
                 return
-            step = last - 1
+            query["after"] = page["last_id"]
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that can be downloaded, newest first."""

@@ -121,10 +121,10 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
 
     from sae_service import pipeline
     from sae_service.readable import Roots
-    from sae_service.spec.job import JobSpec
+    from sae_service.spec.stored import read
     from sae_service.storage.objects import Storage
 
-    job = JobSpec.model_validate(assignment["spec"])
+    job = read(assignment["spec"])
     report.total_steps = job.stream.n_steps
     report.total_tokens = job.stream.n_steps * job.stream.batch
     final = pipeline.run(

@@ -6,11 +6,11 @@ A parsed spec has no gaps: what the user left out is filled in, so the stored sp
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sae_service.schema import Frozen, Name, refuse, refuse_long, with_nul
+from sae_service.schema import SPEC_VERSION, Frozen, Name, refuse, refuse_long, with_nul
 from sae_service.spec.saes import SAESpec
-from sae_service.spec.stream import SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
+from sae_service.spec.stream import MAX_STEPS, SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 Count = Annotated[int, Field(lt=1 << 53)]
@@ -38,7 +38,7 @@ class CheckpointSpec(Frozen):
 class EvaluationSpec(Frozen):
     """How the SAEs are measured on held-out text: all of them at the end, and during training if the user wants that."""
 
-    tokens: Count = Field(default=65_536, gt=0, description="Held-out tokens; all that there are, if fewer.")
+    tokens: int = Field(default=65_536, gt=0, le=1 << 30, description="Held-out tokens; all that there are, if fewer.")
     every_tokens: Count = Field(
         default=0, ge=0, description="Tokens of training between two evaluations, each of which comes with a checkpoint; 0: at "
         "the end only.",
@@ -48,12 +48,12 @@ class EvaluationSpec(Frozen):
 class JobSpec(Frozen):
     """A whole training job."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = Field(default=SPEC_VERSION, description="1 is taken as well; a job has 2.")
     stream: StreamSpec
     saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
     checkpoints: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
-    log_every: Count = Field(default=50, gt=0, description="Steps between two rows of metrics; evaluations add rows.")
+    log_every: int = Field(default=50, gt=0, lt=MAX_STEPS, description="Steps between two rows of metrics; evaluations add rows.")
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
     queue: Name = "default"
     gpus: int = Field(
@@ -66,6 +66,11 @@ class JobSpec(Frozen):
     def _check_lengths(cls, data: Any) -> Any:
         refuse_long(data)
         return data
+
+    @field_validator("schema_version")
+    @classmethod
+    def _as_stored(cls, _: Any) -> int:
+        return SPEC_VERSION
 
     @model_validator(mode="after")
     def _check_characters(self) -> "JobSpec":
