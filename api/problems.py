@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from sae_service.errors import Conflict, DamagedCheckpoint, NotFound, SAEServiceError, ServiceUnavailable, StorageFailure
+from sae_service.plain_words import sentence
 from sae_service.schema import pointer
 
 log = logging.getLogger("api")
@@ -100,9 +101,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
         return problem(request, 400, "malformed_json", f"The body is not JSON: {found[0]['ctx']['error']}.")
-    errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=item["msg"]) for item in found]
+    errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=sentence(item)) for item in found]
     status = 422 if found[0]["loc"][0] == "body" else 400
-    detail = f"{errors[0].pointer or 'The request'}: {errors[0].detail}"
+    detail = f"{errors[0].pointer}: {errors[0].detail}" if errors[0].pointer else f"The body {errors[0].detail}."
     return problem(request, status, "invalid_spec" if status == 422 else "invalid_request", detail, errors[0].pointer, errors)
 
 
