@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from sae_service.errors import Conflict, DamagedCheckpoint, NotFound, SAEServiceError, ServiceUnavailable, StorageFailure
+from sae_service.errors import Conflict, DamagedCheckpoint, NotFound, SAEServiceError, ServiceUnavailable, StorageFailure, sentences
 from sae_service.plain_words import sentence
 from sae_service.schema import pointer
 
@@ -91,7 +91,7 @@ async def _service_error(request: Request, error: Exception) -> JSONResponse:
     status = _status(error)
     # Common clients repeat a 409 by themselves; ours will not change by waiting.
     headers = {409: {"X-Should-Retry": "false"}, 503: {"Retry-After": RETRY_AFTER_S}}.get(status)
-    detail = f"{error.message} {error.hint}".strip()
+    detail = sentences(error.message, error.hint)
     errors = [FieldProblem(pointer=error.param, detail=detail)] if error.param else []
     return problem(request, status, error.code, detail, error.param, errors, headers)
 

@@ -212,7 +212,7 @@ def test_the_client_writes_nothing_outside_its_folder(
 def test_the_command_line_downloads_in_a_format_and_lists_them(
     user: client.Client, job_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_service.cli.Client", lambda url, api_key: user)
+    monkeypatch.setattr("sae_service.cli.jobs.Client", lambda url, api_key: user)
     arguments = ["download", job_id, "--output", str(tmp_path / "out"), "--format", "dictionary_learning", "--json"]
     done = CliRunner().invoke(command_line, arguments)
     assert done.exit_code == 0, done.output

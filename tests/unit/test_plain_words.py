@@ -108,7 +108,7 @@ def stream(**changes: Any) -> dict[str, Any]:
     [
         (sae(optimiser={"lr": 1e-3}), "/saes/0/optimiser", "there is no field 'optimiser'; did you mean 'optimizer'?"),
         (sae(architecture={"kind": "topk", "d_sae": 64, "k": 100}), "/saes/0/architecture/k", "must be at most d_sae (64)"),
-        (sae(architecture={"kind": "tpk", "d_sae": 64}), "/saes/0/architecture/kind", "there is no kind 'tpk'; did you mean 'topk'?"),
+        (sae(architecture={"kind": "tpk"}), "/saes/0/architecture/kind", "there is no kind 'tpk'; did you mean 'topk'?"),
         (sae(architecture={"d_sae": 64}), "/saes/0/architecture/kind", "is missing"),
         (sae(architecture={"kind": "topk"}, optimizer={"beta1": 0.5}), "/saes/0/architecture/d_sae", "is missing"),
         (sae(architecture="topk"), "/saes/0/architecture", 'must be a mapping of names to values, not "topk"'),
