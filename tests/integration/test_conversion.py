@@ -114,7 +114,7 @@ def test_a_conversion_is_repeatable_so_that_a_broken_download_goes_on(api: TestC
     ("path", "status", "code", "param", "text"),
     [
         ("/a/download?format=pickle", 400, "invalid_request", "format", "'gemma_scope'"),
-        ("/a/download", 400, "invalid_request", "format", "required"),
+        ("/a/download", 400, "invalid_request", "format", "missing"),
         ("/b/download?format=gemma_scope", 422, "invalid_spec", "format", "Write it as"),
         ("/a/download?format=sparsify", 422, "invalid_spec", "format", "TopK SAEs only"),
         ("/c/download?format=saelens", 404, "not_found", "name", "it has a, b"),
@@ -199,7 +199,7 @@ def test_the_client_writes_nothing_outside_its_folder(
     user: client.Client, job_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch(url: str, sha256: str | None, target: Path) -> None:
-        target.parent.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(target, "w") as archive:
             archive.writestr("../escaped", b"")
 
