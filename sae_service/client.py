@@ -91,10 +91,10 @@ class Client:
         """The workers that are there."""
         return [self._answers.record(Worker, item) for item in self._pages("/v1/workers", {})]
 
-    def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """The events behind the event `after`, oldest first."""
+    def events(self, job_id: str, after: int = 0) -> list[Event]:
+        """All events behind the event `after`, oldest first."""
         found = self._pages(f"/v1/jobs/{_quoted(job_id)}/events", {"limit": 1000, "after": after})
-        return (self._answers.record(Event, item) for item in found)
+        return [self._answers.record(Event, item) for item in found]
 
     def metrics(self, job_id: str) -> Iterator[MetricsRow]:
         """All rows of training metrics, by step."""

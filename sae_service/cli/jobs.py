@@ -1,7 +1,6 @@
 """The commands that make a job, look at it and fetch what it has made."""
 
 import json
-from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +90,8 @@ def show(
         if as_json:
             typer.echo(job.model_dump_json(indent=1))
             return
-        checkpoints, newest = client.checkpoints(job.id), deque(client.events(job.id), maxlen=events)
+        checkpoints, happened = client.checkpoints(job.id), client.events(job.id)
+        newest = happened[max(0, len(happened) - events) :]
         text_tables.show(text_tables.job(job), text_tables.checkpoints(checkpoints), text_tables.events(newest))
         if checkpoints and checkpoints[0].is_final:
             text_tables.show(text_tables.results(job, checkpoints[0]))
