@@ -17,7 +17,7 @@ from api.following import Following
 from sae_service import __version__
 from sae_service.jobs.database import Database
 from sae_service.jobs.lost_attempts import LostAttempts, keep_looking
-from sae_service.jobs.migration import migrate
+from sae_service.jobs.migration import is_current, migrate
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
 from sae_service.storage.objects import Storage
@@ -27,7 +27,7 @@ MAX_BODY = 1 << 20
 
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings. The database is reached when it starts."""
-    database = Database(settings.resolved_database_url())
+    database = Database(settings.resolved_database_url(), name="sae-service-api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         over = threading.Event()
         # Workers may all be busy or gone, so lost jobs are looked for from here too.
         lost_attempts = LostAttempts(database, settings.lease_s)
-        looking = (lost_attempts.look, settings.lease_s, over)
+        looking = (lambda: lost_attempts.look(lambda: is_current(database)), settings.lease_s, over)
         thread = threading.Thread(target=keep_looking, args=looking, name="lost-attempts", daemon=True)
         thread.start()
         yield
@@ -64,8 +64,8 @@ async def healthz() -> dict[str, str]:
 
 
 def readyz(store: Jobs) -> dict[str, str]:
-    """The database answers."""
-    store.find(limit=1)
+    """The database answers, and its tables are those of this release."""
+    store.check()
     return {"status": "ok"}
 
 

@@ -11,6 +11,7 @@ from sae_service.jobs.records import Checkpoint, Job
 from sae_service.jobs.store import JobStore
 from sae_service.schema import Frozen
 from sae_service.spec import JobSpec
+from sae_service.spec.stored import read
 
 router = APIRouter(tags=["jobs"])
 
@@ -66,7 +67,7 @@ def retry_job(job_id: str, jobs: Jobs, caller: Caller, response: Response, idemp
             return _go_on(jobs, parent, Fork(), asked)
         # What it went on from itself, if anything.
         origin = jobs.checkpoint(parent.origin.job_id, parent.origin.checkpoint_id) if parent.origin else None
-        return _submit(jobs, JobSpec.model_validate(parent.spec), origin, asked)
+        return _submit(jobs, read(parent.spec), origin, asked)
 
     return once(Asked.by(caller, idempotency_key, "retry", job_id), made, jobs, response)
 
@@ -76,7 +77,7 @@ def _go_on(jobs: JobStore, parent: Job, fork: Fork, asked: Asked) -> Made:
         origin = jobs.checkpoint(parent.id, fork.checkpoint)
     except NotFound as error:
         raise NotFound(error.message, param="/checkpoint") from error
-    spec = continued(JobSpec.model_validate(parent.spec), fork, origin.tokens, origin.is_final)
+    spec = continued(read(parent.spec), fork, origin.tokens, origin.is_final)
     return _submit(jobs, spec, origin, asked)
 
 

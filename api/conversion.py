@@ -17,6 +17,7 @@ from sae_service.errors import DamagedCheckpoint, InvalidSpec, NotFound
 from sae_service.jobs.records import Checkpoint, FileEntry
 from sae_service.schema import FormatName
 from sae_service.spec import JobSpec
+from sae_service.spec.stored import read
 from sae_service.storage import artifacts
 from sae_service.storage.objects import Storage
 
@@ -42,7 +43,7 @@ async def download_as(
     """
 
     def answer() -> Response:
-        spec = JobSpec.model_validate(jobs.get(job_id).spec)
+        spec = read(jobs.get(job_id).spec)
         checkpoint = jobs.checkpoint(job_id, checkpoint_id)
         try:
             converted = _converted(spec, checkpoint, storage, name, format)

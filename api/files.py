@@ -42,7 +42,7 @@ def download(
     request: Request, job_id: str, checkpoint_id: str, path: str, jobs: Jobs, storage: Files, wanted: Wanted
 ) -> Response:
     """One file. Its ETag is the SHA-256 of its content; a single byte range may be asked for."""
-    jobs.get(job_id)
+    jobs.summary(job_id)
     checkpoint = jobs.checkpoint(job_id, checkpoint_id)
     entry = next((entry for entry in checkpoint.files if entry.path == path), None)
     if entry is None:

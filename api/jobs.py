@@ -13,10 +13,12 @@ from api.idempotency import Asked, IdempotencyKey, Made, once
 from api.problems import problem
 from sae_service import preflight
 from sae_service.errors import NotFound
-from sae_service.jobs.records import Checkpoint, Job, MetricsRow, Status, Worker
+from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker
 from sae_service.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
+ROW = r"^[0-9]{1,10}:[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""The id of a row of metrics: its step and its SAE."""
 Item = TypeVar("Item")
 
 
@@ -57,8 +59,8 @@ def list_jobs(
     after: Annotated[str | None, Query(description="The last id of the part before.")] = None,
     order: Literal["asc", "desc"] = "desc",
     status: Status | None = None,
-) -> Page[Job]:
-    """Jobs in the order of submission, newest first. `metadata[name]=value` selects by label."""
+) -> Page[JobSummary]:
+    """Jobs in the order of submission, newest first. `metadata[name]=value` selects by label. A job's spec is a request away."""
     labels = {
         name.removeprefix("metadata[").removesuffix("]"): value
         for name, value in request.query_params.items()
@@ -130,24 +132,29 @@ def list_metrics(
     job_id: str,
     jobs: Jobs,
     sae: Annotated[str | None, Query(description="Only this SAE's rows.")] = None,
-    after_step: Annotated[int, Query(ge=0, lt=1 << 62)] = 0,
+    after: Annotated[str | None, Query(pattern=ROW, description="The last id of the part before.")] = None,
+    after_step: Annotated[
+        int, Query(ge=0, lt=1 << 31, description="Only rows of later steps. A part may end in the middle of a step: use `after`.")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Page[MetricsRow]:
-    """Training metrics by step, oldest first."""
-    jobs.get(job_id)
-    found = jobs.metrics(job_id, sae, after_step, limit + 1)
-    return Page(data=found[:limit], has_more=len(found) > limit)
+    """Training metrics by step and SAE, oldest first."""
+    saes = [one.name for one in jobs.summary(job_id).summary.saes]
+    if sae is not None and sae not in saes:
+        raise NotFound(f"job {job_id} has no SAE {sae!r}; it has {', '.join(saes)}", param="sae")
+    step, _, name = (after or "").partition(":")
+    return page(jobs.metrics(job_id, sae, (int(step), name) if after else None, after_step, limit + 1), limit)
 
 
 @router.get("/jobs/{job_id}/checkpoints")
 def list_checkpoints(job_id: str, jobs: Jobs) -> Page[Checkpoint]:
     """The checkpoints that are kept, newest first; each is complete and can be downloaded."""
-    jobs.get(job_id)
+    jobs.summary(job_id)
     return page(jobs.checkpoints(job_id), limit=1 << 30)
 
 
 @router.get("/jobs/{job_id}/checkpoints/{checkpoint_id}")
 def get_checkpoint(job_id: str, checkpoint_id: str, jobs: Jobs) -> Checkpoint:
     """One checkpoint, by its id, or as `latest` (the newest) or `best` (the lowest held-out FVU)."""
-    jobs.get(job_id)
+    jobs.summary(job_id)
     return jobs.checkpoint(job_id, checkpoint_id)

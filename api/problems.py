@@ -10,7 +10,17 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from sae_service.errors import Conflict, DamagedCheckpoint, NotFound, SAEServiceError, ServiceUnavailable, StorageFailure, sentences
+from sae_service.errors import (
+    Conflict,
+    DamagedCheckpoint,
+    DatabaseFailure,
+    NotFound,
+    SAEServiceError,
+    ServiceUnavailable,
+    StorageFailure,
+    WrongVersion,
+    sentences,
+)
 from sae_service.plain_words import sentence
 from sae_service.schema import pointer
 
@@ -77,9 +87,9 @@ def _status(error: SAEServiceError) -> int:
     match error:
         case NotFound():
             return 404
-        case Conflict():
+        case Conflict() | WrongVersion():
             return 409
-        case DamagedCheckpoint():
+        case DamagedCheckpoint() | DatabaseFailure():
             return 500
         case ServiceUnavailable() | StorageFailure():
             return 503
@@ -89,6 +99,8 @@ def _status(error: SAEServiceError) -> int:
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SAEServiceError)
     status = _status(error)
+    if status == 500:
+        log.error("%s", error, exc_info=error)
     # Common clients repeat a 409 by themselves; ours will not change by waiting.
     headers = {409: {"X-Should-Retry": "false"}, 503: {"Retry-After": RETRY_AFTER_S}}.get(status)
     detail = sentences(error.message, error.hint)

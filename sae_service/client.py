@@ -13,7 +13,7 @@ import httpx
 
 from sae_service import downloads, errors
 from sae_service.answers import Answers
-from sae_service.jobs.records import Checkpoint, Event, Job, MetricsRow, Worker
+from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, MetricsRow, Worker
 from sae_service.schema import OWN_FORMAT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -48,12 +48,12 @@ class Client:
 
     def jobs(
         self, status: str | None = None, metadata: dict[str, str] | None = None, limit: int | None = None
-    ) -> Iterator[Job]:
-        """The jobs, newest first: all of them, or the first `limit`."""
+    ) -> Iterator[JobSummary]:
+        """The jobs, newest first: all of them, or the first `limit`, without their specs."""
         query: dict[str, Any] = {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
         query |= {"limit": min(limit or 100, 100)} | ({} if status is None else {"status": status})
         found = islice(self._pages("/v1/jobs", query), limit)
-        return (self._answers.record(Job, item) for item in found)
+        return (self._answers.record(JobSummary, item) for item in found)
 
     def cancel(self, job_id: str) -> Job:
         """Asks for the job's end; it may still be `cancelling` in the answer."""

@@ -14,6 +14,7 @@
       WorkerCrashed        the training process ended without a result
       WrongVersion         the database or a checkpoint belongs to another release
       ServiceUnavailable   the service, or its database, does not answer
+      DatabaseFailure      the database answers, and refuses what the service asks of it
 
 `code` is stable and is what programs look at; `retryable` is all that a worker looks at.
 """
@@ -138,6 +139,12 @@ class ServiceUnavailable(SAEServiceError):
 
     code = "unavailable"
     retryable = True
+
+
+class DatabaseFailure(SAEServiceError):
+    """The database refuses what the service asks of it."""
+
+    code = "database_error"
 
 
 class Stopped(Exception):

@@ -54,12 +54,15 @@ Name = Annotated[
 ]
 
 Duration = Annotated[
-    Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)],
+    Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] | Annotated[float, Field(ge=0, le=1)],
     must("be a whole number of steps, such as 1000, or a share of the job's steps with a point, up to 1.0, such as 0.05"),
     Field(description="A whole number, such as 1, counts steps; one with a point, up to 1.0, is a share of the job's steps."),
 ]
 
 _NOT_A_FORMAT = {"file_format", "folder", "torch_zip"}
+SPEC_VERSION = 2
+"""Of the specs that this release writes. It reads those of all versions before."""
+
 FormatName = StrEnum(
     "FormatName",
     sorted({module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "formats")])} - _NOT_A_FORMAT),

@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     stop_s: int = Field(
         default=120, gt=0, description="Seconds in which a job saves its state when it is paused or its worker is told to stop."
     )
+    keep_days: float | None = Field(
+        default=None, gt=0, description="Days after its end that a job is deleted, with its files. Default: jobs stay until "
+        "somebody deletes them.",
+    )  # fmt: skip
     gpu_memory_fraction: float = Field(
         default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."
     )

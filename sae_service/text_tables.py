@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 from sae_service.jobs import records
-from sae_service.jobs.records import Checkpoint, Event, Job, Worker
+from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, Worker
 
 BARS = " ▁▂▃▄▅▆▇█"
 FOUND = 0.9
@@ -39,13 +39,13 @@ def clock(seconds: int | None) -> str:
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def jobs(found: Iterable[Job]) -> Table:
+def jobs(found: Iterable[JobSummary]) -> Table:
     """One line for each job."""
     saes = Column("saes", no_wrap=True, overflow="ellipsis")
     table = Table(Column("job", no_wrap=True), "status", "submitted", "progress", saes, "error", box=None)
     for one in found:
         share = f"{one.progress.tokens / one.progress.total_tokens:.0%}" if one.progress else ""
-        names = [sae["name"] for sae in one.spec["saes"]]
+        names = [sae.name for sae in one.summary.saes]
         listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         table.add_row(one.id, one.status, clock(one.created_at), share, listed, one.error.code if one.error else "")
     return table

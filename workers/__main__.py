@@ -18,9 +18,12 @@ from sae_service.jobs.collection import Collection
 from sae_service.jobs.database import Database
 from sae_service.jobs.lost_attempts import LostAttempts, keep_looking
 from sae_service.jobs.presence import Presence
+from sae_service.jobs.retention import Retention
+from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
 from sae_service.storage.objects import Storage
 from workers.ending import WORKER_EXTRA_S, set_on_stop_signals
+from workers.old_logs import OldLogs
 from workers.supervisor import Supervisor
 
 log = logging.getLogger("workers")
@@ -42,7 +45,8 @@ def main() -> None:
 def _work(queue_name: str, device: str | None) -> None:
     settings = Settings()
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-    database = Database(settings.resolved_database_url())
+    # Beside it DBOS has one of its own for its timers, in one worker of all.
+    database = Database(settings.resolved_database_url(), kept=1, name="sae-service-worker")
     migration.migrate(database)
     supervisor = Supervisor(database, settings, worker, device)
     stop = threading.Event()
@@ -53,9 +57,18 @@ def _work(queue_name: str, device: str | None) -> None:
     queue.take_from(database, queue_name, gpus, worker, supervisor.work)
     log.info("worker %s takes jobs from queue %s", worker, queue_name)
     lost_attempts = LostAttempts(database, settings.lease_s)
-    collection = Collection(database, Storage(settings.resolved_storage_url()), settings.lease_s)
+    storage = Storage(settings.resolved_storage_url())
+    collection = Collection(database, storage, settings.lease_s)
+    retention = Retention(database, storage, settings.keep_days)
+    logs = OldLogs(settings.data_dir / "logs", JobStore(database))
+
+    def tidy() -> None:
+        logs.look()
+        retention.look()
+        collection.look()
+
     # A storage that hangs holds up nothing else, nor the end of this process.
-    threading.Thread(target=keep_looking, args=(collection.look, settings.lease_s, stop), daemon=True).start()
+    threading.Thread(target=keep_looking, args=(tidy, settings.lease_s, stop), daemon=True).start()
 
     def is_current() -> bool:
         presence.renew()
@@ -66,7 +79,13 @@ def _work(queue_name: str, device: str | None) -> None:
             stop.set()
         return not stop.is_set()
 
-    keep_looking(lambda: lost_attempts.look(is_current), settings.lease_s, stop)
+    attempts = queue.Queue(database)
+
+    def look() -> None:
+        lost_attempts.look(is_current)
+        attempts.adopt(queue_name, gpus)
+
+    keep_looking(look, settings.lease_s, stop)
     supervisor.stopping.set()
     queue.stop_taking(wait_s=settings.stop_s + WORKER_EXTRA_S)
     with suppress(ServiceUnavailable):

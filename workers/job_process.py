@@ -119,10 +119,10 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     import jax
 
     from sae_service import pipeline
-    from sae_service.spec.job import JobSpec
+    from sae_service.spec.stored import read
     from sae_service.storage.objects import Storage
 
-    job = JobSpec.model_validate(assignment["spec"])
+    job = read(assignment["spec"])
     if job.stream.model is not None:
         report.event("info", f"Loading the model {job.stream.model.name}.")
     report.total_steps = job.stream.n_steps

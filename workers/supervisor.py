@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sae_service.errors import LeaseLost, ServiceUnavailable, StorageFailure, WorkerCrashed
+from sae_service.errors import DatabaseFailure, LeaseLost, SAEServiceError, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings, child_environment
@@ -38,8 +38,18 @@ class Supervisor:
         self.stopping = threading.Event()
 
     def work(self, job_id: str, number: int) -> None:
-        """Carries out an attempt, whatever becomes of it: nothing is raised but what is a bug."""
+        """Carries out an attempt, whatever becomes of it: an error that nobody foresaw is recorded as what it is."""
         attempt = Attempt(self._database, job_id, number)
+        try:
+            self._work(attempt)
+        except Exception as error:  # the last resort: without it the job would stand still until its lease is over
+            log.exception("job %s: attempt %d has met an unexpected error", job_id, number)
+            described = _described(error)
+            with suppress(LeaseLost, DatabaseFailure):
+                _persist(lambda: attempt.record_crash(described))
+
+    def _work(self, attempt: Attempt) -> None:
+        job_id, number = attempt.job_id, attempt.number
         spec = _persist(lambda: attempt.claim(self._worker))
         if spec is None:
             return
@@ -225,6 +235,13 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
         return attempt.release
     text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
     return _crash(attempt, text)
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    """An error as it is stored with a job."""
+    if isinstance(error, SAEServiceError):
+        return error.as_dict()
+    return {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
 
 
 def _crash(attempt: Attempt, text: str) -> Callable[[], None]:

@@ -15,10 +15,12 @@ from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE, TERMINAL
-from sae_service.jobs.rows import add_event, add_status_event, best_step, new_id, now, storable
+from sae_service.jobs.rows import GPUS, add_event, add_status_event, best_step, new_id, now, storable
 
 MAX_CRASHES = 3
 STOPPING = "worker_stopping"
+HELD = tuple(tables.jobs.c[name] for name in ("id", "status", "status_reason", "attempt", "crashes", "worker"))
+"""What is read of a job whose row is held; not its spec, which may be long."""
 
 
 class Attempt:
@@ -103,7 +105,7 @@ class Attempt:
     def metrics(self, rows: list[dict[str, Any]], progress: dict[str, Any]) -> None:
         """Records one row for each SAE, all of one step; what an earlier attempt has for it and later ones is replaced."""
         table = tables.metrics
-        with self._owned() as (connection, row):
+        with self._owned(tables.jobs.c.progress) as (connection, row):
             # A fixed number of statements: each is a journey to the database, and checkpoints wait behind.
             saes = [row["sae"] for row in rows]
             here = (table.c.job_id == self.job_id, table.c.sae.in_(saes), table.c.step >= rows[0]["step"])
@@ -191,14 +193,14 @@ class Attempt:
         end_job(connection, self.job_id, status, message, error)
 
     @contextmanager
-    def _owned(self) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
-        """A transaction that holds the job's row, which shows a sign of life by the way."""
+    def _owned(self, *more: sa.Column[Any]) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
+        """A transaction that holds the job's row, of which HELD and `more` are read, and which shows a sign of life by the way."""
         columns = tables.jobs.c
         update = (
             sa.update(tables.jobs)
             .where(columns.id == self.job_id, columns.attempt == self.number, columns.status.in_(ACTIVE))
             .values(heartbeat=columns.heartbeat + 1)
-            .returning(tables.jobs)
+            .returning(*HELD, *more)
         )
         with self._database.transaction() as connection:
             row = connection.execute(update).one_or_none()
@@ -257,8 +259,9 @@ def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: s
     """Queues the next attempt; from here on the one before is refused."""
     following = row.attempt + 1
     values = {"status": "queued", "status_reason": reason, "attempt": following, "worker": None}
-    connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(values))
-    queue.add(connection, row.spec, row.id, following)
+    queued = sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(values)
+    where = connection.execute(queued.returning(tables.jobs.c.queue, GPUS, tables.jobs.c.priority)).one()
+    queue.add(connection, row.id, following, *where)
     level = "warning" if reason == "retry_after_crash" else "info"
     add_status_event(connection, row.id, "queued", message, reason, level)
 

@@ -40,8 +40,10 @@ jobs = sa.Table(
     # Whether it has ended and there are no files of it any more but its checkpoints'.
     sa.Column("collected", sa.Boolean, nullable=False, server_default=sa.false()),
 )
-# Only of those that are not: however many have been collected, the others are found at once.
-sa.Index("ix_jobs_uncollected", jobs.c.status, sqlite_where=~jobs.c.collected, postgresql_where=~jobs.c.collected)
+# Only of those that have ended and are not: however many have been collected, or wait, the others are found at once.
+uncollected = jobs.c.finished_at.is_not(None) & ~jobs.c.collected
+sa.Index("ix_jobs_uncollected", jobs.c.id, sqlite_where=uncollected, postgresql_where=uncollected)
+sa.Index("ix_jobs_finished", jobs.c.finished_at)
 sa.Index("ix_jobs_status", jobs.c.status, jobs.c.id)
 sa.Index("ix_jobs_project", jobs.c.project, jobs.c.id)
 sa.Index("ix_jobs_project_status", jobs.c.project, jobs.c.status, jobs.c.id)

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sae_service.schema import Frozen, Name, must, refuse, refuse_long, with_nul
+from sae_service.schema import SPEC_VERSION, Frozen, Name, must, refuse, refuse_long, with_nul
 from sae_service.spec.saes import SAESpec
-from sae_service.spec.stream import SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
+from sae_service.spec.stream import MAX_STEPS, SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 Count = Annotated[int, Field(lt=1 << 53)]
@@ -42,7 +42,7 @@ class CheckpointSpec(Frozen):
 class EvaluationSpec(Frozen):
     """How the SAEs are measured on held-out text: all of them at the end, and during training if the user wants that."""
 
-    tokens: Count = Field(default=65_536, gt=0, description="Held-out tokens; all that there are, if fewer.")
+    tokens: int = Field(default=65_536, gt=0, le=1 << 30, description="Held-out tokens; all that there are, if fewer.")
     every_tokens: Count = Field(
         default=0, ge=0, description="Tokens of training between two evaluations, each of which comes with a checkpoint; 0: at "
         "the end only.",
@@ -52,12 +52,12 @@ class EvaluationSpec(Frozen):
 class JobSpec(Frozen):
     """A whole training job."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = Field(default=SPEC_VERSION, description="1 is taken as well; a job has 2.")
     stream: StreamSpec
     saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
     checkpoints: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
-    log_every: Count = Field(default=50, gt=0, description="Steps between two rows of metrics; evaluations add rows.")
+    log_every: int = Field(default=50, gt=0, lt=MAX_STEPS, description="Steps between two rows of metrics; evaluations add rows.")
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
     queue: Name = "default"
     gpus: int = Field(
@@ -76,6 +76,11 @@ class JobSpec(Frozen):
     def _fit_to_length(cls, saes: tuple[SAESpec, ...], info: ValidationInfo) -> tuple[SAESpec, ...]:
         stream = info.data.get("stream")
         return tuple(sae.fitted(stream.n_steps) for sae in saes) if stream is not None else saes
+
+    @field_validator("schema_version")
+    @classmethod
+    def _as_stored(cls, _: Any) -> int:
+        return SPEC_VERSION
 
     @model_validator(mode="after")
     def _check_characters(self) -> "JobSpec":

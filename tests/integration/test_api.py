@@ -33,7 +33,16 @@ def test_a_job_is_created_found_and_listed(api: TestClient, spec: dict[str, Any]
     assert (job["object"], job["status"], job["attempt"]) == ("job", "queued", 1)
     assert job["spec"]["saes"][0]["optimizer"]["eps"] == 1e-8, "defaults are filled in"
     assert api.get(made.headers["Location"]).json() == job
-    assert api.get("/v1/jobs").json()["data"] == [job]
+    (listed,) = api.get("/v1/jobs").json()["data"]
+    assert "spec" not in listed
+    assert listed["summary"] == {
+        "model": spec["stream"]["model"]["name"], "dataset": spec["stream"]["dataset"]["path"], "tokens": 40 * 256, "gpus": 1,
+        "saes": [
+            {"name": "a", "hook_name": "blocks.1.hook_resid_post", "kind": "jumprelu", "d_sae": 256},
+            {"name": "b", "hook_name": "blocks.2.hook_mlp_out", "kind": "standard", "d_sae": 256},
+        ],
+    }  # fmt: skip
+    assert {**job, **listed} == {**job, "summary": listed["summary"]}
 
 
 def test_jobs_are_paged_and_selected(api: TestClient, spec: dict[str, Any]) -> None:
@@ -119,7 +128,7 @@ def test_a_finished_job_cannot_be_cancelled_and_clients_need_not_try_again(api: 
 
 def test_metrics_and_checkpoints_are_listed(api: TestClient, finished: str) -> None:
     assert api.get(f"{finished}/metrics").json()["data"] == [
-        {"sae": "a", "step": 5, "data": {"sae": "a", "step": 5, "loss": 0.5}}
+        {"id": "5:a", "sae": "a", "step": 5, "data": {"sae": "a", "step": 5, "loss": 0.5}}
     ]
     assert api.get(f"{finished}/metrics", params={"after_step": 5}).json()["data"] == []
     checkpoint = api.get(f"{finished}/checkpoints").json()["data"][0]
