@@ -19,7 +19,9 @@ from sae_service.errors import (
     ServiceUnavailable,
     StorageFailure,
     WrongVersion,
+    sentences,
 )
+from sae_service.plain_words import sentence
 from sae_service.schema import pointer
 
 log = logging.getLogger("api")
@@ -101,7 +103,7 @@ async def _service_error(request: Request, error: Exception) -> JSONResponse:
         log.error("%s", error, exc_info=error)
     # Common clients repeat a 409 by themselves; ours will not change by waiting.
     headers = {409: {"X-Should-Retry": "false"}, 503: {"Retry-After": RETRY_AFTER_S}}.get(status)
-    detail = f"{error.message} {error.hint}".strip()
+    detail = sentences(error.message, error.hint)
     errors = [FieldProblem(pointer=error.param, detail=detail)] if error.param else []
     return problem(request, status, error.code, detail, error.param, errors, headers)
 
@@ -111,9 +113,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
         return problem(request, 400, "malformed_json", f"The body is not JSON: {found[0]['ctx']['error']}.")
-    errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=item["msg"]) for item in found]
+    errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=sentence(item)) for item in found]
     status = 422 if found[0]["loc"][0] == "body" else 400
-    detail = f"{errors[0].pointer or 'The request'}: {errors[0].detail}"
+    detail = f"{errors[0].pointer}: {errors[0].detail}" if errors[0].pointer else f"The body {errors[0].detail}."
     return problem(request, status, "invalid_spec" if status == 422 else "invalid_request", detail, errors[0].pointer, errors)
 
 

@@ -23,33 +23,41 @@
 from typing import ClassVar
 
 
+def sentences(message: str, hint: str) -> str:
+    """What is wrong, and the hint if there is one, with one full stop between them."""
+    return f"{message.removesuffix('.')}. {hint}" if hint else message
+
+
 class SAEServiceError(Exception):
     """Something went wrong inside the service."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str = "", param: str | None = None, hint: str = "") -> None:
+    def __init__(
+        self, message: str = "", param: str | None = None, hint: str = "", fields: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         """Makes an error.
 
         Args:
             message: what is wrong, where, and what would be right.
             param: JSON pointer of the field in the job's spec that is to blame, such as `/saes/0/hook_name`.
             hint: what to do about it.
+            fields: every field that is wrong, where there are several or a service has said so: its pointer, what is wrong.
         """
         self.message = message or (type(self).__doc__ or "").split("\n")[0]
         self.param = param
         self.hint = hint
+        self.fields = fields
         super().__init__(self.message, param, hint)
 
     def __str__(self) -> str:
         where = f"{self.param}: " if self.param else ""
-        return f"{where}{self.message}" + (f" {self.hint}" if self.hint else "")
+        return f"{where}{sentences(self.message, self.hint)}"
 
     def as_dict(self) -> dict[str, str | None]:
         """The form in which an error is stored with a job: code, message, param."""
-        text = f"{self.message} {self.hint}".strip()
-        return {"code": self.code, "message": text, "param": self.param}
+        return {"code": self.code, "message": sentences(self.message, self.hint), "param": self.param}
 
 
 class InvalidSpec(SAEServiceError):

@@ -125,6 +125,8 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     from sae_service.storage.objects import Storage
 
     job = read(assignment["spec"])
+    if job.stream.model is not None:
+        report.event("info", f"Loading the model {job.stream.model.name}.")
     report.total_steps = job.stream.n_steps
     report.total_tokens = job.stream.n_steps * job.stream.batch
     final = pipeline.run(

@@ -256,7 +256,7 @@ class JobStore(History):
     def _expect(self, job_id: str, *statuses: str) -> Job:
         job = self.get(job_id)
         if job.status not in statuses:
-            raise Conflict(f"job {job_id} is {job.status}")
+            raise Conflict(f"job {job_id} {'has ended: it ' if job.is_terminal else ''}is {job.status}")
         return job
 
     def check(self) -> None:

@@ -6,9 +6,9 @@ A parsed spec has no gaps: what the user left out is filled in, so the stored sp
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sae_service.schema import SPEC_VERSION, Frozen, Name, refuse, refuse_long, with_nul
+from sae_service.schema import SPEC_VERSION, Frozen, Name, must, refuse, refuse_long, with_nul
 from sae_service.spec.saes import SAESpec
 from sae_service.spec.stream import MAX_STEPS, SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
 
@@ -17,13 +17,17 @@ Count = Annotated[int, Field(lt=1 << 53)]
 """Such whole numbers are the same in JSON wherever it is read, and fit into every database."""
 
 
-Labels = Annotated[
-    dict[
-        Annotated[str, Field(max_length=64, pattern=r'^[^"\x00]*$')],
-        Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
-    ],
-    Field(max_length=16),
+LabelName = Annotated[
+    str,
+    Field(max_length=64, pattern=r'^[^"\x00]*$', description="A label's name."),
+    must("have a name of at most 64 characters, none of them a quotation mark or NUL"),
 ]
+LabelText = Annotated[
+    str,
+    Field(max_length=512, pattern=r"^[^\x00]*$"),
+    must("be text of at most 512 characters, none of them NUL; put a number in quotes"),
+]
+Labels = Annotated[dict[LabelName, LabelText], Field(max_length=16, json_schema_extra={"additionalProperties": False})]
 
 
 class CheckpointSpec(Frozen):
@@ -67,6 +71,12 @@ class JobSpec(Frozen):
         refuse_long(data)
         return data
 
+    @field_validator("saes")
+    @classmethod
+    def _fit_to_length(cls, saes: tuple[SAESpec, ...], info: ValidationInfo) -> tuple[SAESpec, ...]:
+        stream = info.data.get("stream")
+        return tuple(sae.fitted(stream.n_steps) for sae in saes) if stream is not None else saes
+
     @field_validator("schema_version")
     @classmethod
     def _as_stored(cls, _: Any) -> int:
@@ -99,6 +109,14 @@ class JobSpec(Frozen):
             refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)
         return self
 
+    @model_validator(mode="after")
+    def _check_every_tokens(self) -> "JobSpec":
+        for part in ("checkpoints", "evaluation"):
+            every = getattr(self, part).every_tokens
+            if 0 < every < self.stream.batch:
+                refuse((part, "every_tokens"), f"must be at least batch ({self.stream.batch}), or 0", every)
+        return self
+
     @property
     def hook_names(self) -> tuple[str, ...]:
         """The hook points that are read, each once, in the order of first use."""
@@ -108,12 +126,12 @@ class JobSpec(Frozen):
     def checkpoint_every_steps(self) -> int | None:
         """Steps between two checkpoints, or None if the clock decides."""
         tokens = self.checkpoints.every_tokens
-        return max(1, tokens // self.stream.batch) if tokens else None
+        return tokens // self.stream.batch if tokens else None
 
     def is_evaluated_after(self, n_steps: int) -> bool:
         """Whether the SAEs are measured in the middle of training, after so many steps; after the last they always are."""
         tokens = self.evaluation.every_tokens
-        return tokens > 0 and 0 < n_steps < self.stream.n_steps and n_steps % max(1, tokens // self.stream.batch) == 0
+        return tokens > 0 and 0 < n_steps < self.stream.n_steps and n_steps % (tokens // self.stream.batch) == 0
 
     def dead_after_tokens(self, sae: SAESpec) -> int:
         """Tokens without firing after which a latent of `sae` counts as dead."""

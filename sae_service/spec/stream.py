@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sae_service.schema import Dtype, Frozen, WeightProcessing, refuse
+from sae_service.schema import Dtype, Frozen, WeightProcessing, must, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
@@ -16,6 +16,11 @@ _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 HUB_NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
 MAX_STEPS = 1 << 31
 """Steps are 32 bits wide in the database and in a compiled step."""
+STRENGTH_RULE = "be two numbers, the first at least 0 and less than the second"
+Excluded = Annotated[
+    Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0, lt=1 << 31)],
+    must("be 'bos', 'eos', 'pad' or the id of a token, at least 0"),
+]
 
 
 def is_path(name: str) -> bool:
@@ -116,7 +121,9 @@ class SyntheticSpec(Frozen):
     d_in: int = Field(gt=0, le=1 << 14)
     firing_probability: float = Field(default=0.05, gt=0, lt=1, description="Probability that the first feature fires.")
     firing_decay: float = Field(default=1.0, gt=0, le=1, description="Ratio of each feature's probability to the one before.")
-    strength: tuple[float, float] = Field(default=(0.0, 1.0), description="Strengths are uniform between these two.")
+    strength: Annotated[tuple[float, float], must(STRENGTH_RULE)] = Field(
+        default=(0.0, 1.0), description="Strengths are uniform between these two."
+    )
     correlation: float = Field(
         default=0.0, ge=0, lt=1, description="Share of what decides firing that all features have in common."
     )
@@ -131,7 +138,7 @@ class SyntheticSpec(Frozen):
     @model_validator(mode="after")
     def _check_strength(self) -> "SyntheticSpec":
         if not 0 <= self.strength[0] < self.strength[1]:
-            refuse(("strength",), "must be two numbers, the first at least 0 and less than the second", self.strength)
+            refuse(("strength",), f"must {STRENGTH_RULE}", self.strength)
         return self
 
 
@@ -144,7 +151,7 @@ class StreamSpec(Frozen):
     dataset: DatasetSpec | None = None
     synthetic: SyntheticSpec | None = None
     context_size: int = Field(default=128, ge=2, le=1 << 20, description="Tokens in each row that the model reads.")
-    exclude: tuple[Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0, lt=1 << 31)], ...] = Field(
+    exclude: tuple[Excluded, ...] = Field(
         default=("bos", "eos", "pad"), description="Positions with these tokens (names or ids) are not trained on."
     )
     tokens: int = Field(gt=0, lt=1 << 53, description="Rows of activations to train on, one for each token.")
