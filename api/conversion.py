@@ -25,7 +25,7 @@ PATH = "/jobs/{job_id}/checkpoints/{checkpoint_id}/saes/{name}/download"
 CHUNK = 1 << 20
 
 
-def _limiter(request: Request) -> CapacityLimiter:
+async def _limiter(request: Request) -> CapacityLimiter:
     return request.app.state.conversions
 
 

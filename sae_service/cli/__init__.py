@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from sae_service import errors
-from sae_service.cli import changes, saes
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, reported
+from sae_service.cli import changes, keys, saes
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, DataDir, IdempotencyKey, JobId, Url, reported
 from sae_service.client import Client
 from sae_service.jobs.records import Job
 from sae_service.schema import OWN_FORMAT, FormatName
@@ -22,10 +22,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 for command in (
     *(changes.cancel, changes.pause, changes.resume, changes.extend, changes.fork, changes.retry, changes.delete),
     *(saes.evaluate, saes.compare),
+    keys.key,
 ):
     app.command()(command)
-
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
+app.add_typer(keys.app, name="keys")
 
 
 @app.command()
@@ -215,14 +215,3 @@ def download(
     with reported():
         paths = [str(path) for path in Client(url, api_key).download(job_id, output, checkpoint, format)]
         typer.echo(json.dumps(paths, indent=1) if as_json else "\n".join(paths))
-
-
-@app.command()
-def key() -> None:
-    """Makes an API key: the key for clients, and the line that makes the service accept it."""
-    import hashlib
-    import secrets
-
-    made = f"sae_{secrets.token_urlsafe(32)}"
-    typer.echo(f"key, shown only now:  {made}")
-    typer.echo(f"for the service:      SAE_SERVICE_API_KEY_SHA256='[\"{hashlib.sha256(made.encode()).hexdigest()}\"]'")

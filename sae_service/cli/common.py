@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ EXIT_CODES = {
 
 Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
 IdempotencyKey = Annotated[str | None, typer.Option(help="A repetition with the same key returns the first job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

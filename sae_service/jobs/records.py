@@ -66,6 +66,8 @@ class Job(Frozen):
     latest_checkpoint: str | None = None
     error: Failure | None
     metadata: dict[str, str]
+    project: str = "default"
+    submitter: str | None = Field(default=None, description="The name of the key that asked for it.")
     spec: dict[str, Any]
 
     @property

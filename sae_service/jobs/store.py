@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from sae_service.errors import Conflict, InvalidSpec, NotFound, ServiceUnavailable
+from sae_service.errors import Conflict, KeyReused, NotFound, ServiceUnavailable
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import end_job, requeue
+from sae_service.jobs.owner import Owner
 from sae_service.jobs.presence import is_present, workers
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import TERMINAL, Checkpoint, Event, Job, MetricsRow, Worker
@@ -35,11 +37,17 @@ class JobStore:
     """All jobs of one database."""
 
     def __init__(self, database: db.Database, lease_s: float = 60.0) -> None:
-        self._database, self._lease_s = database, lease_s
+        self._database, self._lease_s, self._owner = database, lease_s, Owner()
         self._queue = Queue(database)
         serves = (tables.workers.c.queue == tables.jobs.c.queue, tables.workers.c.gpus == GPUS, is_present(database, lease_s))
         has_worker = sa.select(tables.workers.c.name).where(*serves).correlate(tables.jobs).exists().label("has_worker")
         self._select = sa.select(tables.jobs, LATEST_CHECKPOINT, has_worker)
+
+    def of(self, owner: Owner) -> "JobStore":
+        """The same jobs as one of their owners may see them; what it submits belongs to that one."""
+        seen = copy(self)
+        seen._owner, seen._select = owner, self._select.where(owner.may_see)
+        return seen
 
     def submit(
         self, spec: dict[str, Any], request_key: str | None = None, request_hash: str | None = None,
@@ -55,7 +63,7 @@ class JobStore:
 
         Raises:
             NotFound: the origin has been given up meanwhile.
-            InvalidSpec: the key was used for another request.
+            KeyReused: the key was used for another request.
         """
         known = self.requested(request_key, request_hash)
         if known is not None:
@@ -63,7 +71,8 @@ class JobStore:
         row = {
             "id": new_id("job"), "status": "queued", "queue": spec["queue"], "priority": spec["priority"], "spec": spec,
             "summary": summary(spec), "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
-            "request_key": request_key, "request_hash": request_hash, **_origin_columns(origin),
+            "request_key": request_key, "request_hash": request_hash, "project": self._owner.project,
+            "submitter": self._owner.submitter, **_origin_columns(origin),
         }  # fmt: skip
         try:
             with self._database.transaction() as connection:
@@ -90,7 +99,7 @@ class JobStore:
             raise NotFound(f"job {origin.job_id} has no checkpoint {origin.id} any more")
 
     def requested(self, key: str | None, content: str | None) -> Job | None:
-        """The job that a request has made before. Raises InvalidSpec if its key was used for another one."""
+        """The job that a request has made before. Raises KeyReused if its key was used for another one."""
         if key is None:
             return None
         with self._database.transaction() as connection:
@@ -100,7 +109,7 @@ class JobStore:
         if row is None:
             return None
         if row.request_hash != content:
-            raise InvalidSpec("the Idempotency-Key was used for another request already; use a new one")
+            raise KeyReused("the Idempotency-Key was used for another request already; use a new one")
         return to_job(row)
 
     def get(self, job_id: str) -> Job:
@@ -201,9 +210,9 @@ class JobStore:
     def _held(self, job_id: str) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
         """A transaction that holds the job's row, and the row. Raises NotFound."""
         columns = tables.jobs.c
-        touch = sa.update(tables.jobs).where(columns.id == job_id).values(n_events=columns.n_events).returning(tables.jobs)
+        touch = sa.update(tables.jobs).where(columns.id == job_id, self._owner.may_see).values(n_events=columns.n_events)
         with self._database.transaction() as connection:
-            row = connection.execute(touch).one_or_none()
+            row = connection.execute(touch.returning(tables.jobs)).one_or_none()
             if row is None:
                 raise NotFound(f"there is no job {job_id}")
             yield connection, row
@@ -227,7 +236,7 @@ class JobStore:
 
     def workers(self) -> list[Worker]:
         """The workers that are there."""
-        return workers(self._database, self._lease_s)
+        return workers(self._database, self._lease_s, self._owner.may_see)
 
     def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:
         """Up to `limit` events behind the event `after`, oldest first."""
