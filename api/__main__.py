@@ -5,11 +5,11 @@ import ipaddress
 import logging
 import sys
 
-import uvicorn
-
 from api.app import create_app
+from api.server import serve
 from sae_service.errors import SAEServiceError
-from sae_service.settings import Settings
+from sae_service.jobs.keys import Keys
+from sae_service.settings import Settings, settings_or_exit
 
 
 def main() -> None:
@@ -18,18 +18,24 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    settings = Settings()
-    if not is_loopback(arguments.host) and not settings.api_key_sha256:
-        sys.exit(
-            f"--host {arguments.host} can be reached from outside, so an API key is required: set "
-            'SAE_SERVICE_API_KEY_SHA256=\'["<sha256 of the key>"]\' or use --host 127.0.0.1.'
-        )
+    settings = settings_or_exit()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
+        if not is_loopback(arguments.host) and not has_key(settings):
+            sys.exit(
+                f"--host {arguments.host} can be reached from outside, so an API key is required: make one with "
+                "`sae-service keys create NAME --scopes read,submit,manage`, set SAE_SERVICE_API_KEY_SHA256="
+                "'[\"<sha256 of the key>\"]', or use --host 127.0.0.1."
+            )
         app = create_app(settings)
     except SAEServiceError as error:
         sys.exit(str(error))
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=3)
+    serve(app, arguments.host, arguments.port)
+
+
+def has_key(settings: Settings) -> bool:
+    """Whether anybody holds a key that the service accepts."""
+    return bool(settings.api_key_sha256) or any(key.is_valid for key in Keys.at(settings.resolved_database_url()).all())
 
 
 def is_loopback(host: str) -> bool:

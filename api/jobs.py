@@ -9,12 +9,11 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from api.apart import Apart, TooLong
-from api.dependencies import Caller, Files, Jobs, Looks, TheSettings
+from api.dependencies import Files, Jobs, Looks, TheSettings
 from api.examples import JOB_EXAMPLES
-from api.idempotency import Asked, IdempotencyKey, Made, once
-from api.problems import problem
+from api.idempotency import MayComeAgain
 from sae_service import preflight
-from sae_service.errors import InvalidSpec, NotFound
+from sae_service.errors import BadRequest, InvalidSpec, NotFound, UnknownCursor
 from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker
 from sae_service.readable import Roots
 from sae_service.settings import Settings
@@ -25,6 +24,11 @@ ROW = r"^[0-9]{1,10}:[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """The id of a row of metrics: its step and its SAE."""
 Item = TypeVar("Item")
 LOOK_S = 20
+LABELS = {
+    "name": "metadata", "in": "query", "style": "deepObject", "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "description": "`metadata[name]=value`: only jobs with this label.",
+}  # fmt: skip
 
 
 class Page(BaseModel, Generic[Item]):
@@ -39,24 +43,15 @@ class Page(BaseModel, Generic[Item]):
 
 @router.post("/jobs", status_code=201)
 async def create_job(
-    spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)],
-    jobs: Jobs,
-    settings: TheSettings,
-    looks: Looks,
-    caller: Caller,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
+    spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)], settings: TheSettings, looks: Looks, request: MayComeAgain
 ) -> Job:
     """Checks a job and queues it. A repeated request with the same Idempotency-Key returns 200 and the same job."""
     content = spec.model_dump(mode="json")
-
-    def made(asked: Asked) -> Made:
-        return jobs.submit(content, asked.key, asked.digest)
-
-    asked = Asked.by(caller, idempotency_key, json.dumps(content, sort_keys=True))
-    if await run_in_threadpool(jobs.requested, asked.key, asked.digest) is None:
-        await checked(looks, spec, settings)
-    return await run_in_threadpool(once, asked, made, jobs, response)
+    asked = request.asks(json.dumps(content, sort_keys=True))
+    if job := await run_in_threadpool(asked.made_before):
+        return job
+    await checked(looks, spec, settings)
+    return await run_in_threadpool(asked.submit, content)
 
 
 async def checked(looks: Apart, spec: JobSpec, settings: Settings) -> None:
@@ -72,7 +67,7 @@ async def checked(looks: Apart, spec: JobSpec, settings: Settings) -> None:
         raise InvalidSpec(f"the files of the job could not be looked at in {LOOK_S} s.", hint=hint) from None
 
 
-@router.get("/jobs")
+@router.get("/jobs", openapi_extra={"parameters": [LABELS]})
 def list_jobs(
     request: Request,
     jobs: Jobs,
@@ -88,11 +83,11 @@ def list_jobs(
         if name.startswith("metadata[") and name.endswith("]")
     }
     if any('"' in name for name in labels):
-        return problem(request, 400, "invalid_request", "A label's name has no quotation mark.", "metadata")  # pyright: ignore[reportReturnType]
+        raise BadRequest("a label's name has no quotation mark", "metadata")
     try:
         found = jobs.find(limit + 1, after, order == "desc", status, labels)
     except NotFound:
-        return problem(request, 400, "unknown_cursor", f"There is no job {after} to go on after.", "after")  # pyright: ignore[reportReturnType]
+        raise UnknownCursor(f"there is no job {after} to go on after", "after") from None
     return page(found, limit)
 
 
@@ -103,13 +98,15 @@ def page(found: list[Item], limit: int) -> Page[Item]:
     return Page(data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=len(found) > limit)
 
 
-@router.get("/jobs/{job_id}", responses={304: {"description": "Not Modified"}})
-def get_job(job_id: str, jobs: Jobs, response: Response, if_none_match: Annotated[str | None, Header()] = None) -> Job:
+@router.get("/jobs/{job_id}", response_model=Job, responses={304: {"description": "Not Modified"}})
+def get_job(
+    job_id: str, jobs: Jobs, response: Response, if_none_match: Annotated[str | None, Header()] = None
+) -> Job | Response:
     """One job. Its ETag changes when anything about it does."""
     job = jobs.get(job_id)
     etag = f'"{hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:32]}"'
     if if_none_match is not None and etag in if_none_match:
-        return Response(status_code=304, headers={"ETag": etag})  # pyright: ignore[reportReturnType]
+        return Response(status_code=304, headers={"ETag": etag})
     response.headers["ETag"] = etag
     return job
 

@@ -1,6 +1,7 @@
 """Errors as `application/problem+json` (RFC 9457), with the fields `code` and `param` that clients look at."""
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -9,8 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from sae_service.errors import (
+    BadRequest,
     Conflict,
     DamagedCheckpoint,
     DatabaseFailure,
@@ -26,6 +29,8 @@ from sae_service.schema import pointer
 
 log = logging.getLogger("api")
 RETRY_AFTER_S = "5"
+LONG_WORD = re.compile(r"(\S{200})\S+")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class FieldProblem(BaseModel):
@@ -49,10 +54,11 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = []
 
 
-_CONTENT = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+MEDIA_TYPE = "application/problem+json"
+_CONTENT = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": HTTPStatus(status).phrase, "content": _CONTENT}
-    for status in (400, 401, 404, 409, 413, 422, 500, 503)
+    for status in (400, 401, 403, 404, 409, 411, 413, 415, 421, 422, 500, 503)
 }
 
 
@@ -61,7 +67,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SAEServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
 
 
 def problem(
@@ -69,18 +74,33 @@ def problem(
     errors: list[FieldProblem] | None = None, headers: dict[str, str] | None = None,
 ) -> JSONResponse:  # fmt: skip
     """The response for one error."""
-    body = Problem(
+    body = document(status, code, detail, request.scope["path"], request.scope["request_id"])
+    fields = [FieldProblem(pointer=_cut(error.pointer), detail=_cut(error.detail)) for error in errors or []]
+    body = body.model_copy(update={"param": None if param is None else _cut(param), "errors": fields})
+    return JSONResponse(body.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+def document(status: int, code: str, detail: str, instance: str, request_id: str) -> Problem:
+    """What an error looks like, without the words that nobody would read to their end."""
+    return Problem(
         type=f"urn:sae-service:problem:{code}",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
-        instance=request.url.path,
+        detail=_cut(detail),
+        instance=_cut(instance),
         code=code,
-        param=param,
-        request_id=request.scope.get("request_id", ""),
-        errors=errors or [],
+        request_id=request_id,
     )
-    return JSONResponse(body.model_dump(), status, headers, media_type="application/problem+json")
+
+
+def _cut(text: str) -> str:
+    return LONG_WORD.sub(r"\1…", text)
+
+
+def bug(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that came to an error which nobody has foreseen."""
+    log.error("%s: unexpected error", request.scope["request_id"], exc_info=error)
+    return problem(request, 500, "internal", "Something went wrong in the service; its log has the details.")
 
 
 def _status(error: SAEServiceError) -> int:
@@ -89,6 +109,8 @@ def _status(error: SAEServiceError) -> int:
             return 404
         case Conflict() | WrongVersion():
             return 409
+        case BadRequest():
+            return 400
         case DamagedCheckpoint() | DatabaseFailure():
             return 500
         case ServiceUnavailable() | StorageFailure():
@@ -130,9 +152,17 @@ def _pointer(location: tuple[Any, ...], body: Any) -> str:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return problem(request, error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return problem(request, error.status_code, code, str(error.detail), headers=headers)
 
 
-async def _bug(request: Request, error: Exception) -> JSONResponse:
-    log.error("unexpected error", exc_info=error)
-    return problem(request, 500, "internal", "Something went wrong in the service; its log has the details.")
+def _allowed(request: Request) -> list[str]:
+    """The methods of an address: each of its routes knows its own only."""
+
+    def is_there(method: str) -> bool:
+        scope = dict(request.scope) | {"method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in METHODS if is_there(method)]

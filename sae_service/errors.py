@@ -2,6 +2,9 @@
 
     SAEServiceError
       InvalidSpec          the request cannot be carried out as written
+        BadRequest         a header or a parameter of it is wrong
+          UnknownCursor    there is nothing that a page can begin behind
+        KeyReused          its Idempotency-Key was used for another one
       DataNotFound         the text cannot be read
         DamagedText        a file of it holds what cannot be read
       ModelNotFound        the language model cannot be read
@@ -64,6 +67,24 @@ class InvalidSpec(SAEServiceError):
     """The job cannot be carried out as it is written."""
 
     code = "invalid_spec"
+
+
+class BadRequest(InvalidSpec):
+    """A header or a parameter of the request is wrong."""
+
+    code = "invalid_request"
+
+
+class UnknownCursor(BadRequest):
+    """There is nothing that a page can begin behind."""
+
+    code = "unknown_cursor"
+
+
+class KeyReused(InvalidSpec):
+    """The Idempotency-Key was used for another request already."""
+
+    code = "idempotency_key_reused"
 
 
 class DataNotFound(SAEServiceError):

@@ -4,9 +4,12 @@ This is the only module that reads the environment. What a job does is its spec'
 """
 
 import os
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SAE_SERVICE_"
@@ -20,7 +23,8 @@ COMPILED_BYTES = 1 << 30
 class Settings(BaseSettings):
     """All settings. Every field can be set by the environment variable SAE_SERVICE_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    # What is wrong may be a key, which belongs into no log.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     data_dir: Path = Field(default=Path("sae_service_data"), description="Folder of the database, the checkpoints and the logs.")
     database_url: str | None = Field(
@@ -35,8 +39,11 @@ class Settings(BaseSettings):
         "the demo that ships with the package and the folder that the server was started in.",
     )
     api_key_sha256: tuple[str, ...] = Field(
-        default=(), description="JSON list of SHA-256 hex digests of the API keys that are accepted. Empty: no key is asked for."
+        default=(),
+        description="JSON list of SHA-256 hex digests of API keys that may do everything, beside those of `sae-service keys`. "
+        "Without either, no key is asked for.",
     )
+    projects: bool = Field(default=False, description="on: a key sees the jobs of its project only.")
     lease_s: float = Field(default=60, gt=0, description="Seconds without a sign of life after which a worker counts as dead.")
     hang_s: float = Field(
         default=3600, gt=0, description="Seconds without a word after which a training process is ended and started again."
@@ -52,6 +59,17 @@ class Settings(BaseSettings):
         default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."
     )
     torch_threads: int = Field(default=1, ge=1, description="CPU threads of the language model.")
+
+    @field_validator("api_key_sha256")
+    @classmethod
+    def _are_hashes(cls, digests: tuple[str, ...]) -> tuple[str, ...]:
+        for position, digest in enumerate(digests, 1):
+            if not re.fullmatch("[0-9a-fA-F]{64}", digest):
+                raise ValueError(
+                    f"entry {position} is no SHA-256 hash, which has 64 hex digits; give the key's hash, not the key: "
+                    "`sae-service key` prints both"
+                )
+        return tuple(digest.lower() for digest in digests)
 
     def resolved_database_url(self) -> str:
         """The SQLAlchemy URL of the database."""
@@ -71,6 +89,16 @@ class Settings(BaseSettings):
         """The folders below which a job may read files."""
         demo = Path(__file__).parent / "demo"
         return tuple(root.expanduser().resolve() for root in (*self.allowed_roots, self.data_dir, demo, Path.cwd()))
+
+
+def settings_or_exit(data_dir: Path | None = None) -> Settings:
+    """The settings of a process; it ends here, with a line for each that is wrong."""
+    given: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        found = ((str(item["loc"][0]).upper(), item["msg"].removeprefix("Value error, ")) for item in error.errors())
+        sys.exit("\n".join(f"{PREFIX}{name}: {message}" for name, message in found))
 
 
 def child_environment(settings: Settings, device: str | None) -> dict[str, str]:

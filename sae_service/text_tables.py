@@ -58,7 +58,7 @@ def job(one: Job) -> Table:
         "job": one.id,
         "status": one.status + (f" ({one.status_reason})" if one.status_reason else ""),
         "attempt": str(one.attempt),
-        "submitted": clock(one.created_at),
+        "submitted": clock(one.created_at) + (f" by {one.submitter}" if one.submitter else ""),
         "started": clock(one.started_at),
         "finished": clock(one.finished_at),
         "expected": clock(one.estimated_finish),
@@ -79,6 +79,15 @@ def workers(found: Iterable[Worker]) -> Table:
     table = Table("worker", "queue", "GPUs", "since", "job", box=None)
     for one in found:
         table.add_row(one.name, one.queue, str(one.gpus), clock(one.started_at), one.job_id or "")
+    return table
+
+
+def keys(found: Iterable[dict[str, Any]]) -> Table:
+    """One line for each key of the API."""
+    table = Table("key", "scopes", "project", "made", "expires", "revoked", box=None)
+    for one in found:
+        times = (clock(one[name]) for name in ("created_at", "expires_at", "revoked_at"))
+        table.add_row(one["name"], ",".join(one["scopes"]), one["project"], *times)
     return table
 
 

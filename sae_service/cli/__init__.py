@@ -10,12 +10,11 @@ from typing import Annotated
 import typer
 
 from sae_service import __version__
-from sae_service.cli import changes, jobs, saes
-from sae_service.cli.common import reported
+from sae_service.cli import changes, jobs, keys, saes
+from sae_service.cli.common import DataDir, reported
 from sae_service.settings import environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
 
 
 def serve(
@@ -55,16 +54,6 @@ def demo(output: Annotated[Path, typer.Option(help="Folder for the SAEs and the 
         raise typer.Exit(show.main(output))
 
 
-def key() -> None:
-    """Makes an API key: the key for clients, and the line that makes the service accept it."""
-    import hashlib
-    import secrets
-
-    made = f"sae_{secrets.token_urlsafe(32)}"
-    typer.echo(f"key, shown only now:  {made}")
-    typer.echo(f"for the service:      SAE_SERVICE_API_KEY_SHA256='[\"{hashlib.sha256(made.encode()).hexdigest()}\"]'")
-
-
 def _say_version(is_asked: bool) -> None:
     if is_asked:
         typer.echo(f"sae-service {__version__}")
@@ -87,8 +76,9 @@ PANELS = {
     },
     "New jobs from old ones": {"extend": changes.extend, "fork": changes.fork, "retry": changes.retry},
     "SAEs in folders": {"evaluate": saes.evaluate, "compare": saes.compare},
-    "The service's machines and keys": {"workers": jobs.list_workers, "worker": worker, "key": key},
+    "The service's machines and keys": {"workers": jobs.list_workers, "worker": worker, "key": keys.key},
 }  # fmt: skip
 for panel, commands in PANELS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)
+app.add_typer(keys.app, name="keys", rich_help_panel="The service's machines and keys")

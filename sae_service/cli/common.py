@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,7 @@ OPTIONS = {
 
 Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, its beginning or its end if that is one job's only, or latest.")]
 IdempotencyKey = Annotated[str | None, typer.Option(help="A repetition with the same key returns the first job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

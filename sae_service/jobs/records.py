@@ -89,6 +89,8 @@ class JobState(Frozen):
     latest_checkpoint: str | None = None
     error: Failure | None
     metadata: dict[str, str]
+    project: str = "default"
+    submitter: str | None = Field(default=None, description="The name of the key that asked for it.")
 
     @property
     def is_terminal(self) -> bool:

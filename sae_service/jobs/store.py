@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from sae_service.errors import Conflict, InvalidSpec, NotFound, ServiceUnavailable, WrongVersion
+from sae_service.errors import Conflict, KeyReused, NotFound, ServiceUnavailable, WrongVersion
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import HELD, end_job, requeue
 from sae_service.jobs.history import History
 from sae_service.jobs.migration import check
+from sae_service.jobs.owner import Owner
 from sae_service.jobs.presence import is_present, workers
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import TERMINAL, Checkpoint, Job, JobSummary, Worker
@@ -49,11 +51,17 @@ class JobStore(History):
 
     def __init__(self, database: db.Database, lease_s: float = 60.0) -> None:
         super().__init__(database)
-        self._lease_s = lease_s
+        self._lease_s, self._owner = lease_s, Owner()
         self._queue = Queue(database)
         serves = (tables.workers.c.queue == tables.jobs.c.queue, tables.workers.c.gpus == GPUS, is_present(database, lease_s))
         has_worker = sa.select(tables.workers.c.name).where(*serves).correlate(tables.jobs).exists().label("has_worker")
         self._select = sa.select(*SHOWN, LATEST_CHECKPOINT, has_worker)
+
+    def of(self, owner: Owner) -> "JobStore":
+        """The same jobs as one of their owners may see them; what it submits belongs to that one."""
+        seen = copy(self)
+        seen._owner, seen._select = owner, self._select.where(owner.may_see)
+        return seen
 
     def submit(
         self, spec: dict[str, Any], request_key: str | None = None, request_hash: str | None = None,
@@ -69,7 +77,7 @@ class JobStore(History):
 
         Raises:
             NotFound: the origin has been given up meanwhile.
-            InvalidSpec: the key was used for another request.
+            KeyReused: the key was used for another request.
         """
         known = self.requested(request_key, request_hash)
         if known is not None:
@@ -77,7 +85,8 @@ class JobStore(History):
         row = {
             "id": new_id("job"), "status": "queued", "queue": spec["queue"], "priority": spec["priority"], "spec": spec,
             "summary": summary(spec), "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
-            "request_key": request_key, "request_hash": request_hash, **_origin_columns(origin),
+            "request_key": request_key, "request_hash": request_hash, "project": self._owner.project,
+            "submitter": self._owner.submitter, **_origin_columns(origin),
         }  # fmt: skip
         try:
             with self._database.transaction() as connection:
@@ -104,7 +113,7 @@ class JobStore(History):
             raise NotFound(f"job {origin.job_id} has no checkpoint {origin.id} any more")
 
     def requested(self, key: str | None, content: str | None) -> Job | None:
-        """The job that a request has made before. Raises InvalidSpec if its key was used for another one."""
+        """The job that a request has made before. Raises KeyReused if its key was used for another one."""
         if key is None:
             return None
         with self._database.transaction() as connection:
@@ -113,7 +122,7 @@ class JobStore(History):
         if row is None:
             return None
         if row.request_hash != content:
-            raise InvalidSpec("the Idempotency-Key was used for another request already; use a new one")
+            raise KeyReused("the Idempotency-Key was used for another request already; use a new one")
         return to_job(row)
 
     def get(self, job_id: str) -> Job:
@@ -235,9 +244,9 @@ class JobStore(History):
     def _held(self, job_id: str) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
         """A transaction that holds the job's row, and the row. Raises NotFound."""
         columns = tables.jobs.c
-        touch = sa.update(tables.jobs).where(columns.id == job_id).values(n_events=columns.n_events).returning(*HELD)
+        touch = sa.update(tables.jobs).where(columns.id == job_id, self._owner.may_see).values(n_events=columns.n_events)
         with self._database.transaction() as connection:
-            row = connection.execute(touch).one_or_none()
+            row = connection.execute(touch.returning(*HELD)).one_or_none()
             if row is None:
                 raise NotFound(f"there is no job {job_id}")
             yield connection, row
@@ -268,7 +277,7 @@ class JobStore(History):
 
     def workers(self) -> list[Worker]:
         """The workers that are there."""
-        return workers(self._database, self._lease_s)
+        return workers(self._database, self._lease_s, self._owner.may_see)
 
 
 def _origin_columns(origin: Checkpoint | None) -> dict[str, Any]:

@@ -169,7 +169,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from api.app import create_app
 from sae_service.settings import Settings
-with TestClient(create_app(Settings(data_dir=Path(sys.argv[1])))) as api:
+with TestClient(create_app(Settings(data_dir=Path(sys.argv[1]))), "http://localhost") as api:
     assert api.get(sys.argv[2]).status_code == 200
 assert "torch" not in sys.modules
 """

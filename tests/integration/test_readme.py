@@ -67,7 +67,8 @@ def test_the_commands_of_the_readme_are_known() -> None:
 
 
 def known_commands() -> set[str]:
-    return {command.name for command in app.registered_commands if command.name}
+    groups = {group.name for group in app.registered_groups}
+    return groups | {command.name for command in app.registered_commands if command.name}
 
 
 def test_the_job_that_the_readme_shows_becomes_a_body_for_curl_as_it_says(tmp_path: Path) -> None:
