@@ -9,27 +9,44 @@ import uvicorn
 
 from api.app import create_app
 from sae_service.errors import SAEServiceError
+from sae_service.jobs.database import Database
+from sae_service.jobs.migration import migrate
 from sae_service.settings import Settings
+from sae_service.startup import start
+from sae_service.storage.objects import Storage
+
+log = logging.getLogger("api")
 
 
 def main() -> None:
-    """Serves until it is stopped."""
+    """Serves until it is stopped. What it cannot start without is one line, and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    settings = Settings()
-    if not is_loopback(arguments.host) and not settings.api_key_sha256:
-        sys.exit(
-            f"--host {arguments.host} can be reached from outside, so an API key is required: set "
-            'SAE_SERVICE_API_KEY_SHA256=\'["<sha256 of the key>"]\' or use --host 127.0.0.1.'
-        )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
+        settings = start(log)
+        if not is_loopback(arguments.host) and not settings.api_key_sha256:
+            sys.exit(
+                f"--host {arguments.host} can be reached from outside, so an API key is required: set "
+                'SAE_SERVICE_API_KEY_SHA256=\'["<sha256 of the key>"]\' or use --host 127.0.0.1.'
+            )
+        _reach(settings)
         app = create_app(settings)
     except SAEServiceError as error:
-        sys.exit(str(error))
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=3)
+        sys.exit(f"api: {error}")
+    # Its lines are ours: it configures no log of its own, and access.py tells of the requests.
+    uvicorn.run(
+        app, host=arguments.host, port=arguments.port, log_config=None, log_level="warning", access_log=False,
+        timeout_graceful_shutdown=3,
+    )  # fmt: skip
+
+
+def _reach(settings: Settings) -> None:
+    """Raises ServiceUnavailable or StorageFailure if the database or the storage does not answer."""
+    migrate(Database(settings.resolved_database_url()))
+    # Whether there is such a thing does not matter.
+    Storage(settings.resolved_storage_url()).has_published("start")
 
 
 def is_loopback(host: str) -> bool:

@@ -4,15 +4,15 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from uuid import uuid4
 
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import catalog, continuation, conversion, events, files, jobs, problems
-from api.dependencies import Jobs, caller
+from api import catalog, continuation, conversion, events, files, health, jobs, metrics, problems
+from api.access_log import AccessLog
+from api.dependencies import caller
 from api.following import Following
 from sae_service import __version__
 from sae_service.jobs.database import Database
@@ -48,29 +48,20 @@ def create_app(settings: Settings) -> FastAPI:
         thread.join()
 
     app = FastAPI(title="SAE training service", version=__version__, description=__doc__ or "", lifespan=lifespan)
-    app.state.settings = settings
+    app.state.settings, app.state.database = settings, database
+    app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
     for module in (jobs, continuation, events, files, conversion, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(caller)], responses=problems.RESPONSES)
-    app.add_api_route("/healthz", healthz, tags=["health"])
-    app.add_api_route("/readyz", readyz, tags=["health"], responses=problems.RESPONSES)
+    app.include_router(health.router)
+    app.include_router(metrics.router, dependencies=[Depends(caller)])
     problems.install(app)
     app.add_middleware(Requests)
+    app.add_middleware(AccessLog)
     return app
 
 
-async def healthz() -> dict[str, str]:
-    """The process answers, also while all threads wait for a database that is away."""
-    return {"status": "ok"}
-
-
-def readyz(store: Jobs) -> dict[str, str]:
-    """The database answers."""
-    store.find(limit=1)
-    return {"status": "ok"}
-
-
 class Requests:
-    """Gives each request an id, which every answer carries, and refuses bodies that are too long."""
+    """Gives each answer its request's id, and refuses bodies that are too long."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -80,7 +71,7 @@ class Requests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = scope["request_id"] = f"req_{uuid4().hex}"
+        request_id = scope["request_id"]
 
         async def numbered(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,6 +1,7 @@
 """Every error that a user can meet, as one tree.
 
     SAEServiceError
+      InvalidSetting       a SAE_SERVICE_* variable is wrong
       InvalidSpec          the request cannot be carried out as written
       DataNotFound         the text cannot be read
       ModelNotFound        the language model cannot be read
@@ -48,6 +49,12 @@ class SAEServiceError(Exception):
         """The form in which an error is stored with a job: code, message, param."""
         text = f"{self.message} {self.hint}".strip()
         return {"code": self.code, "message": text, "param": self.param}
+
+
+class InvalidSetting(SAEServiceError):
+    """A setting of the service is wrong."""
+
+    code = "invalid_setting"
 
 
 class InvalidSpec(SAEServiceError):

@@ -3,11 +3,17 @@
 This is the only module that reads the environment. What a job does is its spec's business, never a setting's.
 """
 
+import difflib
 import os
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from sae_service.errors import InvalidSetting
+from sae_service.logs import LogFormat, LogLevel
 
 PREFIX = "SAE_SERVICE_"
 COMPILED_BYTES = 1 << 30
@@ -31,7 +37,7 @@ class Settings(BaseSettings):
         description="JSON list of folders from which jobs may read models and text, beside data_dir, "
         "the demo that ships with the package and the folder that the server was started in.",
     )
-    api_key_sha256: tuple[str, ...] = Field(
+    api_key_sha256: tuple[Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")], ...] = Field(
         default=(), description="JSON list of SHA-256 hex digests of the API keys that are accepted. Empty: no key is asked for."
     )
     lease_s: float = Field(default=60, gt=0, description="Seconds without a sign of life after which a worker counts as dead.")
@@ -45,6 +51,15 @@ class Settings(BaseSettings):
         default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."
     )
     torch_threads: int = Field(default=1, ge=1, description="CPU threads of the language model.")
+    log_format: LogFormat = Field(default="plain", description="plain: lines to read. json: one JSON object a line.")
+    log_level: LogLevel = Field(default="info", description="The least that is logged. Libraries log warnings at the least.")
+    worker_metrics_port: int | None = Field(
+        default=None, ge=1, le=65535,
+        description="Port at which a worker answers /metrics, without a key; each further one of `serve` takes the next.",
+    )
+    tracing: bool = Field(
+        default=False, description="Send traces to where the OTEL_* variables say (needs the extra sae-service[tracing])."
+    )
 
     def resolved_database_url(self) -> str:
         """The SQLAlchemy URL of the database."""
@@ -60,6 +75,37 @@ class Settings(BaseSettings):
         """The folders below which a job may read files."""
         demo = Path(__file__).parent / "demo"
         return tuple(root.expanduser().resolve() for root in (*self.allowed_roots, self.data_dir, demo, Path.cwd()))
+
+
+OF_CLIENTS = frozenset({"URL", "API_KEY"})
+"""What the command line reads, under the same prefix."""
+
+
+def load() -> Settings:
+    """The settings in force. Raises InvalidSetting, with a line for each variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = {str(found["loc"][0]): found["msg"] for found in error.errors(include_url=False)}
+    except SettingsError as error:
+        # A list that is no JSON; only the text says which.
+        wrong = dict.fromkeys(re.findall(r'field "(\w+)"', str(error)), "This is not JSON")
+    raise InvalidSetting("\n".join(_said(name, message) for name, message in wrong.items()))
+
+
+def _said(name: str, message: str) -> str:
+    return f"{PREFIX}{name.upper()}: {message.rstrip('.')}. It is: {Settings.model_fields[name].description}"
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each SAE_SERVICE_* variable that is none of ours. No error: Kubernetes sets such ones for its services."""
+    known = sorted(OF_CLIENTS | {name.upper() for name in Settings.model_fields})
+    given = (name.removeprefix(PREFIX) for name in os.environ if name.startswith(PREFIX))
+    found = []
+    for name in sorted(set(given) - set(known)):
+        nearest = difflib.get_close_matches(name, known, n=1)
+        found.append(f"{PREFIX}{name} is no setting and is ignored." + (f" Did you mean {PREFIX}{nearest[0]}?" if nearest else ""))
+    return found
 
 
 def child_environment(settings: Settings, device: str | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ import typer
 from sae_service import errors
 from sae_service.cli import changes, saes
 from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, reported
+from sae_service.cli.config import config
 from sae_service.client import Client
 from sae_service.jobs.records import Job
 from sae_service.schema import OWN_FORMAT, FormatName
@@ -21,7 +22,7 @@ from sae_service.settings import environment
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 for command in (
     *(changes.cancel, changes.pause, changes.resume, changes.extend, changes.fork, changes.retry, changes.delete),
-    *(saes.evaluate, saes.compare),
+    *(saes.evaluate, saes.compare, config),
 ):
     app.command()(command)
 

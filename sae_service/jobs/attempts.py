@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sae_service.counters import attempt_ended
 from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
@@ -139,6 +140,7 @@ class Attempt:
             add_event(connection, self.job_id, "checkpoint", message, data)
             if values["is_final"]:
                 self._end(connection, "succeeded", "The job succeeded.")
+                attempt_ended("running", "succeeded")
             given_up = replaced + self._retire(connection, keep)
             return sorted(set(given_up) - promised(connection, given_up))
 
@@ -169,23 +171,27 @@ class Attempt:
         """Ends the job in failure."""
         with self._owned() as (connection, _):
             self._end(connection, "failed", f"The job failed: {error['message']}", error=error)
+        attempt_ended("running", "failed")
 
     def cancel(self) -> None:
         """Ends the job as its user asked; its training process is gone."""
         with self._owned() as (connection, _):
             self._end(connection, "cancelled", "The job was cancelled.")
+        attempt_ended("cancelling", "cancelled")
 
     def release(self) -> None:
         """Gives the job back unharmed: paused, if its user asked for that, or for another worker to go on with."""
         with self._owned() as (connection, row):
             if not settle(connection, row):
                 requeue(connection, self._queue, row, "preempted", "The worker stops; the job waits for another one.")
+        attempt_ended(row.status, "preempted")
 
     def record_crash(self, error: dict[str, Any]) -> None:
         """Counts a crash: the job is queued again, or fails at the third."""
         with self._owned() as (connection, row):
             if not settle(connection, row):
                 count_crash(connection, self._queue, row, error)
+        attempt_ended(row.status, "crashed")
 
     def _end(self, connection: sa.Connection, status: str, message: str, error: dict[str, Any] | None = None) -> None:
         end_job(connection, self.job_id, status, message, error)
