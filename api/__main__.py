@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     try:
-        settings = start(log)
+        settings = start(log, "api")
         if not is_loopback(arguments.host) and not settings.api_key_sha256:
             sys.exit(
                 f"--host {arguments.host} can be reached from outside, so an API key is required: set "

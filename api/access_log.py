@@ -3,12 +3,13 @@
 import logging
 import re
 import time
+from contextlib import AbstractContextManager
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics
-from sae_service import logs
+from sae_service import logs, tracing
 
 log = logging.getLogger("api.access")
 # Of a client's own id only what can do no harm in a log or a header.
@@ -37,11 +38,16 @@ class AccessLog:
                 status = message["status"]
             await send(message)
 
-        with logs.about(request_id=request_id):
+        with logs.about(request_id=request_id), _span(scope):
             try:
                 await self._app(scope, receive, seen)
             finally:
                 _tell(scope, status, time.monotonic() - began)
+
+
+def _span(scope: Scope) -> AbstractContextManager[None]:
+    above = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
+    return tracing.span(f"{scope['method']} request", above or None, request_id=scope["request_id"], path=scope["path"])
 
 
 def _id(scope: Scope) -> str:

@@ -2,13 +2,13 @@
 
 import logging
 
-from sae_service import logs, settings
+from sae_service import logs, settings, tracing
 from sae_service.errors import InvalidSetting
 from sae_service.settings import Settings
 
 
-def start(log: logging.Logger) -> Settings:
-    """Reads the settings, makes the data folder, logs from here on, and says which variables are no settings.
+def start(log: logging.Logger, process: str) -> Settings:
+    """Reads the settings, makes the data folder, logs and traces from here on, and says which variables are no settings.
 
     Raises InvalidSetting.
     """
@@ -20,4 +20,6 @@ def start(log: logging.Logger) -> Settings:
     logs.configure(found.log_format, found.log_level)
     for sentence in settings.unknown_variables():
         log.warning("%s", sentence)
+    if found.tracing:
+        tracing.start(process)
     return found

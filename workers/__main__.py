@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from prometheus_client import start_http_server
 
+from sae_service import tracing
 from sae_service.errors import InvalidSetting, SAEServiceError, ServiceUnavailable, WrongVersion
 from sae_service.jobs import migration, queue
 from sae_service.jobs.collection import Collection
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--metrics-port", type=int, help="port of /metrics; default: SAE_SERVICE_WORKER_METRICS_PORT, or none")
     arguments = parser.parse_args()
     try:
-        settings = start(log)
+        settings = start(log, "worker")
         _answer_metrics(arguments.metrics_port or settings.worker_metrics_port)
         _work(settings, arguments.queue, arguments.device)
     except SAEServiceError as error:
@@ -85,6 +86,7 @@ def _work(settings: Settings, queue_name: str, device: str | None) -> None:
         presence.leave()
     log.info("worker %s has stopped", worker)
     logging.shutdown()
+    tracing.finish()
     # Threads that still wait for a database that is away would keep the process; what they would write is durable.
     os._exit(0)
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sae_service import logs
+from sae_service import logs, tracing
 from workers.child import ORPHANED
 from workers.ending import STOP_SIGNALS, die_with_parent
 
@@ -36,6 +36,8 @@ def main() -> None:
     os.dup2(2, 1)
     assignment = json.loads(sys.stdin.buffer.raw.readline())  # pyright: ignore[reportAttributeAccessIssue]
     logs.configure(assignment["log_format"], assignment["log_level"], job=assignment["job"], attempt=assignment["attempt"])
+    if assignment["trace"] is not None:
+        tracing.start("training", assignment["trace"])
     orders = Orders(assignment["lease_s"])
     report = Report(channel)
     try:
@@ -80,6 +82,7 @@ class Report:
         self.has_saved = False
         self.storage: Storage | None = None
         self._said = time.monotonic()
+        self._looked_ns = time.time_ns()
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends a line; NaN becomes null."""
@@ -99,6 +102,7 @@ class Report:
     def metrics(self, rows: list[dict[str, Any]]) -> None:
         """The metrics, and how far the job is."""
         first = rows[0]
+        self._trace(first["step"], first["tokens_per_s"])
         log.info("step %d of %d, %.0f tokens a second", first["step"], self.total_steps, first["tokens_per_s"])
         progress = {
             "step": first["step"],
@@ -111,6 +115,12 @@ class Report:
         if "held_out" in first:
             progress["held_out"] = {row["sae"]: {"step": row["step"], **row["held_out"]} for row in rows}
         self.say({"kind": "metrics", "rows": rows, "progress": progress})
+
+    def _trace(self, step: int, tokens_per_s: float) -> None:
+        """One span for the steps since the last look: one each would be too many."""
+        now = time.time_ns()
+        with tracing.span("steps", began_ns=self._looked_ns, last=step, tokens_per_s=tokens_per_s):
+            self._looked_ns = now
 
     def checkpoint(self, written: Any) -> None:
         """A checkpoint that is ready to be committed."""

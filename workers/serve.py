@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--devices", help="CUDA_VISIBLE_DEVICES for each worker, separated by semicolons")
     arguments = parser.parse_args()
     try:
-        settings = start(log)
+        settings = start(log, "serve")
     except InvalidSetting as error:
         sys.exit(f"serve: {error}")
     stop = threading.Event()

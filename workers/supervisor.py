@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sae_service import counters, logs
+from sae_service import counters, logs, tracing
 from sae_service.errors import LeaseLost, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
@@ -44,7 +44,9 @@ class Supervisor:
         with logs.about(job=job_id, attempt=number):
             spec = _persist(lambda: attempt.claim(self._worker))
             if spec is not None:
-                self._work(attempt, spec)
+                above = _persist(attempt.trace) if self._settings.tracing else None
+                with tracing.span("attempt", above, job=job_id, attempt=number):
+                    self._work(attempt, spec)
 
     def _work(self, attempt: Attempt, spec: dict[str, Any]) -> None:
         log.info("the attempt begins")
@@ -131,6 +133,7 @@ class Supervisor:
             "lease_s": self._settings.lease_s,
             "log_format": self._settings.log_format,
             "log_level": self._settings.log_level,
+            "trace": tracing.current(),
         }
         environment = child_environment(self._settings, self._device)
         path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"

@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array
 
+from sae_service import tracing
 from sae_service.activations.buffer import FillStart, TextHarvest
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.synthetic import SyntheticHarvest
@@ -27,6 +28,7 @@ class Source:
     model: LanguageModel | None
     widths: dict[str, int]
 
+    @tracing.traced("load")
     def __init__(self, job: JobSpec, device: str) -> None:
         """Loads the model, if there is one, and checks that it has what the job asks for.
 

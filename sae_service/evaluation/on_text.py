@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sae_service import tracing
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens, check_splits
 from sae_service.errors import DataNotFound, Stopped
@@ -101,6 +102,7 @@ class HeldOutText:
                 hint="Name a held_out_split or raise held_out_share.",
             )
 
+    @tracing.traced("evaluate")
     def evaluate(self, saes: SAEs, should_stop: ShouldStop = lambda: False) -> dict[str, Any]:
         """Metrics of each SAE, by its name.
 

@@ -69,6 +69,11 @@ class Attempt:
         with self._database.transaction() as connection:
             return connection.execute(sa.select(tables.jobs.c.origin_key).where(tables.jobs.c.id == self.job_id)).scalar_one()
 
+    def trace(self) -> str | None:
+        """Where the job's submission is in a trace."""
+        with self._database.transaction() as connection:
+            return connection.execute(sa.select(tables.jobs.c.trace).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
+
     def checkpoint_keys(self) -> list[str]:
         """Where the job's own checkpoints are, the newest first."""
         table = tables.checkpoints

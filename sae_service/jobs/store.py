@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from sae_service import tracing
 from sae_service.errors import Conflict, InvalidSpec, NotFound, ServiceUnavailable
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
@@ -63,7 +64,7 @@ class JobStore:
         row = {
             "id": new_id("job"), "status": "queued", "queue": spec["queue"], "priority": spec["priority"], "spec": spec,
             "summary": summary(spec), "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
-            "request_key": request_key, "request_hash": request_hash, **_origin_columns(origin),
+            "request_key": request_key, "request_hash": request_hash, "trace": tracing.current(), **_origin_columns(origin),
         }  # fmt: skip
         try:
             with self._database.transaction() as connection:

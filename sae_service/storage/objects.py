@@ -18,6 +18,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
+from sae_service import tracing
 from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
 
 MANIFEST = "manifest.json"
@@ -190,6 +191,7 @@ class Storage:
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot delete {keys[0]}: {_said(error)}") from error
 
+    @tracing.traced("checkpoint")
     def publish(self, prefix: str, files: Mapping[str, Content] | Iterator[tuple[str, Content]]) -> list[dict[str, str | int]]:
         """Writes files below a new prefix, in the order in which they come, and their manifest last.
 
