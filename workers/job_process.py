@@ -82,7 +82,7 @@ class Report:
         self.has_saved = False
         self.storage: Storage | None = None
         self._said = time.monotonic()
-        self._looked_ns = time.time_ns()
+        self.looked_ns: int | None = None
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends a line; NaN becomes null."""
@@ -119,8 +119,8 @@ class Report:
     def _trace(self, step: int, tokens_per_s: float) -> None:
         """One span for the steps since the last look: one each would be too many."""
         now = time.time_ns()
-        with tracing.span("steps", began_ns=self._looked_ns, last=step, tokens_per_s=tokens_per_s):
-            self._looked_ns = now
+        with tracing.span("steps", began_ns=self.looked_ns, last=step, tokens_per_s=tokens_per_s):
+            self.looked_ns = now
 
     def checkpoint(self, written: Any) -> None:
         """A checkpoint that is ready to be committed."""
@@ -147,6 +147,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     job = JobSpec.model_validate(assignment["spec"])
     report.total_steps = job.stream.n_steps
     report.total_tokens = job.stream.n_steps * job.stream.batch
+    report.looked_ns = time.time_ns()
     storage = report.storage = Storage(assignment["storage_url"])
     final = pipeline.run(
         job,

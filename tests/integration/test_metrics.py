@@ -65,7 +65,7 @@ def test_the_queue_the_workers_and_the_speed_of_all_jobs_are_counted(database: D
     found = census(database, lease_s=60)
     assert found.jobs == before.jobs | {"queued": before.jobs["queued"] + 1, "running": before.jobs["running"] + 1}
     assert found.oldest_queued_s >= 100
-    assert found.workers == {"default": 1}
+    assert found.workers["default"] >= 1
     assert found.tokens_per_s == before.tokens_per_s + 250.0
 
 
