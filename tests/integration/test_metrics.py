@@ -55,9 +55,9 @@ def test_the_service_is_counted_once_in_ten_seconds(api: TestClient, spec: dict[
 
 def test_the_queue_the_workers_and_the_speed_of_all_jobs_are_counted(database: Database, store: JobStore) -> None:
     before = census(database, lease_s=60)
-    waiting, running = store.submit(SPEC)[0], store.submit(SPEC)[0]
+    _, running = store.submit(SPEC)[0], store.submit(SPEC)[0]
     with database.transaction() as connection:
-        since = sa.update(tables.jobs).where(tables.jobs.c.id == waiting.id)
+        since = sa.update(tables.jobs).where(tables.jobs.c.status == "queued")
         connection.execute(since.values(created_at=tables.jobs.c.created_at - 100))
     attempt = Attempt(database, running.id, 1)
     attempt.claim("worker-1")
