@@ -1,20 +1,19 @@
 """The application: one factory that puts the routes, the errors and the database together."""
 
-import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 
-from api import catalog, continuation, conversion, docs, events, files, jobs, problems
+from api import catalog, continuation, conversion, docs, events, files, health, jobs, metrics, problems
 from api.access import Callers
+from api.access_log import AccessLog
 from api.apart import Apart, prepare
 from api.following import Following
 from api.parameters import only_known_parameters
 from api.requests import Requests
 from sae_service import __version__
-from sae_service.errors import ServiceUnavailable
 from sae_service.jobs.database import Database
 from sae_service.jobs.keys import Keys
 from sae_service.jobs.lost_attempts import LostAttempts, keep_looking
@@ -22,8 +21,6 @@ from sae_service.jobs.migration import is_current, migrate
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
 from sae_service.storage.objects import Storage
-
-log = logging.getLogger("api")
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -55,29 +52,14 @@ def create_app(settings: Settings) -> FastAPI:
         title="SAE training service", version=__version__, description=__doc__ or "", lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
-    app.state.settings = settings
+    app.state.settings, app.state.database = settings, database
+    app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
     for module in (jobs, continuation, events, files, conversion, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(only_known_parameters)], responses=problems.RESPONSES)
-    app.add_api_route("/healthz", healthz, tags=["health"])
-    app.add_api_route("/readyz", readyz, tags=["health"], responses=problems.RESPONSES)
+    app.include_router(health.router)
+    app.include_router(metrics.router)
     docs.install(app)
     problems.install(app)
     app.add_middleware(Requests)
+    app.add_middleware(AccessLog)
     return app
-
-
-async def healthz() -> dict[str, str]:
-    """The process answers, also while all threads wait for a database that is away."""
-    return {"status": "ok"}
-
-
-def readyz(request: Request) -> dict[str, str]:
-    """The database answers, and its tables are those of this release."""
-    store: JobStore = request.app.state.store
-    try:
-        store.check()
-    except ServiceUnavailable as error:
-        # Anybody may ask, so where the database is is said to the log only.
-        log.warning("not ready: %s", error)
-        raise ServiceUnavailable("the database does not answer") from error
-    return {"status": "ok"}

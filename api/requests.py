@@ -35,7 +35,7 @@ def new_request_id() -> str:
 
 
 class Requests:
-    """The outermost layer: each request gets its id, and each answer its headers, that of a bug too."""
+    """Gives each answer its headers, that of a bug too, and refuses what is not to be read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,7 +45,6 @@ class Requests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["request_id"] = new_request_id()
         has_begun = False
 
         async def completed(message: Message) -> None:

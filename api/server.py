@@ -82,5 +82,7 @@ def most_connections() -> int:
 
 def serve(app: FastAPI, host: str, port: int) -> None:
     """Serves until the process is told to stop."""
-    options: dict[str, Any] = {"http": Protocol, "ws": "none", "server_header": False, "log_level": "warning"}
+    options: dict[str, Any] = {"http": Protocol, "ws": "none", "server_header": False}
+    # Its lines are ours: it configures no log of its own, and access_log.py tells of the requests.
+    options |= {"log_config": None, "log_level": "warning", "access_log": False}
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=STOP_S, **options)

@@ -1,6 +1,7 @@
 """Every error that a user can meet, as one tree.
 
     SAEServiceError
+      InvalidSetting       a SAE_SERVICE_* variable is wrong
       InvalidSpec          the request cannot be carried out as written
         BadRequest         a header or a parameter of it is wrong
           UnknownCursor    there is nothing that a page can begin behind
@@ -61,6 +62,12 @@ class SAEServiceError(Exception):
     def as_dict(self) -> dict[str, str | None]:
         """The form in which an error is stored with a job: code, message, param."""
         return {"code": self.code, "message": sentences(self.message, self.hint), "param": self.param}
+
+
+class InvalidSetting(SAEServiceError):
+    """A setting of the service is wrong."""
+
+    code = "invalid_setting"
 
 
 class InvalidSpec(SAEServiceError):

@@ -3,14 +3,17 @@
 This is the only module that reads the environment. What a job does is its spec's business, never a setting's.
 """
 
+import difflib
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from sae_service.errors import InvalidSetting
+from sae_service.logs import LogFormat, LogLevel
 
 PREFIX = "SAE_SERVICE_"
 OWN = (PREFIX, "PG", "WANDB_API_KEY")
@@ -59,6 +62,15 @@ class Settings(BaseSettings):
         default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."
     )
     torch_threads: int = Field(default=1, ge=1, description="CPU threads of the language model.")
+    log_format: LogFormat = Field(default="plain", description="plain: lines to read. json: one JSON object a line.")
+    log_level: LogLevel = Field(default="info", description="The least that is logged. Libraries log warnings at the least.")
+    worker_metrics_port: int | None = Field(
+        default=None, ge=1, le=65535,
+        description="Port at which a worker answers /metrics, without a key; each further one of `serve` takes the next.",
+    )
+    tracing: bool = Field(
+        default=False, description="Send traces to where the OTEL_* variables say (needs the extra sae-service[tracing])."
+    )
 
     @field_validator("api_key_sha256")
     @classmethod
@@ -91,14 +103,36 @@ class Settings(BaseSettings):
         return tuple(root.expanduser().resolve() for root in (*self.allowed_roots, self.data_dir, demo, Path.cwd()))
 
 
-def settings_or_exit(data_dir: Path | None = None) -> Settings:
-    """The settings of a process; it ends here, with a line for each that is wrong."""
+OF_CLIENTS = frozenset({"URL", "API_KEY"})
+"""What the command line reads, under the same prefix."""
+
+
+def load(data_dir: Path | None = None) -> Settings:
+    """The settings in force. Raises InvalidSetting, with a line for each variable that is wrong."""
     given: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
     try:
         return Settings(**given)
     except ValidationError as error:
-        found = ((str(item["loc"][0]).upper(), item["msg"].removeprefix("Value error, ")) for item in error.errors())
-        sys.exit("\n".join(f"{PREFIX}{name}: {message}" for name, message in found))
+        wrong = {str(found["loc"][0]): found["msg"].removeprefix("Value error, ") for found in error.errors(include_url=False)}
+    except SettingsError as error:
+        # A list that is no JSON; only the text says which.
+        wrong = dict.fromkeys(re.findall(r'field "(\w+)"', str(error)), "This is not JSON")
+    raise InvalidSetting("\n".join(_said(name, message) for name, message in wrong.items()))
+
+
+def _said(name: str, message: str) -> str:
+    return f"{PREFIX}{name.upper()}: {message.rstrip('.')}. It is: {Settings.model_fields[name].description}"
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each SAE_SERVICE_* variable that is none of ours. No error: Kubernetes sets such ones for its services."""
+    known = sorted(OF_CLIENTS | {name.upper() for name in Settings.model_fields})
+    given = (name.removeprefix(PREFIX) for name in os.environ if name.startswith(PREFIX))
+    found = []
+    for name in sorted(set(given) - set(known)):
+        nearest = difflib.get_close_matches(name, known, n=1)
+        found.append(f"{PREFIX}{name} is no setting and is ignored." + (f" Did you mean {PREFIX}{nearest[0]}?" if nearest else ""))
+    return found
 
 
 def child_environment(settings: Settings, device: str | None) -> dict[str, str]:

@@ -12,7 +12,10 @@ import sys
 import threading
 from contextlib import suppress
 
-from sae_service.errors import SAEServiceError, ServiceUnavailable, WrongVersion
+from prometheus_client import start_http_server
+
+from sae_service import tracing
+from sae_service.errors import InvalidSetting, SAEServiceError, ServiceUnavailable, WrongVersion
 from sae_service.jobs import migration, queue
 from sae_service.jobs.collection import Collection
 from sae_service.jobs.database import Database
@@ -21,6 +24,7 @@ from sae_service.jobs.presence import Presence
 from sae_service.jobs.retention import Retention
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
+from sae_service.startup import start
 from sae_service.storage.objects import Storage
 from workers.ending import WORKER_EXTRA_S, set_on_stop_signals
 from workers.old_logs import OldLogs
@@ -34,16 +38,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--queue", default="default", help="the queue to take jobs from")
     parser.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the training processes; jobs for so many GPUs are taken")
+    parser.add_argument("--metrics-port", type=int, help="port of /metrics; default: SAE_SERVICE_WORKER_METRICS_PORT, or none")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
-        _work(arguments.queue, arguments.device)
+        settings = start(log, "worker")
+        _answer_metrics(arguments.metrics_port or settings.worker_metrics_port)
+        _work(settings, arguments.queue, arguments.device)
     except SAEServiceError as error:
         sys.exit(f"worker: {error}")
 
 
-def _work(queue_name: str, device: str | None) -> None:
-    settings = Settings()
+def _answer_metrics(port: int | None) -> None:
+    if port is not None:
+        try:
+            start_http_server(port)
+        except OSError as error:
+            raise InvalidSetting(f"SAE_SERVICE_WORKER_METRICS_PORT: port {port} cannot be listened on: {error}") from error
+
+
+def _work(settings: Settings, queue_name: str, device: str | None) -> None:
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
     # Beside it DBOS has one of its own for its timers, in one worker of all.
     database = Database(settings.resolved_database_url(), kept=1, name="sae-service-worker")
@@ -92,6 +105,7 @@ def _work(queue_name: str, device: str | None) -> None:
         presence.leave()
     log.info("worker %s has stopped", worker)
     logging.shutdown()
+    tracing.finish()
     # Threads that still wait for a database that is away would keep the process; what they would write is durable.
     os._exit(0)
 

@@ -12,6 +12,7 @@ import typer
 from sae_service import __version__
 from sae_service.cli import changes, jobs, keys, saes
 from sae_service.cli.common import DataDir, reported
+from sae_service.cli.config import config
 from sae_service.settings import environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -76,7 +77,7 @@ PANELS = {
     },
     "New jobs from old ones": {"extend": changes.extend, "fork": changes.fork, "retry": changes.retry},
     "SAEs in folders": {"evaluate": saes.evaluate, "compare": saes.compare},
-    "The service's machines and keys": {"workers": jobs.list_workers, "worker": worker, "key": keys.key},
+    "The service's machines and keys": {"workers": jobs.list_workers, "worker": worker, "config": config, "key": keys.key},
 }  # fmt: skip
 for panel, commands in PANELS.items():
     for name, command in commands.items():

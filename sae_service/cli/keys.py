@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_service.cli.common import AsJson, DataDir, reported
-from sae_service.settings import settings_or_exit
+from sae_service.settings import load
 
 app = typer.Typer(no_args_is_help=True, help="Makes, lists and revokes API keys, in the database of the settings.")
 Name = Annotated[str, typer.Argument(help="The key's name.")]
@@ -59,4 +59,4 @@ def key() -> None:
 def _keys(data_dir: Path | None) -> Any:
     from sae_service.jobs.keys import Keys
 
-    return Keys.at(settings_or_exit(data_dir).resolved_database_url())
+    return Keys.at(load(data_dir).resolved_database_url())

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sae_service.counters import attempt_ended
 from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
@@ -69,6 +70,11 @@ class Attempt:
         """Where the checkpoint of another job is that this one began with."""
         with self._database.transaction() as connection:
             return connection.execute(sa.select(tables.jobs.c.origin_key).where(tables.jobs.c.id == self.job_id)).scalar_one()
+
+    def trace(self) -> str | None:
+        """Where the job's submission is in a trace."""
+        with self._database.transaction() as connection:
+            return connection.execute(sa.select(tables.jobs.c.trace).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
 
     def checkpoint_keys(self) -> list[str]:
         """Where the job's own checkpoints are, the newest first."""
@@ -141,6 +147,7 @@ class Attempt:
             add_event(connection, self.job_id, "checkpoint", message, data)
             if values["is_final"]:
                 self._end(connection, "succeeded", "The job succeeded.")
+                attempt_ended("running", "succeeded")
             given_up = replaced + self._retire(connection, keep)
             return sorted(set(given_up) - promised(connection, given_up))
 
@@ -171,23 +178,27 @@ class Attempt:
         """Ends the job in failure."""
         with self._owned() as (connection, _):
             self._end(connection, "failed", f"The job failed: {error['message']}", error=error)
+        attempt_ended("running", "failed")
 
     def cancel(self) -> None:
         """Ends the job as its user asked; its training process is gone."""
         with self._owned() as (connection, _):
             self._end(connection, "cancelled", "The job was cancelled.")
+        attempt_ended("cancelling", "cancelled")
 
     def release(self) -> None:
         """Gives the job back unharmed: paused, if its user asked for that, or for another worker to go on with."""
         with self._owned() as (connection, row):
             if not settle(connection, row):
                 requeue(connection, self._queue, row, "preempted", "The worker stops; the job waits for another one.")
+        attempt_ended(row.status, "preempted")
 
     def record_crash(self, error: dict[str, Any]) -> None:
         """Counts a crash: the job is queued again, or fails at the third."""
         with self._owned() as (connection, row):
             if not settle(connection, row):
                 count_crash(connection, self._queue, row, error)
+        attempt_ended(row.status, "crashed")
 
     def _end(self, connection: sa.Connection, status: str, message: str, error: dict[str, Any] | None = None) -> None:
         end_job(connection, self.job_id, status, message, error)

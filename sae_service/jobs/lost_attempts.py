@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
+from sae_service.counters import attempt_ended
 from sae_service.errors import DatabaseFailure, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
@@ -129,6 +130,8 @@ class LostAttempts:
             elif not settle(connection, row):
                 error = WorkerCrashed(f"Worker {row.worker} has shown no sign of life.")
                 count_crash(connection, self._queue, row, error.as_dict())
+        if row.status != "queued":
+            attempt_ended(row.status, "preempted" if row.status_reason == STOPPING else "crashed")
 
 
 def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from sae_service import tracing
 from sae_service.errors import Conflict, KeyReused, NotFound, ServiceUnavailable, WrongVersion
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
@@ -86,7 +87,7 @@ class JobStore(History):
             "id": new_id("job"), "status": "queued", "queue": spec["queue"], "priority": spec["priority"], "spec": spec,
             "summary": summary(spec), "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
             "request_key": request_key, "request_hash": request_hash, "project": self._owner.project,
-            "submitter": self._owner.submitter, **_origin_columns(origin),
+            "submitter": self._owner.submitter, "trace": tracing.current(), **_origin_columns(origin),
         }  # fmt: skip
         try:
             with self._database.transaction() as connection:

@@ -28,6 +28,8 @@ jobs = sa.Table(
     # Who may see it, and the name of the key that asked for it.
     sa.Column("project", sa.String(64), nullable=False, server_default="default"),
     sa.Column("submitter", sa.String(64)),
+    # Where its submission is in a trace.
+    sa.Column("trace", sa.String(64)),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("started_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),

@@ -14,6 +14,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("summary", sa.JSON, nullable=False, server_default="{}"))
     op.add_column("jobs", sa.Column("project", sa.String(64), nullable=False, server_default="default"))
     op.add_column("jobs", sa.Column("submitter", sa.String(64)))
+    op.add_column("jobs", sa.Column("trace", sa.String(64)))
     op.add_column("jobs", sa.Column("origin_job_id", sa.String(40)))
     op.drop_index("ix_jobs_status", "jobs")
     op.create_index("ix_jobs_status", "jobs", ["status", "id"])
