@@ -10,6 +10,7 @@ import secrets
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 from prometheus_client import start_http_server
@@ -70,18 +71,8 @@ def _work(settings: Settings, queue_name: str, device: str | None) -> None:
     queue.take_from(database, queue_name, gpus, worker, supervisor.work)
     log.info("worker %s takes jobs from queue %s", worker, queue_name)
     lost_attempts = LostAttempts(database, settings.lease_s)
-    storage = Storage(settings.resolved_storage_url())
-    collection = Collection(database, storage, settings.lease_s)
-    retention = Retention(database, storage, settings.keep_days)
-    logs = OldLogs(settings.data_dir / "logs", JobStore(database))
-
-    def tidy() -> None:
-        logs.look()
-        retention.look()
-        collection.look()
-
     # A storage that hangs holds up nothing else, nor the end of this process.
-    threading.Thread(target=keep_looking, args=(tidy, settings.lease_s, stop), daemon=True).start()
+    threading.Thread(target=keep_looking, args=(_tidying(database, settings), settings.lease_s, stop), daemon=True).start()
 
     def is_current() -> bool:
         presence.renew()
@@ -108,6 +99,21 @@ def _work(settings: Settings, queue_name: str, device: str | None) -> None:
     tracing.finish()
     # Threads that still wait for a database that is away would keep the process; what they would write is durable.
     os._exit(0)
+
+
+def _tidying(database: Database, settings: Settings) -> Callable[[], None]:
+    """A look at what nobody needs any more: logs, jobs that are kept no longer, files of ended jobs."""
+    storage = Storage(settings.resolved_storage_url())
+    logs = OldLogs(settings.data_dir / "logs", JobStore(database))
+    retention = Retention(database, storage, settings.keep_days)
+    collection = Collection(database, storage, settings.lease_s)
+
+    def look() -> None:
+        logs.look()
+        retention.look()
+        collection.look()
+
+    return look
 
 
 if __name__ == "__main__":

@@ -62,12 +62,18 @@ class LostAttempts:
 
     def _look(self, began: float) -> list[tuple[str, int]]:
         """Declares lost what is. Returns the attempts of which the queue needs to know no longer."""
+        self._write_nothing()
+        answered = self._clock()
         owned = self._owned()
         taken, over = self._taken()
         # Read once: whatever holds us up from here on makes nobody look older.
         now = self._clock()
-        # While the database did not answer, perhaps no worker could renew either: that time does not count.
-        blind_s = now - began if now - began >= self._lease_s / 2 else 0
+        blind_s = 0.0
+        if answered - began >= self._lease_s / 2:
+            # Perhaps no worker could renew either, for as long as we have not looked: none of that time counts.
+            blind_s = now - self._ended
+        elif now - began >= self._lease_s / 2:
+            blind_s = now - began
         known, self._seen = self._seen, {}
         for job_id, sign in (owned | taken).items():
             old, since = known.get(job_id, (None, now))
@@ -76,13 +82,16 @@ class LostAttempts:
                 self._declare_lost(job_id, sign)
         return over
 
+    def _write_nothing(self) -> None:
+        """Waits for SQLite's lock as a sign of life does: who holds it makes every worker look dead."""
+        with self._database.transaction() as connection:
+            connection.execute(sa.update(tables.jobs).where(sa.false()).values(heartbeat=0))
+
     def _owned(self) -> dict[str, Sign]:
         """The attempts that are being worked on."""
         columns = tables.jobs.c
         query = sa.select(columns.id, columns.attempt, columns.heartbeat).where(columns.status.in_(ACTIVE))
         with self._database.transaction() as connection:
-            # Changes nothing, but waits for SQLite's lock as a sign of life does: who holds it makes every worker look dead.
-            connection.execute(sa.update(tables.jobs).where(sa.false()).values(heartbeat=0))
             return {row.id: (row.attempt, row.heartbeat) for row in connection.execute(query)}
 
     def _taken(self) -> tuple[dict[str, Sign], list[tuple[str, int]]]:
