@@ -160,11 +160,12 @@ class _Training:
     def steps(self) -> None:
         """All steps that are left. Raises Stopped."""
         for fill in self.stream.fills(self.should_stop):
-            memory.give_back()
             if self.trainer is None:
                 self.trainer = self.begin(fill.rows)
                 # An attempt may have been stopped as it measured the SAEs.
                 self.look()
+            self.trainer.at_hand = partial(self.stream.sample, fill)  # lets go of the fill before
+            memory.give_back()
             for batch, position in self.stream.batches(fill):
                 if self.should_stop():
                     raise errors.Stopped
@@ -215,13 +216,13 @@ class _Training:
     def finish(self) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint. Raises Stopped."""
         assert self.trainer is not None
-        self.trainer.check()
+        self.trainer.settle()
         trained_s, figures, values = self.trainer.seconds(), self.trainer.figures(), self.values()
         self.writer.finish()  # before there is another copy of the states
         state = snapshot(self.trainer.states)
         # From here on the device is the evaluation's.
         self.stream.close()
-        self.trainer.states.clear()
+        self.trainer.let_go()
         memory.give_back()
         try:
             parameters = {name: found.parameters for name, found in state.items()}
@@ -263,7 +264,7 @@ class _Training:
     def prepare(self) -> Callable[[], Checkpoint]:
         """Copies what a checkpoint needs. Returns what is left to do: to publish it."""
         assert self.trainer is not None
-        self.trainer.check()
+        self.trainer.settle()
         return partial(self.publish, snapshot(self.trainer.states), self.values(), self.trainer.held_out)
 
     def files(

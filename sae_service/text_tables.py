@@ -14,8 +14,8 @@ from sae_service.jobs.records import Checkpoint, Event, Job, Worker
 
 BARS = " ▁▂▃▄▅▆▇█"
 FOUND = 0.9
-HELD_OUT = {"fvu": "held-out fvu", "l0": "held-out l0", "ce_loss_recovered": "recovered"}
-RESULTS = ("l0", "fvu", "ce_loss_recovered", "dead_share", "tokens_per_s")
+HELD_OUT = {"fvu": "held-out fvu", "fvu_by_row": "by row", "l0": "held-out l0", "ce_loss_recovered": "recovered"}
+RESULTS = ("l0", "fvu", "fvu_by_row", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
 
 def show(*parts: RenderableType) -> None:
