@@ -143,7 +143,8 @@ class _Training:
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         self.provenance = provenance(self.job, jax.devices()[0].device_kind) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
-        harvest = self.source.harvest(self.position.fill_start)
+        self.limits = values.get("limits") or self.source.norm_limits(alive)
+        harvest = self.source.harvest(self.position.fill_start, self.limits)
         self.stream = ActivationStream(self.job.stream, harvest, self.position, alive, self.source.row_bytes)
 
     def train(self) -> bool:
@@ -245,6 +246,7 @@ class _Training:
             "position": self.position.model_dump(mode="json"),
             "n_steps": self.trainer.n_steps,
             "scales": self.scales,
+            "limits": self.limits,
             "initial": self.hashes,
         }
 

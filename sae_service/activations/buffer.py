@@ -4,7 +4,7 @@ The buffer fills completely, is permuted with a key derived from (seed, index of
 Its content is a function of where the fill started to read, so a position is all that a checkpoint needs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,9 +36,14 @@ class TextHarvest:
 
     def __init__(
         self, model: LanguageModel, tokens: PackedTokens, hook_names: tuple[str, ...], excluded: tuple[int, ...],
-        start: FillStart,
+        start: FillStart, limits: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
-        self._hook_names = hook_names
+        """Starts reading.
+
+        Args:
+            limits: the largest norm that a row may have, by hook point; a longer one is left out at all of them.
+        """
+        self._hook_names, self._limits = hook_names, limits or {}
         self._start = start
         self._pending: dict[str, torch.Tensor] = {}
         self._empty_passes = 0
@@ -50,7 +55,14 @@ class TextHarvest:
         for batch, cursor in tokens.read(start.cursor):
             keep = torch.from_numpy(keep_mask(batch, excluded)).to(model.device)
             found = model.activations(batch, self._hook_names)
-            yield {name: rows[keep] for name, rows in found.items()}, cursor
+            yield self._within_limits({name: rows[keep] for name, rows in found.items()}), cursor
+
+    def _within_limits(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The rows that are short enough at every hook point."""
+        if not self._limits:
+            return rows
+        fits = torch.stack([norms(rows[name]) <= limit for name, limit in self._limits.items()]).all(dim=0)
+        return {name: found[fits] for name, found in rows.items()}
 
     def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, jax.Array], FillStart]:
         """The next `n_rows` rows of every hook point, in reading order, and where the following fill starts.
@@ -89,6 +101,11 @@ class TextHarvest:
                 param="/stream/exclude",
                 hint="Leave out fewer tokens.",
             )
+
+
+def norms(rows: torch.Tensor) -> torch.Tensor:
+    """The norm of each row, in float32."""
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
 
 
 def permutation(seed: int, fill_index: int, n_rows: int) -> Int[Array, " n_rows"]:

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jaxtyping import Array, Bool, Float, Int
 
+from sae_service.activations.buffer import norms
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.tokens import Cursor, PackedTokens, check_splits
 from sae_service.errors import DataNotFound, Stopped
+from sae_service.evaluation import outliers
 from sae_service.evaluation.held_out import ShouldStop
 from sae_service.evaluation.tally import Tally
 from sae_service.sae.inference import InferenceSAE, SAEs
@@ -25,14 +28,19 @@ from sae_service.spec import StreamSpec
 @partial(jax.jit, static_argnames="widths")
 def reconstructed(
     sae: InferenceSAE, x: Float[Array, "rows d_read"], y: Float[Array, "rows d_write"], weights: Float[Array, " rows"],
-    widths: tuple[int, ...],
-) -> tuple[Float[Array, "rows d_write"], dict[str, Any]]:  # fmt: skip
-    """What the SAE writes for each row, and the sums over those of weight 1; see `reconstruction_sums`."""
+    widths: tuple[int, ...], medians: Float[Array, " n_write"], limit: Float[Array, ""],
+) -> tuple[Float[Array, "rows d_write"], dict[str, Any], dict[str, Array]]:  # fmt: skip
+    """What the SAE writes for each row, and the sums over those of weight 1; see `reconstruction_sums` and `outliers.seen`.
+
+    A row of more than `limit` times the median norm is left as it is, and out of the sums of `reconstruction_sums`.
+    """
     # Where a model overflows it does so at the tokens that are left out, and 0 times infinity is not 0.
     x, y = (jnp.where(weights[:, None] > 0, rows.astype(jnp.float32), 0) for rows in (x, y))
+    ratios = outliers.norm_ratios(y, widths, medians)
+    fits = ratios <= limit
     acts = sae.encode(x)
-    y_hat = sae.decode(acts, x)
-    return y_hat, reconstruction_sums(y, y_hat, acts, weights, widths)
+    y_hat = jnp.where(fits[:, None], sae.decode(acts, x), y)
+    return y_hat, reconstruction_sums(y, y_hat, acts, weights * fits, widths), outliers.seen(ratios, weights)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ class HeldOutText:
             self._batches.append(batch)
         self._n_predicted = sum(batch.n_predicted for batch in self._batches)
         self._zeroed: dict[tuple[str, ...], float] = {}
+        self._medians: dict[str, float] = {}
+        self._limit = jnp.float32(stream.max_activation_norm_multiple or math.inf)
         if not self._n_predicted:
             raise DataNotFound(
                 f"the held-out text is shorter than one row of {stream.context_size} tokens.",
@@ -121,12 +131,14 @@ class HeldOutText:
 
         ce_loss, _sae, _zero: mean next-token loss in nats, clean, spliced, zeroed. delta_ce_loss: sae - clean.
         ce_loss_recovered: (zero - sae) / (zero - clean). All of them are about every hook point that the SAE writes.
+
+        And those of `outliers.Seen`.
         """
         sites = sae.sites
         assert sites is not None, "an SAE is measured where it reads and writes"
-        tally = Tally()
+        tally, seen = Tally(), outliers.Seen(self._median_norms(sites.writes), self._limit)
         clean, zero = self._loss_with_zeros((), should_stop), self._loss_with_zeros(sites.writes, should_stop)
-        spliced = self._mean(partial(_spliced, self._model, sae, sites, tally), should_stop)
+        spliced = self._mean(partial(_spliced, self._model, sae, sites, tally, seen), should_stop)
         return {
             "ce_loss": clean,
             "ce_loss_sae": spliced,
@@ -134,7 +146,18 @@ class HeldOutText:
             "delta_ce_loss": spliced - clean,
             "ce_loss_recovered": (zero - spliced) / (zero - clean) if zero != clean else math.nan,
             **reconstruction(tally.sums, sites.writes),
+            **seen.figures(),
         }
+
+    def _median_norms(self, hook_names: tuple[str, ...]) -> Float[Array, " n_write"]:
+        """The median norm of the rows at each of the hook points, in the first batch."""
+        unknown = tuple(name for name in hook_names if name not in self._medians)
+        if unknown:
+            batch = self._batches[0]
+            found = self._model.activations(batch.tokens, unknown)
+            kept = torch.from_numpy(batch.keep)
+            self._medians |= {name: float(norms(rows.cpu()[kept]).median()) for name, rows in found.items()}
+        return jnp.asarray([self._medians[name] for name in hook_names], jnp.float32)
 
     def _loss_with_zeros(self, hook_names: tuple[str, ...], should_stop: ShouldStop) -> float:
         """The model's loss with zeros at all these hook points."""
@@ -155,7 +178,7 @@ class HeldOutText:
 
 
 def _spliced(
-    model: LanguageModel, sae: InferenceSAE, sites: Sites, tally: Tally, batch: Batch
+    model: LanguageModel, sae: InferenceSAE, sites: Sites, tally: Tally, seen: outliers.Seen, batch: Batch
 ) -> Float[np.ndarray, "prompts predicted"]:
     """The losses of one batch with the SAE spliced in, which also counts in the tally."""
     anywhere, weights = sae.replace(sites=None), jnp.asarray(batch.keep.ravel(), jnp.float32)
@@ -164,8 +187,9 @@ def _spliced(
     def reconstruct(x: jax.Array, y: jax.Array) -> jax.Array:
         x, y = jax.device_put((x, y), jax.devices()[0])
         # Without its sites, or those of one structure at several hook points would be compiled for each.
-        y_hat, sums = reconstructed(anywhere, x, y, weights, widths)
+        y_hat, sums, long = reconstructed(anywhere, x, y, weights, widths, seen.medians, seen.limit)
         tally.add(sums)
+        seen.add(long)
         return y_hat
 
     return model.spliced_losses(batch.tokens, batch.keep, sites, reconstruct)
