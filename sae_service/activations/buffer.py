@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Array, Int, UInt
 
 from sae_service.activations.model import LanguageModel, keep_mask
+from sae_service.activations.norms import norms
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.activations.torch_to_jax import to_jax
 from sae_service.errors import DataNotFound, Stopped
@@ -101,11 +102,6 @@ class TextHarvest:
                 param="/stream/exclude",
                 hint="Leave out fewer tokens.",
             )
-
-
-def norms(rows: torch.Tensor) -> torch.Tensor:
-    """The norm of each row, in float32."""
-    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
 
 
 def permutation(seed: int, fill_index: int, n_rows: int) -> Int[Array, " n_rows"]:

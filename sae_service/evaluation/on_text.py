@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from jaxtyping import Array, Bool, Float, Int
 
-from sae_service.activations.buffer import norms
 from sae_service.activations.model import LanguageModel, keep_mask
+from sae_service.activations.norms import median_norms
 from sae_service.activations.tokens import Cursor, PackedTokens, check_splits
 from sae_service.errors import DataNotFound, Stopped
 from sae_service.evaluation import outliers
@@ -154,9 +153,7 @@ class HeldOutText:
         unknown = tuple(name for name in hook_names if name not in self._medians)
         if unknown:
             batch = self._batches[0]
-            found = self._model.activations(batch.tokens, unknown)
-            kept = torch.from_numpy(batch.keep)
-            self._medians |= {name: float(norms(rows.cpu()[kept]).median()) for name, rows in found.items()}
+            self._medians |= median_norms(self._model.activations(batch.tokens, unknown), batch.keep)
         return jnp.asarray([self._medians[name] for name in hook_names], jnp.float32)
 
     def _loss_with_zeros(self, hook_names: tuple[str, ...], should_stop: ShouldStop) -> float:

@@ -158,7 +158,7 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
     if not isinstance(kind, str) or kind not in _SHAPES:
         raise InvalidSpec(f"{CONFIG} must name the architecture {', '.join(_SHAPES)}; it says {str(kind)[:50]}")
     if scaling not in (None, False, "none"):
-        how, hint = _SCALINGS.get(str(scaling), ("in a way that is not known here", None))
+        how, hint = _SCALINGS.get(str(scaling), ("in a way that is not known here", ""))
         raise InvalidSpec(f"the SAE wants its input scaled {how} (normalize_activations: {str(scaling)[:50]}).", hint=hint)
     weights = _folded(checked(_without_idle_scale(tensors), _SHAPES[kind]), kind, config)
     k = config.get("k", DEFAULT_K) if kind.startswith("topk") else None
