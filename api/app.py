@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from uuid import uuid4
 
-from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import catalog, continuation, conversion, events, files, jobs, problems
+from api.apart import Apart, prepare
 from api.dependencies import Jobs, caller
 from api.following import Following
 from sae_service import __version__
@@ -35,8 +35,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.store = JobStore(database, settings.lease_s)
         app.state.following = Following(app.state.store)
         app.state.storage = Storage(settings.resolved_storage_url())
-        # A conversion holds an SAE in memory: one at a time, and those that wait hold no thread.
-        app.state.conversions = CapacityLimiter(1)
+        app.state.conversions = conversion.Conversions(settings.resolved_storage_url())
+        app.state.looks = Apart(at_once=2)
+        prepare()
         over = threading.Event()
         # Workers may all be busy or gone, so lost jobs are looked for from here too.
         lost_attempts = LostAttempts(database, settings.lease_s)

@@ -1,94 +1,99 @@
 """Downloads of one SAE of a checkpoint in a file format that another library reads, as one zip file."""
 
-import hashlib
+import os
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import IO, Annotated
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import Files, Jobs
-from api.files import RESPONSES, Conditions, Wanted, respond
-from sae_service.errors import DamagedCheckpoint, InvalidSpec, NotFound
+from api import zipped
+from api.apart import Apart, TooLong
+from api.dependencies import Jobs
+from api.files import RESPONSES, Wanted, respond
+from sae_service.errors import DamagedCheckpoint, ServiceUnavailable
 from sae_service.jobs.records import Checkpoint, FileEntry
 from sae_service.schema import FormatName
 from sae_service.spec import JobSpec
-from sae_service.storage import artifacts
-from sae_service.storage.objects import Storage
 
 router = APIRouter(tags=["files"])
 PATH = "/jobs/{job_id}/checkpoints/{checkpoint_id}/saes/{name}/download"
 CHUNK = 1 << 20
+KEPT = 4
+LIMIT_S, BYTES_PER_S = 60, 10 << 20
+"""How long a conversion may take: a minute, and more for a large SAE."""
 
 
-def _limiter(request: Request) -> CapacityLimiter:
+class Conversions:
+    """The zips that were asked for last, so that what is asked for in parts, or again, is made once.
+
+    They are on disk, under no name, so that they are gone with this process.
+    """
+
+    def __init__(self, storage_url: str) -> None:
+        """Makes one for the checkpoints in a storage. One zip is made at a time, since that holds an SAE in memory."""
+        self._storage_url = storage_url
+        self._apart = Apart(at_once=1)
+        self._made: OrderedDict[tuple[str, str, str], tuple[FileEntry, IO[bytes]]] = OrderedDict()
+
+    async def opened(self, job: JobSpec, checkpoint: Checkpoint, name: str, format: str) -> tuple[FileEntry, IO[bytes]]:
+        """A zip, to be read by `os.pread`. Raises what `zipped.written` raises, and ServiceUnavailable if it takes too long."""
+        key = (checkpoint.id, name, format)
+        if key not in self._made:
+            self._made[key] = await self._make(job, checkpoint, name, format)
+        self._made.move_to_end(key)
+        entry, file = self._made[key]
+        while len(self._made) > KEPT:
+            self._made.popitem(last=False)[1][1].close()
+        return entry, os.fdopen(os.dup(file.fileno()), "rb")
+
+    async def _make(self, job: JobSpec, checkpoint: Checkpoint, name: str, format: str) -> tuple[FileEntry, IO[bytes]]:
+        size = sum(entry.size for entry in checkpoint.files if entry.path.startswith(f"saes/{name}/"))
+        limit_s = LIMIT_S + size / BYTES_PER_S
+        with tempfile.TemporaryDirectory(prefix="conversion-") as folder:
+            path = Path(folder) / "zip"
+            try:
+                entry = await self._apart.run(limit_s, zipped.written, job, checkpoint, self._storage_url, name, format, path)
+            except TooLong:
+                hint = "Download it without a format."
+                raise ServiceUnavailable(f"the conversion was not done in {limit_s:.0f} s.", hint=hint) from None
+            return entry, path.open("rb")
+
+
+async def _conversions(request: Request) -> Conversions:
     return request.app.state.conversions
 
 
 @router.head(PATH, include_in_schema=False)
 @router.get(PATH, response_class=StreamingResponse, responses=RESPONSES)
 async def download_as(
-    request: Request, job_id: str, checkpoint_id: str, name: str, jobs: Jobs, storage: Files, wanted: Wanted,
-    limiter: Annotated[CapacityLimiter, Depends(_limiter)],
+    request: Request, job_id: str, checkpoint_id: str, name: str, jobs: Jobs, wanted: Wanted,
+    conversions: Annotated[Conversions, Depends(_conversions)],
     format: Annotated[FormatName, Query(description="The library that is to read it.")],
 ) -> Response:  # fmt: skip
     """One SAE as a zip of the files that another library reads, with its figures and its provenance.
 
     The same SAE gives the same bytes; the ETag is their SHA-256, and a single byte range may be asked for.
     """
-
-    def answer() -> Response:
-        spec = JobSpec.model_validate(jobs.get(job_id).spec)
-        checkpoint = jobs.checkpoint(job_id, checkpoint_id)
-        try:
-            converted = _converted(spec, checkpoint, storage, name, format)
-        except DamagedCheckpoint:
-            # Files that are gone because the checkpoint was retired meanwhile are no damage: NotFound.
-            jobs.checkpoint(job_id, checkpoint.id)
-            raise
-        return _respond(request, wanted, f"{name}.{format}.zip", converted)
-
-    return await to_thread.run_sync(answer, limiter=limiter)
-
-
-def _converted(job: JobSpec, checkpoint: Checkpoint, storage: Storage, name: str, format: FormatName) -> dict[str, bytes]:
-    """The files of an SAE in a format, from stored ones that are what the database says they are."""
-    spec = next((sae for sae in job.saes if sae.name == name), None)
-    if spec is None:
-        raise NotFound(f"the job has no SAE {name!r}; it has {', '.join(sae.name for sae in job.saes)}", param="name")
-    folder = f"saes/{name}/"
-    hashes = {entry.path: entry.sha256 for entry in checkpoint.files if entry.path.startswith(folder)}
-    stored = storage.read(checkpoint.key, hashes)
+    job = await run_in_threadpool(jobs.get, job_id)
+    checkpoint = await run_in_threadpool(jobs.checkpoint, job_id, checkpoint_id)
     try:
-        return artifacts.converted({path.removeprefix(folder): stored[path] for path in stored}, job, spec, format)
-    except InvalidSpec as error:
-        raise InvalidSpec(f"{name}: {error.message}.", "format", error.hint) from error
-
-
-def _respond(request: Request, wanted: Conditions, name: str, files: Mapping[str, bytes]) -> Response:
-    # On disk, so that a slow client holds no SAE in memory. It is gone once its last reader is.
-    file = tempfile.TemporaryFile()  # noqa: SIM115
-    write_zip(file, files)
-    size = file.tell()
-    file.seek(0)
-    entry = FileEntry(path=name, size=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        entry, file = await conversions.opened(JobSpec.model_validate(job.spec), checkpoint, name, format)
+    except DamagedCheckpoint:
+        # Files that are gone because the checkpoint was retired meanwhile are no damage: NotFound.
+        await run_in_threadpool(jobs.checkpoint, job_id, checkpoint.id)
+        raise
     # A later version of the service may write other bytes, so a copy is asked about before it is used again.
     return respond(request, entry, wanted, partial(_pieces, file), "private, no-cache")
 
 
-def write_zip(file: IO[bytes], files: Mapping[str, bytes]) -> None:
-    """Writes a zip whose bytes depend on `files` alone; weights hardly shrink, so nothing is compressed."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in sorted(files.items()):
-            archive.writestr(zipfile.ZipInfo(name), content)
-
-
 def _pieces(file: IO[bytes], start: int, end: int) -> Iterator[bytes]:
     with file:
-        file.seek(start)
         for position in range(start, end, CHUNK):
-            yield file.read(min(CHUNK, end - position))
+            # Others read the same file elsewhere.
+            yield os.pread(file.fileno(), min(CHUNK, end - position), position)

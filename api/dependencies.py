@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.apart import Apart
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
 from sae_service.storage.objects import Storage
@@ -24,8 +25,13 @@ def _settings(request: Request) -> Settings:
     return request.app.state.settings
 
 
+async def _looks(request: Request) -> Apart:
+    return request.app.state.looks
+
+
 Jobs = Annotated[JobStore, Depends(_store)]
 Files = Annotated[Storage, Depends(_storage)]
+Looks = Annotated[Apart, Depends(_looks)]
 TheSettings = Annotated[Settings, Depends(_settings)]
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 

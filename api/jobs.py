@@ -5,19 +5,24 @@ import json
 from typing import Annotated, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
-from api.dependencies import Caller, Files, Jobs, TheSettings
+from api.apart import Apart, TooLong
+from api.dependencies import Caller, Files, Jobs, Looks, TheSettings
 from api.examples import JOB_EXAMPLES
 from api.idempotency import Asked, IdempotencyKey, Made, once
 from api.problems import problem
 from sae_service import preflight
-from sae_service.errors import NotFound
+from sae_service.errors import InvalidSpec, NotFound
 from sae_service.jobs.records import Checkpoint, Job, MetricsRow, Status, Worker
+from sae_service.readable import Roots
+from sae_service.settings import Settings
 from sae_service.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
 Item = TypeVar("Item")
+LOOK_S = 20
 
 
 class Page(BaseModel, Generic[Item]):
@@ -31,10 +36,11 @@ class Page(BaseModel, Generic[Item]):
 
 
 @router.post("/jobs", status_code=201)
-def create_job(
+async def create_job(
     spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)],
     jobs: Jobs,
     settings: TheSettings,
+    looks: Looks,
     caller: Caller,
     response: Response,
     idempotency_key: IdempotencyKey = None,
@@ -43,10 +49,25 @@ def create_job(
     content = spec.model_dump(mode="json")
 
     def made(asked: Asked) -> Made:
-        preflight.check(spec, settings.readable_roots())
         return jobs.submit(content, asked.key, asked.digest)
 
-    return once(Asked.by(caller, idempotency_key, json.dumps(content, sort_keys=True)), made, jobs, response)
+    asked = Asked.by(caller, idempotency_key, json.dumps(content, sort_keys=True))
+    if await run_in_threadpool(jobs.requested, asked.key, asked.digest) is None:
+        await checked(looks, spec, settings)
+    return await run_in_threadpool(once, asked, made, jobs, response)
+
+
+async def checked(looks: Apart, spec: JobSpec, settings: Settings) -> None:
+    """Raises what `preflight.check` raises, and InvalidSpec if the files of the job take too long to be looked at."""
+    roots = Roots(settings.readable_roots())
+    if not preflight.looks_at_files(spec):
+        preflight.check(spec, roots)
+        return
+    try:
+        await looks.run(LOOK_S, preflight.check, spec, roots)
+    except TooLong:
+        hint = "A file system may be stuck, or a file be too hard to read."
+        raise InvalidSpec(f"the files of the job could not be looked at in {LOOK_S} s.", hint=hint) from None
 
 
 @router.get("/jobs")

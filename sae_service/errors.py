@@ -3,6 +3,7 @@
     SAEServiceError
       InvalidSpec          the request cannot be carried out as written
       DataNotFound         the text cannot be read
+        DamagedText        a file of it holds what cannot be read
       ModelNotFound        the language model cannot be read
       OutOfMemory          the device's memory does not suffice
       NonFiniteLoss        a loss became NaN or infinite
@@ -60,6 +61,10 @@ class DataNotFound(SAEServiceError):
     """The text cannot be read."""
 
     code = "data_not_found"
+
+
+class DamagedText(DataNotFound):
+    """A file of the text holds what cannot be read."""
 
 
 class ModelNotFound(SAEServiceError):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import jax
@@ -12,9 +12,11 @@ import jax
 from sae_service import errors
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
-from sae_service.evaluation.held_out import HeldOut
+from sae_service.evaluation.held_out import HeldOut, Observe
 from sae_service.evaluation.of_job import held_out_of
 from sae_service.evaluation.score import score
+from sae_service.news import Checkpoint, Reporter
+from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
@@ -27,35 +29,6 @@ from sae_service.training.placement import Placement, placement
 from sae_service.training.step import TrainState
 
 
-class Reporter(Protocol):
-    """Where a job's news goes. A checkpoint may come from another thread than the rest."""
-
-    def event(self, level: str, message: str) -> None:
-        """Something happened that a user may want to read: level info, warning or error."""
-        ...
-
-    def metrics(self, rows: list[dict[str, Any]]) -> None:
-        """One row of training metrics for each SAE."""
-        ...
-
-    def checkpoint(self, written: "Checkpoint") -> None:
-        """A checkpoint is on storage, complete."""
-        ...
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint: each SAE's files are below `saes/<name>/`. Metrics and score are held-out ones, if there are."""
-
-    key: str
-    step: int
-    tokens: int
-    is_final: bool
-    files: list[dict[str, str | int]]
-    metrics: dict[str, Any]
-    score: float | None
-
-
 def run(
     job: JobSpec,
     storage: Storage,
@@ -66,6 +39,7 @@ def run(
     begin_with: str | None = None,
     device: str = "cpu",
     alive: Callable[[], None] = lambda: None,
+    roots: Roots = EVERYWHERE,
 ) -> Checkpoint | None:
     """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
 
@@ -78,18 +52,24 @@ def run(
         begin_with: key of the checkpoint of another job, to go on from where none of its own can be read.
         device: the language model's device, "cpu" or "cuda".
         alive: called with every step and every forward pass, from more than one thread.
+        roots: where the files of the job may be; everywhere, for a process that reads its own user's files.
     """
-    source = Source(job, device)
-    for index, sae in enumerate(job.saes):
-        for warning in schedule_warnings(job, sae):
-            reporter.event("warning", f"saes[{index}].{warning}")
+    source = Source(job, device, roots)
+    of_schedules = (f"saes[{index}].{said}" for index, sae in enumerate(job.saes) for said in schedule_warnings(job, sae))
+    for warning in (*source.model_warnings, *of_schedules):
+        reporter.event("warning", warning)
     if job.gpus > len(jax.devices()):
         reporter.event("warning", f"gpus: {job.gpus} were asked for, and the SAEs share the {len(jax.devices())} that there are.")
     setting = Setting(job, source, placement(job))
     setting.check_memory(reporter)
+    try:
+        # Before anything is computed: what is wrong with the held-out text is said at once.
+        held_out = held_out_of(job, source.model, lambda: _ends_here(should_stop, alive), partial(reporter.event, "warning"))
+    except errors.Stopped:
+        return None
     found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
     states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
-    training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values)
+    training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values, *held_out)
     try:
         return training.finish() if training.train() else None
     except errors.Stopped:
@@ -97,6 +77,11 @@ def run(
     finally:
         training.writer.close()
         training.stream.close()
+
+
+def _ends_here(should_stop: Callable[[], bool], alive: Callable[[], None]) -> bool:
+    alive()
+    return should_stop()
 
 
 @dataclass(frozen=True)
@@ -129,19 +114,20 @@ class _Training:
 
     def __init__(
         self, setting: Setting, storage: Storage, prefix: str, reporter: Reporter, should_stop: Callable[[], bool],
-        alive: Callable[[], None], states: dict[str, TrainState], values: dict[str, Any],
+        alive: Callable[[], None], states: dict[str, TrainState], values: dict[str, Any], held_out: HeldOut,
+        observe: Observe | None,
     ) -> None:  # fmt: skip
         self.setting, self.job, self.source = setting, setting.job, setting.source
+        self.held_out, self.observe = held_out, observe
         self.storage, self.prefix, self.reporter = storage, prefix, reporter
         self.position = StreamPosition.model_validate(values["position"])
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.saved = (self.n_steps, False)  # the steps of the last checkpoint, and whether it has held-out figures
         self.trainer: Trainer | None = None
-        self.held_out: HeldOut
         self.should_stop, self.alive, self.writer = should_stop, alive, CheckpointWriter()
-        self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths)
+        self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths, self.source.roots)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
-        self.provenance = provenance(self.job, jax.devices()[0].device_kind) | {"initial": self.hashes}
+        self.provenance = provenance(self.job, jax.devices()[0].device_kind, self.source.roots) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
         self.limits = values.get("limits") or self.source.norm_limits(alive)
         harvest = self.source.harvest(self.position.fill_start, self.limits)
@@ -196,16 +182,13 @@ class _Training:
         if self.n_steps == 0:
             self.scales = start.measured_scales(self.job, rows)
             self.states = {sae.name: self.started(sae, rows) for sae in self.job.saes}
-        # Before the first step: what is wrong with the held-out text is said in the first minute.
-        self.held_out, observe = held_out_of(self.job, self.source.model, self.ends_here)
         evaluate = partial(self.held_out.evaluate, should_stop=self.ends_here)
         where = self.setting.sites, self.states, self.scales, self.setting.placement
-        return Trainer(self.job, *where, self.reporter.metrics, self.n_steps, observe, evaluate)
+        return Trainer(self.job, *where, self.reporter.metrics, self.n_steps, self.observe, evaluate)
 
     def ends_here(self) -> bool:
         """A sign of life, and whether to stop."""
-        self.alive()
-        return self.should_stop()
+        return _ends_here(self.should_stop, self.alive)
 
     def started(self, sae: SAESpec, rows: dict[str, Any]) -> TrainState:
         """The state of one SAE before its first step: what it is to start from, or else drawn and fitted to the rows."""
@@ -223,6 +206,8 @@ class _Training:
         state = snapshot(self.trainer.states)
         # From here on the device is the evaluation's.
         self.stream.close()
+        for warning in self.source.warnings():
+            self.reporter.event("warning", warning)
         self.trainer.let_go()
         memory.give_back()
         try:

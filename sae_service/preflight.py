@@ -3,88 +3,84 @@
 The training process checks again with the real model and text; this is for an answer within the request.
 """
 
+import csv
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from sae_service.activations.tokens import check_column, check_splits, load_arguments
-from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
-from sae_service.formats import FORMATS
-from sae_service.hook_points import RESIDUAL_SITES, check_hook
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
+
+from sae_service.activations import dataset_files, model_files
+from sae_service.activations.documents import check_kind
+from sae_service.activations.text import check_column, check_splits, load_arguments, loader_of
+from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
+from sae_service.hub import check_model
+from sae_service.readable import LARGEST_LOOK, Look, Roots
 from sae_service.spec import DatasetSpec, JobSpec, is_path
 from sae_service.training import start
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH = ("hidden_size", "n_embd", "d_model")
+LONGEST_LINE = 1 << 20
+"""Bytes of a line that is parsed while a job is submitted."""
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 
 
-def check(job: JobSpec, roots: tuple[Path, ...]) -> None:
+def looks_at_files(job: JobSpec) -> bool:
+    """Whether there is anything to be looked at that can take long."""
+    named = () if job.stream.synthetic is not None else (job.stream.text_source[0].name, job.stream.text_source[1].path)
+    return any(map(is_path, named)) or any(sae.initial is not None for sae in job.saes)
+
+
+def check(job: JobSpec, roots: Roots) -> None:
     """Raises InvalidSpec, ModelNotFound or DataNotFound for the first thing that cannot work.
 
     Args:
-        roots: resolved folders below which a job may read; nothing outside them is looked at.
+        roots: where a job may read; nothing outside is looked at.
     """
     config = {} if job.stream.synthetic is not None else _check_text(job, roots)
     for index, sae in enumerate(job.saes):
         if sae.initial is not None:
-            for name in FORMATS[sae.initial.format].files:
-                _inside(f"{sae.initial.path}/{name}", roots, f"/saes/{index}/initial/path")
             widths = {name: width for name in (*sae.reads, *sae.writes) if (width := _width(job, config, name)) is not None}
-            start.check(sae, index, widths)
+            start.check(sae, index, widths, roots)
 
 
-def _check_text(job: JobSpec, roots: tuple[Path, ...]) -> dict[str, Any]:
+def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
     """The configuration of the model, or nothing for one from a hub, once it and the text may and can be read."""
     model, dataset = job.stream.text_source
-    if is_path(model.name):
-        _inside(model.name, roots, "/stream/model/name")
     if is_path(dataset.path):
-        _inside(dataset.path, roots, "/stream/dataset/path")
+        roots.inside(dataset.path, "/stream/dataset/path")
+    else:
+        dataset_files.check_name(dataset.path)
     check_splits(dataset)
-    config = model_config(model.name) if is_path(model.name) else {}
+    config: dict[str, Any] = {}
+    if is_path(model.name):
+        _, config = model_files.checked_folder(model.name, roots)
+    else:
+        model_files.check_hub_name(model.name)
     limit = _first(config, CONTEXT)
     if limit is not None and job.stream.context_size > limit:
         raise InvalidSpec(
             f"must be at most the model's context of {limit}: {job.stream.context_size}", param="/stream/context_size"
         )
+    if model.weight_processing == "compatibility":
+        check_folding(config.get("model_type"))
     for index, sae in enumerate(job.saes):
         for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes if sae.hook_name_out else ())):
             for name in names:
-                check_hook(name, _first(config, LAYERS), f"/saes/{index}/{field}")
+                check_hook(name, _first(config, LAYERS), config.get("model_type"), f"/saes/{index}/{field}")
     if is_path(dataset.path):
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
             check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
-    return config
-
-
-def _inside(name: str, roots: tuple[Path, ...], param: str) -> None:
-    try:
-        path = None if "://" in name else Path(name).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, no such user, a null byte: say no more than elsewhere
-        path = None
-    if path is None or not any(path.is_relative_to(root) for root in roots):
-        hint = "Whoever runs the service adds a folder with SAE_SERVICE_ALLOWED_ROOTS='[\"/folder\"]'."
-        listed = ", ".join(str(root) for root in roots)
-        raise InvalidSpec(f"{name} lies outside the folders that jobs may read: {listed}.", param=param, hint=hint)
-
-
-def model_config(name: str) -> dict[str, Any]:
-    """The configuration of a model in a folder. Raises ModelNotFound if the folder holds no model."""
-    folder, param = Path(name).expanduser().resolve(), "/stream/model/name"
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ModelNotFound(f"{name} is no folder with a config.json", param=param) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelNotFound(f"{name}/config.json cannot be read: {error}", param=param) from error
-    if not isinstance(config, dict):
-        raise ModelNotFound(f"{name}/config.json is not a JSON object", param=param)
-    if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
-        raise ModelNotFound(f"{name} has no weights (*.safetensors)", param=param)
+    if not is_path(model.name):
+        # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
+        with suppress(ConnectionError):
+            check_model(model.name, model.revision)
     return config
 
 
@@ -103,59 +99,80 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
     return None
 
 
-def check_dataset(
-    spec: DatasetSpec, split: str, roots: tuple[Path, ...], param: str = "/stream/dataset/split"
-) -> None:
-    """Raises DataNotFound or InvalidSpec if local data lacks the split or its text column, or leads out of `roots`.
-
-    A folder's README can name files anywhere, and a file in it can be a link.
-    """
-    import datasets
-
-    with _reading(spec.path):
-        files: Any = datasets.load_dataset_builder(**load_arguments(spec, split)).config.data_files or {}
+def check_dataset(spec: DatasetSpec, split: str, roots: Roots, param: str = "/stream/dataset/split") -> None:
+    """Raises DataNotFound or InvalidSpec if local data lacks the split or its text column, or leads out of `roots`."""
+    files: Any = dataset_files.builder(spec, load_arguments(spec, split, roots), roots).config.data_files or {}
     if split not in files:
         listed = ", ".join(map(str, files))
         raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param=param)
-    for file in files[split]:
-        _inside(_local(str(file)), roots, "/stream/dataset/path")
     columns = columns_of(str(files[split][0]))
     if columns is not None:
-        check_column(spec, columns)
+        check_column(spec, list(columns))
+        if columns[spec.column] not in (None, "", []):
+            check_kind(spec, columns[spec.column], f"column {spec.column!r}")
 
 
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Makes DataNotFound of whatever a reader of foreign files raises."""
-    try:
-        yield
-    except SAEServiceError:
-        raise
-    except Exception as error:
-        raise DataNotFound(f"{name} cannot be read: {error}", param="/stream/dataset/path") from error
+def columns_of(file: str) -> dict[str, Any] | None:
+    """The columns of a file of text, each with a value of the type that it holds or None if that cannot be told.
 
-
-def _local(file: str) -> str:
-    """The path of a file as `datasets` names it, which for one in an archive is the archive's."""
-    return file.split("::")[-1].removeprefix("file://")
-
-
-def columns_of(file: str) -> list[str] | None:
-    """The columns of a file of text, or None if its kind is not one that is looked into here."""
-    import fsspec
+    None if that is not looked into here: a file of another kind, or a long first line. Raises DataNotFound for a file that
+    cannot be read.
+    """
     from pyarrow import parquet
 
-    name = _local(file)
-    endings = Path(name).suffixes
-    with _reading(name):
-        if ".parquet" in endings:
-            return parquet.read_schema(name).names
-        if ".txt" in endings:
-            return ["text"]
-        if ".jsonl" not in endings:
+    path = Path(dataset_files.local(file))
+    loader = loader_of(path.name.removesuffix(".zip"))
+    with dataset_files.reading(path.name), Look(path) as look:
+        if loader == "text":
+            return {"text": "a line"}
+        if loader in ("parquet", "arrow"):
+            schema = parquet.read_schema(look) if loader == "parquet" else _arrow_schema(look)
+            return {field.name: _of_type(field.type) for field in schema}
+        if loader not in ("json", "csv"):
             return None
-        with fsspec.open(name, "rt", compression="infer") as lines:
-            first = json.loads(next((line for line in lines if line.strip()), "null"))  # pyright: ignore[reportGeneralTypeIssues]
+        line = _first_line(look, infer_compression(path.name))
+        if len(line) > LONGEST_LINE or (line[:1] == b"[" and ".json" in path.suffixes):
+            return None
+        if loader == "csv":
+            return dict.fromkeys(next(csv.reader([line.decode("utf-8-sig")])), "a cell")
+        first = json.loads(line or b"null")
     if not isinstance(first, dict):
-        raise DataNotFound(f"the first line of {name} is not a JSON object", param="/stream/dataset/path")
-    return list(first)
+        raise DataNotFound(f"the first line of {path.name} is not a JSON object", param="/stream/dataset/path")
+    return first
+
+
+def _arrow_schema(look: Look) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.ipc.open_stream(look).schema
+    except pyarrow.ArrowInvalid:
+        look.seek(0)
+        return pyarrow.ipc.open_file(look).schema
+
+
+def _first_line(file: Look, compression: str | None) -> bytes:
+    """The first line that is not blank; the beginning of a long one; nothing if there is none."""
+    readers: dict[str, Any] = compr  # pyright: ignore[reportAssignmentType]
+    lines = readers[compression](file, mode="rb") if compression else file
+    head = lines.read(LARGEST_LOOK)
+    line = next((line for line in BytesIO(head) if line.strip()), b"")
+    if not line and len(head) == LARGEST_LOOK:
+        raise DataNotFound(f"its first {LARGEST_LOOK} bytes are blank lines", param="/stream/dataset/path")
+    return line
+
+
+def _of_type(kind: Any) -> Any:
+    """A value of an Arrow type, or None if it has none that could be a document."""
+    from pyarrow import types
+
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "a string"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        item = _of_type(kind.value_type)
+        return [] if item is None else [item]
+    if types.is_struct(kind):
+        return {field.name: _of_type(field.type) for field in kind}
+    if types.is_integer(kind):
+        return 0
+    return b"" if types.is_binary(kind) or types.is_large_binary(kind) else None if types.is_null(kind) else 0.0

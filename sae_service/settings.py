@@ -10,6 +10,9 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SAE_SERVICE_"
+OWN = (PREFIX, "PG", "WANDB_API_KEY")
+CLOUD = ("AWS_", "AZURE_", "GOOGLE_")
+"""How variables begin that are the service's own, and the credentials of a storage that is no folder."""
 COMPILED_BYTES = 1 << 30
 """Largest size of the compiled programs that are kept; those that have not been used for longest go first."""
 
@@ -56,6 +59,10 @@ class Settings(BaseSettings):
         """The URL of the folder or bucket in which checkpoints are kept."""
         return self.storage_url or (self.data_dir / "storage").resolve().as_uri()
 
+    def storage_is_remote(self) -> bool:
+        """Whether checkpoints are kept in a bucket and not in a folder."""
+        return not self.resolved_storage_url().startswith("file:")
+
     def readable_roots(self) -> tuple[Path, ...]:
         """The folders below which a job may read files."""
         demo = Path(__file__).parent / "demo"
@@ -68,16 +75,19 @@ def child_environment(settings: Settings, device: str | None) -> dict[str, str]:
     What a job has compiled, the next one of its kind finds in the data folder.
     torch and JAX share one GPU by agreement: JAX preallocates its share, torch takes what it needs of the rest.
     Thread counts are set on purpose: torch's threads spin while they wait, which starves JAX's.
+    It has no settings but the data folder, by which it can be told whose it is: what it needs comes with its assignment.
+    The database's address and the keys are none of its business, nor a cloud's unless the storage is there.
 
     Args:
         device: value of CUDA_VISIBLE_DEVICES, or None to inherit it.
     """
     threads = str(settings.torch_threads)
+    withheld = OWN if settings.storage_is_remote() else (*OWN, *CLOUD)
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str((settings.data_dir / "compiled").resolve()),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(COMPILED_BYTES),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith(withheld) or name == f"{PREFIX}DATA_DIR"},
         "XLA_CLIENT_MEM_FRACTION": str(settings.gpu_memory_fraction),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

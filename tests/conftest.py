@@ -60,3 +60,11 @@ def postgres_url() -> Iterator[str]:
     server = Postgres()
     yield server.url.replace("postgresql://", "postgresql+psycopg://")
     server.close()
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Small models of many families; see `tests.model_families`."""
+    from tests.model_families import Families
+
+    return Families(tmp_path_factory.mktemp("families"))

@@ -44,10 +44,10 @@ def small_job(**stream: Any) -> dict[str, Any]:
 
 def train(
     folder: Path, job: dict[str, Any], resume_from: tuple[str, ...] = (), stop_after: int | None = None,
-    alive: Callable[[], None] = lambda: None,
+    alive: Callable[[], None] = lambda: None, recorder: Recorder | None = None,
 ) -> tuple[Recorder, dict[str, bytes]]:  # fmt: skip
     """Runs a job; returns its news and the files of its final checkpoint (none if it was stopped)."""
-    recorder, storage, done = Recorder(), Storage(folder.as_uri()), []
+    recorder, storage, done = recorder or Recorder(), Storage(folder.as_uri()), []
     step = Trainer.step
 
     def counted(trainer: Trainer, rows: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TextIO
 
 from workers.child import ORPHANED
@@ -119,6 +120,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     import jax
 
     from sae_service import pipeline
+    from sae_service.readable import Roots
     from sae_service.spec.job import JobSpec
     from sae_service.storage.objects import Storage
 
@@ -135,6 +137,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         begin_with=assignment["begin_with"],
         device="cuda" if jax.default_backend() == "gpu" else "cpu",
         alive=report.alive,
+        roots=Roots(tuple(map(Path, assignment["readable_roots"]))),
     )
     return {"kind": "stopped" if final is None else "finished"}
 
@@ -145,15 +148,16 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
     Args:
         has_trained: there is a checkpoint, so model, text and memory were there: it counts as a crash if they are not now.
     """
-    from sae_service.errors import DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
+    from sae_service.errors import DamagedText, DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
 
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory")):
+    is_full = isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory"))
+    if is_full and not isinstance(error, OutOfMemory):
         hint = "Reduce stream.buffer_rows, stream.prompts, stream.batch, d_sae or the number of saes."
         said = (str(error) or type(error).__name__).splitlines()[0]
         error = OutOfMemory(f"The device's memory does not suffice: {said}", hint=hint)
     if isinstance(error, SAEServiceError):
-        of_the_moment = has_trained and isinstance(error, DataNotFound | ModelNotFound | OutOfMemory)
-        return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable or of_the_moment}
+        was_there = isinstance(error, DataNotFound | ModelNotFound | OutOfMemory) and not isinstance(error, DamagedText)
+        return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable or (has_trained and was_there)}
     # Nobody has foreseen it, so nobody knows that it would come again: it counts as a crash, three of which are the end.
     described = {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
     return {"kind": "failed", "error": described, "retryable": True}

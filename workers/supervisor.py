@@ -117,6 +117,8 @@ class Supervisor:
         committed = self._collect(attempt, is_over=False)
         assignment = {
             "spec": spec,
+            # Of this machine, which opens the files; the API may have looked at others.
+            "readable_roots": list(map(str, self._settings.readable_roots())),
             "storage_url": self._settings.resolved_storage_url(),
             "prefix": _prefix(attempt),
             "resume_from": committed,

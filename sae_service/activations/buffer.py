@@ -17,11 +17,11 @@ from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.norms import norms
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.activations.torch_to_jax import to_jax
-from sae_service.errors import DataNotFound, Stopped
+from sae_service.errors import InvalidSpec, Stopped
 from sae_service.schema import Frozen
 
-EMPTY_PASSES = 1000
-"""After so many forward passes in a row without a kept position there will be none."""
+EMPTY_BATCHES = 1000
+"""After so many batches of prompts in a row without a kept position there will be none."""
 Number = UInt[Array, ""]
 
 
@@ -47,16 +47,26 @@ class TextHarvest:
         self._hook_names, self._limits = hook_names, limits or {}
         self._start = start
         self._pending: dict[str, torch.Tensor] = {}
-        self._empty_passes = 0
         self._batches = self._read(model, tokens, excluded, start)
 
     def _read(
         self, model: LanguageModel, tokens: PackedTokens, excluded: tuple[int, ...], start: FillStart
     ) -> Iterator[tuple[dict[str, torch.Tensor], Cursor]]:
-        for batch, cursor in tokens.read(start.cursor):
-            keep = torch.from_numpy(keep_mask(batch, excluded)).to(model.device)
-            found = model.activations(batch, self._hook_names)
-            yield self._within_limits({name: rows[keep] for name, rows in found.items()}), cursor
+        n_empty = 0
+        for prompts, cursor in tokens.read(start.cursor):
+            keep = keep_mask(prompts.tokens, excluded) & prompts.trained
+            n_empty = 0 if keep.any() else n_empty + 1
+            if n_empty == EMPTY_BATCHES:
+                raise InvalidSpec(
+                    f"{EMPTY_BATCHES} batches of text in a row have no token beside those left out.",
+                    param="/stream/exclude" if tokens.spec.train_on == "all" else "/stream/dataset/train_on",
+                    hint="Leave out fewer tokens.",
+                )
+            if n_empty:
+                continue
+            found = model.activations(prompts.tokens, self._hook_names)
+            kept = torch.from_numpy(keep).to(model.device)
+            yield self._within_limits({name: rows[kept] for name, rows in found.items()}), cursor
 
     def _within_limits(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The rows that are short enough at every hook point."""
@@ -70,7 +80,7 @@ class TextHarvest:
 
         Raises:
             Stopped: it should stop before a forward pass.
-            DataNotFound: in many forward passes no position was kept.
+            InvalidSpec: in many batches of prompts no position was kept.
         """
         filled: dict[str, torch.Tensor] = {}
         done = 0
@@ -95,13 +105,6 @@ class TextHarvest:
         skip = self._start.rows_taken if is_first else 0
         self._pending = {name: rows[skip:] for name, rows in self._pending.items()}
         self._start = FillStart(cursor=cursor, rows_taken=skip)
-        self._empty_passes = 0 if len(next(iter(self._pending.values()))) else self._empty_passes + 1
-        if self._empty_passes == EMPTY_PASSES:
-            raise DataNotFound(
-                f"{EMPTY_PASSES} passes over the text have found no token beside those left out.",
-                param="/stream/exclude",
-                hint="Leave out fewer tokens.",
-            )
 
 
 def permutation(seed: int, fill_index: int, n_rows: int) -> Int[Array, " n_rows"]:

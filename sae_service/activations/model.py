@@ -5,39 +5,55 @@ library's default for BOS differs between model families.
 """
 
 import re
-import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from sae_service.activations.torch_to_jax import to_jax, to_torch
+from sae_service.activations import splice
+from sae_service.activations import tokenizer as text
+from sae_service.activations.blame import blamed
+from sae_service.activations.documents import Tokenizing
+from sae_service.activations.load_model import load_bridge
+from sae_service.activations.splice import Edit, Reconstruct
 from sae_service.errors import InvalidSpec, ModelNotFound
-from sae_service.sae.sites import Sites, Widths
-from sae_service.settings import hub_host, is_offline
-from sae_service.spec import ModelSpec, is_path
+from sae_service.hook_points import FOLDING_FIELD, check_folding, not_exact
+from sae_service.readable import EVERYWHERE, Roots
+from sae_service.sae.sites import Sites
+from sae_service.spec import ModelSpec
 
-Edit = Callable[[torch.Tensor], torch.Tensor | None]
-"""Sees the activations of a hook point, [prompts, context_size, width]. What it returns replaces them; None leaves them."""
-Reconstruct = Callable[[jax.Array, jax.Array], jax.Array]
-"""(x [rows, d_read], y [rows, d_write]) -> y_hat [rows, d_write], one row for each position of a batch."""
+SAMPLE = (2, 7)
+"""Prompts and tokens in each that a model is tried on: numbers that no model has for another reason."""
 
 
-class LanguageModel:
+class LanguageModel(Tokenizing):
     """A TransformerLens bridge, ready to be read. One forward pass at a time; callers on threads wait their turn."""
 
-    def __init__(self, spec: ModelSpec, device: str) -> None:
-        """Loads the model. Raises ModelNotFound, at once where there is no network."""
-        self.device, self._spec = device, spec
-        self.bridge = _load(spec, device)
-        self.tokenizer: Any = self.bridge.tokenizer
-        self._lock = threading.Lock()
+    def __init__(self, spec: ModelSpec, device: str, roots: Roots = EVERYWHERE) -> None:
+        """Loads the model. Raises ModelNotFound, at once where there is no network, and InvalidSpec.
+
+        `tokenizer` is None if the model has none that can be read; then there are token ids, but no text.
+
+        Args:
+            roots: where its files may be, and those of the text that it reads.
+        """
+        self.device, self.roots, self._spec, self._lock = device, roots, spec, threading.Lock()
+        self.bridge = load_bridge(spec, device, roots)
+        self.tokenizer: Any = None
+        try:
+            self.tokenizer = text.load_tokenizer(spec)
+        except ModelNotFound as error:
+            self._no_tokenizer = error
+        if spec.weight_processing == "compatibility":
+            self._fold()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return getattr(torch, self._spec.dtype)
 
     @property
     def n_bytes(self) -> int:
@@ -46,44 +62,88 @@ class LanguageModel:
 
     def logits_bytes(self, n_tokens: int) -> int:
         """Bytes of the logits of so many tokens; a pass that measures losses ends with them."""
-        return n_tokens * self.bridge.cfg.d_vocab * getattr(torch, self._spec.dtype).itemsize
+        return n_tokens * self.n_vocab * self._dtype.itemsize
+
+    @property
+    def n_vocab(self) -> int:
+        """How many tokens it has; their ids are less."""
+        return self.bridge.cfg.d_vocab
+
+    @property
+    def family(self) -> str | None:
+        """What its configuration calls `model_type`."""
+        return getattr(self.bridge.original_model.config, "model_type", None)
 
     @property
     def bos(self) -> int:
-        """The token that starts a row and separates documents: BOS, or EOS where a tokenizer has no BOS."""
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        raise InvalidSpec("the model's tokenizer has neither a BOS nor an EOS token", param="/stream/model/name")
+        """The token that starts a row of text and separates documents: BOS, or EOS where a tokenizer has no BOS.
+
+        Raises:
+            ModelNotFound, InvalidSpec: there is no tokenizer, or none of the two.
+        """
+        return text.start_token(self._of_text, self.n_vocab)
+
+    @property
+    def _of_text(self) -> Any:
+        if self.tokenizer is None:
+            raise self._no_tokenizer
+        return self.tokenizer
 
     def excluded_tokens(self, exclude: tuple[str | int, ...]) -> tuple[int, ...]:
         """Token ids for names such as "bos"; names that the tokenizer lacks are left out."""
-        ids = (getattr(self.tokenizer, f"{item}_token_id") if isinstance(item, str) else item for item in exclude)
-        return tuple(sorted({int(i) for i in ids if i is not None} | ({self.bos} if "bos" in exclude else set())))
+        named = {item: getattr(self.tokenizer, f"{item}_token_id", None) for item in exclude if isinstance(item, str)}
+        if "bos" in named and self.tokenizer is not None:
+            named["bos"] = text.separator(self.tokenizer)
+        ids = (named[item] if isinstance(item, str) else item for item in exclude)
+        return tuple(sorted({int(i) for i in ids if i is not None}))
 
     def encode(self, documents: list[str]) -> list[list[int]]:
-        """Token ids of each document, without special tokens."""
-        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(documents, add_special_tokens=False)
-        return [item.ids for item in encoded]
+        """Token ids of each document, without special tokens. Raises ModelNotFound if there is no tokenizer."""
+        return text.encode(self._of_text, documents)
 
-    def check(self, hook_names: tuple[str, ...], context_size: int) -> dict[str, int]:
-        """The width d_in at each hook point, by a short forward pass. Raises InvalidSpec for what cannot run."""
-        limit = self.bridge.cfg.n_ctx
-        if context_size > limit:
-            raise InvalidSpec(
-                f"must be at most the model's context of {limit}: {context_size}", param="/stream/context_size"
-            )
-        unknown = [name for name in hook_names if name not in self.bridge.hook_dict]
-        if unknown:
-            raise InvalidSpec(self._unknown_hook(unknown[0]), param="/saes")
-        found = self.activations(np.full((1, 2), self.bos, dtype=np.int32), hook_names)
-        return {name: found[name].shape[-1] for name in hook_names}
+    def sample(self) -> Int[np.ndarray, "prompts context_size"]:
+        """A few tokens, always the same, to try the model on."""
+        return np.random.default_rng(0).integers(0, self.n_vocab, SAMPLE, dtype=np.int32)
 
-    def _unknown_hook(self, name: str) -> str:
-        import difflib
+    @property
+    def tolerance(self) -> float:
+        """The relative difference of losses that rounding alone may make."""
+        return max(1e-4, 4 * torch.finfo(self._dtype).eps)
 
-        close = difflib.get_close_matches(name, list(self.bridge.hook_dict), n=3)
-        return f"the model has no hook point {name!r}." + (f" Close: {', '.join(close)}." if close else "")
+    def first_losses(self) -> Float[np.ndarray, "prompts predicted"]:
+        """The losses of the sample. Raises InvalidSpec if the model does not run, and OutOfMemory."""
+        is_full = self._spec.dtype == "float32"
+        param, hint = ("/stream/model/name", "") if is_full else ("/stream/model/dtype", "Use float32.")
+        with blamed(InvalidSpec, f"the model does not run in {self._spec.dtype}", param, hint):
+            return self.losses(self.sample())
+
+    def _fold(self) -> None:
+        """Folds the weights. Raises InvalidSpec if that is another model, whose losses are others."""
+        check_folding(self.family)
+        before = self.first_losses()
+        with blamed(InvalidSpec, "the weights of this model cannot be folded", FOLDING_FIELD, 'Use "none".'):
+            self.bridge.enable_compatibility_mode()
+            after = self.losses(self.sample())
+        if np.linalg.norm(after - before) > self.tolerance * np.linalg.norm(before):
+            raise not_exact()
+
+    def fired(self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: Iterable[str]) -> list[tuple[str, Any]]:
+        """What each hook point has in a whole forward pass, as the library has it, in the order in which it is computed."""
+        found: list[tuple[str, Any]] = []
+
+        def note(value: Any, hook: Any, name: str) -> None:
+            found.append((name, value.clone() if isinstance(value, torch.Tensor) else value))
+
+        with self._lock, torch.inference_mode():
+            hooks = [(name, partial(note, name=name)) for name in hook_names]
+            self.bridge.run_with_hooks(self._ids(tokens), fwd_hooks=hooks, return_type="logits")
+        return found
+
+    def _ids(self, tokens: Int[np.ndarray, "prompts context_size"]) -> torch.Tensor:
+        if (largest := int(tokens.max())) >= self.n_vocab:
+            message = f"there is a token {largest}, and the model has {self.n_vocab} tokens: it is not the tokenizer's model."
+            raise InvalidSpec(message, param="/stream/model/name")
+        return torch.from_numpy(tokens).long().to(self.device)
 
     def activations(
         self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: tuple[str, ...]
@@ -91,7 +151,7 @@ class LanguageModel:
         """Activations at each hook point in one forward pass, which stops after the last layer needed."""
         with self._lock, torch.inference_mode():
             _, cache = self.bridge.run_with_cache(
-                torch.from_numpy(tokens).long().to(self.device),
+                self._ids(tokens),
                 names_filter=list(hook_names),
                 stop_at_layer=last_layer(hook_names),
                 return_type=None,
@@ -101,34 +161,11 @@ class LanguageModel:
             raise InvalidSpec(f"the model computed nothing at hook point {missing[0]!r}", param="/saes")
         return {name: cache[name].flatten(start_dim=2) for name in hook_names}
 
-    def check_order(self, reads: Sequence[str], writes: Sequence[str], param: str | None = None) -> None:
-        """Checks that an SAE which writes other hook points than it reads can be spliced in: by a short forward pass.
-
-        Raises:
-            InvalidSpec: one that it writes is computed before one that it reads. `param` is the field to blame.
-        """
-        if set(reads) == set(writes):
-            return
-        order: list[str] = []
-
-        def note(_: torch.Tensor, name: str) -> None:
-            order.append(name)
-
-        tokens = np.full((1, 2), self.bos, dtype=np.int32)
-        self.losses(tokens, {name: partial(note, name=name) for name in (*reads, *writes)})
-        last_read, first_written = max(reads, key=order.index), min(writes, key=order.index)
-        if order.index(first_written) < order.index(last_read):
-            raise InvalidSpec(
-                f"the model computes {first_written}, which is written, before {last_read}, which is read.",
-                param=param,
-                hint="hook_name_out must come after hook_name in the model.",
-            )
-
     def losses(
         self, tokens: Int[np.ndarray, "prompts context_size"], edits: Mapping[str, Edit] | None = None
     ) -> Float[np.ndarray, "prompts predicted"]:
         """Next-token loss in nats at every position but the last, with the hook points in `edits` edited."""
-        ids = torch.from_numpy(tokens).long().to(self.device)
+        ids = self._ids(tokens)
 
         def hook(tensor: torch.Tensor, hook: Any, edit: Edit) -> torch.Tensor | None:
             edited = edit(tensor.flatten(start_dim=2))
@@ -156,10 +193,11 @@ class LanguageModel:
         """
         kept = self._mask(keep)
         if len(sites.write) == 1:
-            return self.losses(tokens, _spliced_while_read(kept, sites, reconstruct))
-        y_hat = _reconstructed(self.activations(tokens, sites.hook_names), sites, reconstruct)
+            return self.losses(tokens, splice.spliced_while_read(kept, sites, reconstruct))
+        y_hat = splice.reconstructed(self.activations(tokens, sites.hook_names), sites, reconstruct)
         parts = y_hat.split([width for _, width in sites.write], dim=-1)
-        return self.losses(tokens, {name: partial(_replaced, kept, part) for name, part in zip(sites.writes, parts, strict=True)})
+        edits = {name: partial(splice.replaced, kept, part) for name, part in zip(sites.writes, parts, strict=True)}
+        return self.losses(tokens, edits)
 
     def zeroed_losses(
         self, tokens: Int[np.ndarray, "prompts context_size"], keep: Bool[np.ndarray, "prompts context_size"],
@@ -171,39 +209,6 @@ class LanguageModel:
 
     def _mask(self, keep: Bool[np.ndarray, "prompts context_size"]) -> Bool[torch.Tensor, "prompts context_size 1"]:
         return torch.from_numpy(keep).to(self.device)[..., None]
-
-
-def _replaced(kept: torch.Tensor, y_hat: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return torch.where(kept, y_hat.to(y.dtype), y)
-
-
-def _spliced_while_read(kept: torch.Tensor, sites: Sites, reconstruct: Reconstruct) -> Mapping[str, Edit]:
-    """Edits that note what is read, and replace the one hook point that is written, which fires last."""
-    seen: dict[str, torch.Tensor] = {}
-    (written,) = sites.writes
-
-    def read(rows: torch.Tensor, name: str) -> None:
-        seen[name] = rows
-
-    def write(rows: torch.Tensor) -> torch.Tensor:
-        seen[written] = rows
-        return _replaced(kept, _reconstructed(seen, sites, reconstruct), rows)
-
-    return {name: partial(read, name=name) for name in sites.reads} | {written: write}
-
-
-def _reconstructed(
-    seen: Mapping[str, torch.Tensor], sites: Sites, reconstruct: Reconstruct
-) -> Float[torch.Tensor, "prompts context_size d_write"]:
-    """What the SAE writes at every position, from the activations at its hook points."""
-
-    def rows(widths: Widths) -> jax.Array:
-        return to_jax(torch.cat([seen[name] for name, _ in widths], dim=-1).flatten(0, 1))
-
-    x = rows(sites.read)
-    first = seen[sites.writes[0]]
-    y_hat = to_torch(reconstruct(x, x if sites.is_autoencoder else rows(sites.write)))
-    return y_hat.to(first.device).view(*first.shape[:2], sites.d_write)
 
 
 def keep_mask(tokens: Int[np.ndarray, "prompts context_size"], excluded: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
@@ -219,38 +224,3 @@ def last_layer(hook_names: tuple[str, ...]) -> int | None:
     layers = [re.match(r"blocks\.(\d+)\.", name) for name in hook_names]
     numbers = [int(match.group(1)) for match in layers if match]
     return max(numbers) + 1 if len(numbers) == len(hook_names) else None
-
-
-def _load(spec: ModelSpec, device: str) -> Any:
-    from transformer_lens import TransformerBridge
-
-    name = spec.name
-    if is_path(name):
-        folder = Path(name).expanduser().resolve()
-        if not (folder / "config.json").is_file():
-            raise ModelNotFound(f"{folder} has no config.json", param="/stream/model/name")
-        name = str(folder)
-    else:
-        _check_hub(name)
-    try:
-        dtype = getattr(torch, spec.dtype)
-        bridge = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, revision=spec.revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelNotFound(f"cannot load {spec.name}: {error}", param="/stream/model/name") from error
-    if spec.weight_processing == "compatibility":
-        bridge.enable_compatibility_mode()
-    return bridge
-
-
-def _check_hub(name: str) -> None:
-    """Raises ModelNotFound at once if a hub model is neither in the local cache nor reachable."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "config.json"), str) or is_offline():
-        return
-    try:
-        socket.create_connection((hub_host(), 443), timeout=5).close()
-    except OSError as error:
-        hint = "Give a folder in Hugging Face format instead; its name starts with '/', '.' or '~'."
-        message = f"{name} is not on this machine and {hub_host()} cannot be reached."
-        raise ModelNotFound(message, param="/stream/model/name", hint=hint) from error

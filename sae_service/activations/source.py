@@ -7,9 +7,12 @@ import numpy as np
 from jaxtyping import Array
 
 from sae_service.activations.buffer import FillStart, TextHarvest
+from sae_service.activations.documents import Documents
 from sae_service.activations.model import LanguageModel
+from sae_service.activations.model_check import Place, check
 from sae_service.activations.synthetic import SyntheticHarvest
 from sae_service.activations.tokens import PackedTokens
+from sae_service.readable import EVERYWHERE, Roots
 from sae_service.spec import JobSpec
 
 MEDIAN_ROWS = 1 << 13
@@ -26,27 +29,37 @@ class Harvest(Protocol):
 
 
 class Source:
-    """The rows of a job. `model` is None for synthetic ones; `widths` are those of the rows by hook point."""
+    """The rows of a job.
+
+    Attributes:
+        model: None for synthetic rows.
+        widths: those of the rows by hook point.
+        model_warnings: what a user may want to know of the model's hook points.
+    """
 
     model: LanguageModel | None
     widths: dict[str, int]
+    model_warnings: list[str]
 
-    def __init__(self, job: JobSpec, device: str) -> None:
+    def __init__(self, job: JobSpec, device: str, roots: Roots = EVERYWHERE) -> None:
         """Loads the model, if there is one, and checks that it has what the job asks for.
 
+        Args:
+            roots: where its files and those of the text may be.
+
         Raises:
-            ModelNotFound, InvalidSpec: see `LanguageModel`.
+            ModelNotFound, InvalidSpec, OutOfMemory: see `LanguageModel` and `model_check`.
         """
-        self._stream, self._hook_names = job.stream, job.hook_names
+        self._stream, self._hook_names, self.roots = job.stream, job.hook_names, roots
+        self._documents: Documents | None = None
         if job.stream.synthetic is not None:
-            self.model = None
+            self.model, self.model_warnings = None, []
             self.widths = dict.fromkeys(job.hook_names, job.stream.synthetic.d_in)
         else:
-            self.model = LanguageModel(job.stream.text_source[0], device)
-            self.widths = self.model.check(job.hook_names, job.stream.context_size)
-            for index, sae in enumerate(job.saes):
-                if sae.hook_name_out is not None:
-                    self.model.check_order(sae.reads, sae.writes, f"/saes/{index}/hook_name_out")
+            self.model = LanguageModel(job.stream.text_source[0], device, roots)
+            places = [Place(sae.reads, sae.writes, f"/saes/{index}") for index, sae in enumerate(job.saes)]
+            found = check(self.model, job.stream.context_size, places)
+            self.widths, self.model_warnings = found.widths, found.warnings
 
     @property
     def row_bytes(self) -> int:
@@ -80,10 +93,16 @@ class Source:
         stream, model = self._stream, self.model
         if model is None:
             return SyntheticHarvest(stream, self._hook_names, start)
-        tokens = PackedTokens(
-            stream.text_source[1], "train", model.encode, model.bos, stream.context_size, stream.prompts, repeat=True
-        )
+        tokens = PackedTokens(stream.text_source[1], "train", model, stream.context_size, stream.prompts, True, self.roots)
+        self._documents = tokens.documents
         return TextHarvest(model, tokens, self._hook_names, model.excluded_tokens(stream.exclude), start, limits)
+
+    def warnings(self) -> list[str]:
+        """What is to be said of the text that has been read."""
+        if self._documents is None or not self._documents.n_null:
+            return []
+        column = self._stream.text_source[1].column
+        return [f"stream.dataset.column: {self._documents.n_null} rows have nothing (NULL) in {column!r} and were left out."]
 
 
 def _as_float32(rows: Mapping[str, Array]) -> dict[str, np.ndarray]:

@@ -1,34 +1,31 @@
 """From text to packed tokens, with a cursor from which reading goes on exactly.
 
 Documents are packed into rows of `context_size`: each row starts with BOS, and BOS stands between the documents of
-a row. Source: Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147, section 3.
+a row. Source: Lieberum et al. 2024, "Gemma Scope", arXiv:2408.05147, section 3. Rows that are kept as they are given
+get no BOS.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.activations.documents import Documents, Part, Tokenizing
+from sae_service.activations.text import open_text
+from sae_service.errors import DataNotFound
+from sae_service.readable import EVERYWHERE, Roots
 from sae_service.schema import Frozen
-from sae_service.spec import DatasetSpec, is_path
-
-DOCUMENTS_AT_ONCE = 64
-LOADERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
-Part = Literal["train", "held_out"]
-Encode = Callable[[list[str]], list[list[int]]]
+from sae_service.spec import DatasetSpec
 
 
 class Cursor(Frozen):
     """A place in the packed text: all that is needed to go on reading there.
 
     A group of documents begins at document `documents` of shard `shard` of the split, after `epoch` whole readings;
-    `unfinished` holds the tokens of the row that is not full yet at that place. `rows_served` packed rows of the group
-    have been handed out.
+    `unfinished` holds the tokens of the row that is not full yet at that place (`~id` for one that is not trained on).
+    `rows_served` packed rows of the group have been handed out.
     """
 
     epoch: int = 0
@@ -38,96 +35,52 @@ class Cursor(Frozen):
     rows_served: int = 0
 
 
-def is_held_out(document: str, share: float) -> bool:
-    """Whether a document belongs to the held-out share: a property of its text alone, so copies stay together."""
-    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+@dataclass(frozen=True)
+class Prompts:
+    """Rows of tokens, and which positions the text itself has trained on: all but the turns that a conversation leaves out."""
+
+    tokens: Int[np.ndarray, "prompts context_size"]
+    trained: Bool[np.ndarray, "prompts context_size"]
 
 
-def load_arguments(spec: DatasetSpec, split: str) -> dict[str, Any]:
-    """What `datasets.load_dataset` is to be called with. Raises DataNotFound for a path that is no dataset.
-
-    A single file is the split that is trained on, whatever that is called.
-    """
-    if not is_path(spec.path):
-        return {"path": spec.path, "name": spec.name, "revision": spec.revision}
-    path = Path(spec.path).expanduser().resolve()
-    if not path.exists():
-        raise DataNotFound(f"there is no file or folder {path}", param="/stream/dataset/path")
-    if not path.is_file():
-        return {"path": str(path)}
-    endings = [ending for ending in path.suffixes if ending in LOADERS]
-    if not endings:
-        known = ", ".join(LOADERS)
-        raise DataNotFound(f"{path.name} is none of {known}", param="/stream/dataset/path")
-    if split != spec.split:
-        raise DataNotFound(
-            f"{path.name} is one file, which has no split {split!r} beside the one that is trained on.",
-            param="/stream/dataset/held_out_split",
-            hint="Leave held_out_split out to hold out a share of the documents, or name a folder with a file for each split.",
-        )
-    return {"path": LOADERS[endings[-1]], "data_files": {split: str(path)}}
-
-
-def check_splits(spec: DatasetSpec) -> None:
-    """Raises InvalidSpec if the text that is held out is the text that is trained on."""
-    if spec.held_out_split == spec.split:
-        raise InvalidSpec(
-            f"must not be split ({spec.split!r}), which is trained on.",
-            param="/stream/dataset/held_out_split",
-            hint="Leave it out to hold out a share of the documents.",
-        )
-
-
-def open_dataset(spec: DatasetSpec, split: str) -> Any:
-    """The dataset's `split` as a stream of its text column. Raises DataNotFound or InvalidSpec."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    try:
-        dataset: Any = datasets.load_dataset(**load_arguments(spec, split), split=split, streaming=True)
-        columns = dataset.column_names or list(next(iter(dataset), {}))
-    except (OSError, ValueError, DatasetsError) as error:
-        hint = "A hub dataset needs a network; a folder's name starts with '/', '.' or '~'."
-        message = f"cannot read split {split!r} of {spec.path}: {error}"
-        raise DataNotFound(message, param="/stream/dataset", hint="" if is_path(spec.path) else hint) from error
-    check_column(spec, columns)
-    return dataset.select_columns([spec.column])
-
-
-def check_column(spec: DatasetSpec, columns: list[str]) -> None:
-    """Raises InvalidSpec if the text column is not among `columns`."""
-    if spec.column not in columns:
-        raise InvalidSpec(
-            f"{spec.path} has no column {spec.column!r}; it has {', '.join(columns)}.", param="/stream/dataset/column"
-        )
+def _prompts(rows: list[list[int]]) -> Prompts:
+    signed = np.asarray(rows, dtype=np.int32)
+    return Prompts(np.where(signed < 0, ~signed, signed), signed >= 0)
 
 
 @dataclass
 class PackedTokens:
-    """Iterates over batches of packed rows, each with the cursor of the next one."""
+    """Iterates over batches of rows, each with the cursor of the next one."""
 
     spec: DatasetSpec
     part: Part
-    encode: Encode
-    bos: int
+    model: Tokenizing
     context_size: int
     prompts: int
     repeat: bool
+    roots: Roots = EVERYWHERE
 
-    def documents(self, batch: dict[str, list[Any]]) -> list[str]:
-        """The non-empty texts of a group that belong to this part."""
-        texts = [text for text in batch[self.spec.column] if isinstance(text, str) and text]
-        if self.spec.held_out_split is not None:
-            return texts
-        share = self.spec.held_out_share
-        return [text for text in texts if is_held_out(text, share) == (self.part == "held_out")]
+    @cached_property
+    def documents(self) -> Documents:
+        """What makes tokens of the values of the text column. Raises InvalidSpec if the model cannot."""
+        return Documents(self.spec, self.part, self.model, self.context_size)
 
-    def pack(self, unfinished: list[int], texts: list[str]) -> tuple[list[list[int]], list[int]]:
-        """Full rows, and the tokens of the row that is not full yet."""
+    @property
+    def split(self) -> str:
+        """The split that is read."""
+        named = self.spec.held_out_split
+        return named if self.part == "held_out" and named is not None else self.spec.split
+
+    def pack(self, unfinished: list[int], documents: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+        """Full rows, and the tokens of the row that is not full yet. A document that begins with BOS gets no second one."""
+        if self.spec.rows == "kept":
+            return [ids[: self.context_size] for ids in documents], []
+        bos = self.model.bos
+        is_bos = (bos, ~bos)
         flat = list(unfinished)
-        for ids in self.encode(texts) if texts else []:
-            flat.append(self.bos)
+        for ids in documents:
+            if not ids or ids[0] not in is_bos:
+                flat.append(bos)
             flat.extend(ids)
         rows: list[list[int]] = []
         start = 0
@@ -135,48 +88,44 @@ class PackedTokens:
             rows.append(flat[start : start + self.context_size])
             start += self.context_size
             # The next row must start with BOS; where a document ends exactly here, its own separator serves.
-            if start < len(flat) and flat[start] != self.bos:
+            if start < len(flat) and flat[start] not in is_bos:
                 start -= 1
-                flat[start] = self.bos
+                flat[start] = bos
         return rows, flat[start:]
 
     def groups(self, cursor: Cursor) -> Iterator[tuple[list[list[int]], Cursor]]:
         """Rows of each group of documents, with the cursor of the group's start."""
-        split = self.spec.split
-        if self.part == "held_out" and self.spec.held_out_split is not None:
-            split = self.spec.held_out_split
         unfinished = list(cursor.unfinished)
         at, is_whole = cursor, (cursor.shard, cursor.documents) == (0, 0)
         while True:
             found = False
-            for texts, group in self.texts(split, at):
+            for documents, group in self.tokens(at):
                 start = group.model_copy(update={"unfinished": tuple(unfinished), "rows_served": 0})
-                rows, unfinished = self.pack(unfinished, texts)
+                rows, unfinished = self.pack(unfinished, documents)
                 found = found or bool(rows)
                 yield rows, start
             if not self.repeat:
                 return
             if not found and is_whole:
-                message = f"split {split!r} of {self.spec.path} is shorter than one row of {self.context_size} tokens"
-                raise DataNotFound(message, param="/stream/dataset")
+                holds = f"is shorter than one row of {self.context_size} tokens" if self.documents.n_chosen else "has no text"
+                raise DataNotFound(f"split {self.split!r} of {self.spec.path} {holds}", param="/stream/dataset")
             at, is_whole = Cursor(epoch=at.epoch + 1), True
 
-    def texts(self, split: str, start: Cursor) -> Iterator[tuple[list[str], Cursor]]:
-        """The texts of each group of documents from a group on to the end of the split, with where the group begins.
+    def tokens(self, start: Cursor) -> Iterator[tuple[list[list[int]], Cursor]]:
+        """The documents of each group from a group on to the end of the split, with where the group begins.
 
-        Shard by shard, and groups are counted from the shard's beginning. So they are the same wherever reading starts,
-        which the state that `datasets` keeps of itself is not.
+        Shard by shard, and groups are counted from the shard's beginning. So they are the same wherever reading starts.
         """
-        dataset = open_dataset(self.spec, split)
-        documents = start.documents
-        for shard in range(start.shard, dataset.num_shards):
-            rest = dataset.shard(dataset.num_shards, shard).skip(documents)
-            for batch in rest.iter(batch_size=DOCUMENTS_AT_ONCE):
-                yield self.documents(batch), start.model_copy(update={"shard": shard, "documents": documents})
-                documents += len(batch[self.spec.column])
-            documents = 0
+        text = open_text(self.spec, self.split, self.roots)
+        n_before = start.documents
+        for shard in range(start.shard, text.n_shards):
+            for values in text.groups(shard, n_before):
+                found = self.documents.tokens(values, lambda index, shard=shard, first=n_before: text.place(shard, first + index))
+                yield found, start.model_copy(update={"shard": shard, "documents": n_before})
+                n_before += len(values)
+            n_before = 0
 
-    def read(self, cursor: Cursor) -> Iterator[tuple[Int[np.ndarray, "prompts context_size"], Cursor]]:
+    def read(self, cursor: Cursor) -> Iterator[tuple[Prompts, Cursor]]:
         """Batches of `prompts` rows from `cursor` on; without `repeat` the last one may have fewer.
 
         Each comes with the cursor of its own start, from which reading again yields the same batch.
@@ -193,7 +142,7 @@ class PackedTokens:
                     pending_start = group.model_copy(update={"rows_served": index})
                 pending.append(row)
                 if len(pending) == self.prompts:
-                    yield np.asarray(pending, dtype=np.int32), pending_start
+                    yield _prompts(pending), pending_start
                     pending = []
         if pending:
-            yield np.asarray(pending, dtype=np.int32), pending_start
+            yield _prompts(pending), pending_start

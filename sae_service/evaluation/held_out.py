@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from sae_service.sae.inference import SAEs
+from sae_service.sae.inference import InferenceSAE, SAEs
 
 ShouldStop = Callable[[], bool]
+Observe = Callable[[InferenceSAE], dict[str, Any]]
+"""What to record of an SAE at each look."""
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sae_service.activations.model import LanguageModel
+from sae_service.activations.model_check import Place, check
 from sae_service.errors import InvalidSpec
 from sae_service.evaluation import feature_recovery
 from sae_service.evaluation.on_text import HeldOutText
@@ -41,12 +42,11 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
         raise InvalidSpec(f"must be at least context_size ({spec.context_size})", "/tokens")
     sites = _sites(sae, hook_name)
     model = LanguageModel(spec.text_source[0], "cuda" if jax.default_backend() == "gpu" else "cpu")
-    found = model.check(sites.hook_names, spec.context_size)
+    found = check(model, spec.context_size, [Place(sites.reads, sites.writes)]).widths
     for verb, widths in (("reads", sites.read), ("writes", sites.write)):
         for name, width in widths:
             if width != found[name]:
                 raise InvalidSpec(f"the SAE {verb} rows of {width} numbers, and those of {name} have {found[name]}")
-    model.check_order(sites.reads, sites.writes)
     return finite_or_null(HeldOutText(spec, spec.tokens, model).evaluate({"sae": lambda: sae.replace(sites=sites)})["sae"])
 
 

@@ -1,23 +1,22 @@
 """The held-out rows that a job asks for."""
 
 from collections.abc import Callable
-from typing import Any
 
 from sae_service.activations.model import LanguageModel
-from sae_service.evaluation.held_out import HeldOut, ShouldStop
+from sae_service.evaluation.held_out import HeldOut, Observe, ShouldStop
 from sae_service.evaluation.on_synthetic import HeldOutRows
 from sae_service.evaluation.on_text import HeldOutText
-from sae_service.sae.inference import InferenceSAE
 from sae_service.spec import JobSpec
 
 
 def held_out_of(
-    job: JobSpec, model: LanguageModel | None, should_stop: ShouldStop
-) -> tuple[HeldOut, Callable[[InferenceSAE], dict[str, Any]] | None]:
+    job: JobSpec, model: LanguageModel | None, should_stop: ShouldStop, warn: Callable[[str], None]
+) -> tuple[HeldOut, Observe | None]:
     """The rows, and what to record of an SAE at each look, if the truth is known.
 
     Args:
         model: None for synthetic rows.
+        warn: called with a sentence if there is less text than was asked for.
 
     Raises:
         DataNotFound, InvalidSpec, Stopped: see `HeldOutText`.
@@ -25,4 +24,7 @@ def held_out_of(
     if model is None:
         rows = HeldOutRows(job)
         return rows, rows.observe
-    return HeldOutText(job.stream, job.evaluation.tokens, model, should_stop), None
+    text = HeldOutText(job.stream, job.evaluation.tokens, model, should_stop)
+    if text.n_tokens <= job.evaluation.tokens - job.stream.context_size:
+        warn(f"evaluation.tokens: {job.evaluation.tokens} were asked for, and the held-out text has only {text.n_tokens}.")
+    return text, None

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.norms import median_norms
-from sae_service.activations.tokens import Cursor, PackedTokens, check_splits
-from sae_service.errors import DataNotFound, Stopped
+from sae_service.activations.text import check_splits
+from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.errors import InvalidSpec, Stopped
 from sae_service.evaluation import outliers
 from sae_service.evaluation.held_out import ShouldStop
 from sae_service.evaluation.tally import Tally
@@ -44,10 +45,11 @@ def reconstructed(
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens, and which of their positions count."""
+    """Rows of tokens, and which of their positions count. The first `n_rows` are text; the others fill the batch up."""
 
     tokens: Int[np.ndarray, "prompts context_size"]
     keep: Bool[np.ndarray, "prompts context_size"]
+    n_rows: int
 
     def counted(self, losses: Float[np.ndarray, "prompts predicted"]) -> float:
         """The sum of the losses where neither a position's own token nor the next one is excluded."""
@@ -67,31 +69,62 @@ def held_out_batches(stream: StreamSpec, n_tokens: int, model: LanguageModel) ->
     """Packed held-out tokens until there are `n_tokens` of them, or no more text.
 
     All batches have the same shape: the last is filled up with rows of which nothing is kept.
+
+    Raises:
+        InvalidSpec: there is not one row of it.
+        DataNotFound: it cannot be read.
     """
     excluded, left = model.excluded_tokens(stream.exclude), n_tokens // stream.context_size
-    prompts = max(1, min(stream.prompts, left))
-    packed = PackedTokens(stream.text_source[1], "held_out", model.encode, model.bos, stream.context_size, prompts, repeat=False)
-    for tokens, _ in packed.read(Cursor()):
-        real = tokens[:left]
-        missing = ((0, prompts - len(real)), (0, 0))
-        yield Batch(
-            np.pad(real, missing, constant_values=model.bos), np.pad(keep_mask(real, excluded), missing, constant_values=False)
-        )
-        left -= len(real)
+    n_prompts = max(1, min(stream.prompts, left))
+    packed = PackedTokens(stream.text_source[1], "held_out", model, stream.context_size, n_prompts, False, model.roots)
+    is_empty = True
+    for prompts, _ in packed.read(Cursor()):
+        is_empty = False
+        tokens = prompts.tokens[:left]
+        keep = keep_mask(tokens, excluded) & prompts.trained[:left]
+        missing = ((0, n_prompts - len(tokens)), (0, 0))
+        yield Batch(np.pad(tokens, missing), np.pad(keep, missing, constant_values=False), len(tokens))
+        left -= len(tokens)
         if left <= 0:
             return
+    if is_empty:
+        raise _too_little(packed)
+
+
+def _too_little(packed: PackedTokens) -> InvalidSpec:
+    """What to say of held-out text that does not fill one row."""
+    spec, found, length = packed.spec, packed.documents, packed.context_size
+    if spec.held_out_split is not None:
+        holds = f"is shorter than one row of {length} tokens" if found.n_seen else "has no text"
+        where = f"split {spec.held_out_split!r} of {spec.path}"
+        hint = "Name a split with more text, or lower context_size."
+        return InvalidSpec(f"{where}, which is held out, {holds}.", "/stream/dataset/held_out_split", hint)
+    return InvalidSpec(
+        f"of the {found.n_seen} documents in split {spec.split!r} of {spec.path} a share of {spec.held_out_share} holds out "
+        f"{found.n_chosen}; that is less than one row of {length} tokens.",
+        "/stream/dataset/held_out_share",
+        "Raise held_out_share (at most .5), name a held_out_split, or divide the text into more documents.",
+    )
 
 
 class HeldOutText:
-    """The held-out text, and the losses that no SAE changes, each computed once. All of it lies on the host."""
+    """The held-out text, and the losses that no SAE changes, each computed once. All of it lies on the host.
+
+    `n_tokens` is how many tokens there are, excluded ones too.
+    """
 
     def __init__(
         self, stream: StreamSpec, n_tokens: int, model: LanguageModel, should_stop: ShouldStop = lambda: False
     ) -> None:
-        """Reads the text. Raises DataNotFound if there is not one row of it, InvalidSpec if it is trained on, and Stopped.
+        """Reads the text.
 
         Args:
             stream: its held-out text, context_size, prompts and excluded tokens are used.
+
+        Raises:
+            InvalidSpec: there is not one row of it, nothing of it is to be measured, or it is trained on.
+            DataNotFound: it cannot be read.
+            Stopped: it should stop before all has been read.
         """
         check_splits(stream.text_source[1])
         self._model, self._batches = model, list[Batch]()
@@ -99,15 +132,16 @@ class HeldOutText:
             if should_stop():
                 raise Stopped
             self._batches.append(batch)
+        self.n_tokens = sum(batch.n_rows for batch in self._batches) * stream.context_size
         self._n_predicted = sum(batch.n_predicted for batch in self._batches)
         self._zeroed: dict[tuple[str, ...], float] = {}
         self._medians: dict[str, float] = {}
         self._limit = jnp.float32(stream.max_activation_norm_multiple or math.inf)
         if not self._n_predicted:
-            raise DataNotFound(
-                f"the held-out text is shorter than one row of {stream.context_size} tokens.",
-                param="/stream/dataset",
-                hint="Name a held_out_split or raise held_out_share.",
+            raise InvalidSpec(
+                f"of the {self.n_tokens} held-out tokens all are left out.",
+                param="/stream/exclude" if stream.text_source[1].train_on == "all" else "/stream/dataset/train_on",
+                hint="Leave out fewer tokens.",
             )
 
     def evaluate(self, saes: SAEs, should_stop: ShouldStop = lambda: False) -> dict[str, Any]:
@@ -149,10 +183,10 @@ class HeldOutText:
         }
 
     def _median_norms(self, hook_names: tuple[str, ...]) -> Float[Array, " n_write"]:
-        """The median norm of the rows at each of the hook points, in the first batch."""
+        """The median norm of the rows at each of the hook points, in the first batch that has some."""
         unknown = tuple(name for name in hook_names if name not in self._medians)
         if unknown:
-            batch = self._batches[0]
+            batch = next(batch for batch in self._batches if batch.keep.any())
             self._medians |= median_norms(self._model.activations(batch.tokens, unknown), batch.keep)
         return jnp.asarray([self._medians[name] for name in hook_names], jnp.float32)
 

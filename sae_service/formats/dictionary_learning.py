@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_service import readable
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import torch_zip
 from sae_service.formats.file_format import (
@@ -106,7 +107,7 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
 def sizes(folder: Path) -> tuple[int, int]:
     """d_in and d_sae, as the config has them: in the weights they stand behind a program."""
     try:
-        trainer = _trainer({CONFIG: (folder / CONFIG).read_bytes()})
+        trainer = _trainer({CONFIG: readable.content(folder / CONFIG)})
         return int(trainer["activation_dim"]), int(trainer["dict_size"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedCheckpoint(f"{CONFIG} does not name trainer.activation_dim and dict_size: {error!r}") from error

@@ -8,7 +8,8 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
+from sae_service.readable import Look
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites, at
 from sae_service.sae.weights import COMPLETE, Shapes, Tensors
@@ -26,6 +28,8 @@ UNNAMED_READ, UNNAMED_WRITE = "unnamed_input", "unnamed_output"
 OWN_FILES = "Download it without a format: its own files hold it."
 LARGEST_EXPANSION = 64
 LARGEST_HEADER = 1 << 24
+LARGEST_DIRECTORY = 1 << 20
+ZIPPED = (".npz", ".pt")
 UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 _SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 
@@ -175,7 +179,7 @@ def flag_of(config: Mapping[str, Any], name: str, default: bool) -> bool:
 def safetensors_shape(path: Path, tensor: str) -> tuple[int, int]:
     """The shape of a matrix in a safetensors file, of which only the header is read."""
     try:
-        with path.open("rb") as file:
+        with Look(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > LARGEST_HEADER:
                 raise DamagedCheckpoint(f"{path.name} has a header of {length} bytes")
@@ -200,6 +204,24 @@ def safetensors_of(files: Mapping[str, bytes], name: str) -> Tensors:
         return found
     except (KeyError, ValueError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{name} is not a safetensors file of numbers: {error}") from error
+
+
+def unpacked_bytes(path: Path) -> int:
+    """Bytes that reading a file takes: of a zip file those of its members. Raises DamagedCheckpoint for a broken one."""
+    if path.suffix not in ZIPPED:
+        return path.stat().st_size
+    with opened_zip(path) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
+
+@contextmanager
+def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip file whose directory and headers are looked into. Raises DamagedCheckpoint if it cannot be read."""
+    try:
+        with Look(path, LARGEST_DIRECTORY) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except UNREADABLE_ZIP as error:
+        raise DamagedCheckpoint(f"{path.name} is not a whole zip file: {error}") from error
 
 
 def unzipped(content: bytes, name: str) -> dict[str, bytes]:

@@ -8,7 +8,6 @@ Checked against the layout as Gemma Scope describes it; no released file was rea
 """
 
 import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ import numpy as np
 
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats.file_format import (
-    UNREADABLE_ZIP,
     Description,
     activation,
     assembled,
     checked,
     content_of,
+    opened_zip,
     refuse_all_but_autoencoders,
     unzipped,
 )
@@ -63,9 +62,9 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
 def sizes(folder: Path) -> tuple[int, int]:
     """d_in and d_sae."""
     try:
-        with zipfile.ZipFile(folder / WEIGHTS) as archive, archive.open("W_enc.npy") as member:
+        with opened_zip(folder / WEIGHTS) as archive, archive.open("W_enc.npy") as member:
             np.lib.format.read_magic(member)
             (d_in, d_sae), _, _ = np.lib.format.read_array_header_1_0(member)
             return int(d_in), int(d_sae)
-    except (*UNREADABLE_ZIP, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{WEIGHTS} has no readable matrix W_enc: {error!r}") from error

@@ -1,8 +1,10 @@
 """The stream of activations as its user writes it: which model reads which text, or synthetic rows."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from sae_service.schema import Dtype, Frozen, WeightProcessing, refuse
 
@@ -10,6 +12,8 @@ HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
 """The features' rows, and what a fixed linear map makes of them, for transcoders and crosscoders to learn."""
 MAX_BUFFER_ROWS = 1 << 20
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+HUB_NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
 
 
 def is_path(name: str) -> bool:
@@ -17,14 +21,38 @@ def is_path(name: str) -> bool:
     return name.startswith(("/", ".", "~"))
 
 
+def _is_hub_name(name: str) -> bool:
+    """Whether a hub takes `name` for a repository: at most one slash, and the characters and lengths that it allows."""
+    return bool(HUB_NAME.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+
+
+def _path_or_hub_name(name: str) -> str:
+    if not is_path(name) and not _is_hub_name(name):
+        raise PydanticCustomError(
+            "name",
+            "must be a path, which starts with '/', '.' or '~', or a name on a hub, such as gpt2 or owner/name; "
+            "addresses (file://, http://, s3://, hf://) are not read",
+        )
+    return name
+
+
+def _revision(revision: str) -> str:
+    if ".." in revision or revision.startswith("/"):
+        raise PydanticCustomError("revision", "must be a commit, a tag or a branch: no '..', and no '/' at its start")
+    return revision
+
+
+PathOrHubName = Annotated[str, Field(min_length=1), AfterValidator(_path_or_hub_name)]
+Revision = Annotated[str, AfterValidator(_revision)]
+
+
 class ModelSpec(Frozen):
     """Which language model the activations come from."""
 
-    name: str = Field(
-        min_length=1,
+    name: PathOrHubName = Field(
         description="A folder in Hugging Face format (it starts with '/', '.' or '~') or a hub name such as gpt2.",
     )
-    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub model.")
+    revision: Revision | None = Field(default=None, description="Commit, tag or branch of a hub model.")
     dtype: Dtype = "float32"
     weight_processing: WeightProcessing = Field(
         default="none",
@@ -36,21 +64,47 @@ class ModelSpec(Frozen):
 class DatasetSpec(Frozen):
     """Which text is read, and which part of it is held out from training."""
 
-    path: str = Field(
-        min_length=1,
-        description="A file (.jsonl, .txt, .parquet; .xz and .gz too), a folder of such files (it starts with '/', '.' or '~'), "
-        "or a hub name.",
+    path: PathOrHubName = Field(
+        description="A file (.jsonl, .ndjson, .json, .csv, .txt, .parquet, .arrow; .gz, .xz, .bz2 and .zst too), a folder of such "
+        "files or one by save_to_disk (it starts with '/', '.' or '~'), or a hub name.",
     )
     name: str | None = Field(default=None, description="Configuration of a hub dataset.")
-    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
+    revision: Revision | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
     split: str = "train"
-    column: str = Field(default="text", description="Column that holds a document's text.")
+    column: str = Field(
+        default="text",
+        description="Column that holds a document: its text, its token ids (a list of integers), or with chat its messages.",
+    )
+    rows: Literal["packed", "kept"] = Field(
+        default="packed",
+        description="packed: documents follow one another in rows of context_size; BOS starts each row and stands between "
+        "documents (one that begins with it gets no second). kept: each list of token ids is a row as it is, cut to context_size; "
+        "nothing is added, and a shorter one is an error.",
+    )
+    chat: bool = Field(
+        default=False,
+        description="The column holds conversations, lists of messages with role and content, which go through the chat template "
+        "of the model's tokenizer.",
+    )
+    train_on: Literal["all", "assistant"] = Field(
+        default="all",
+        description="Which tokens of a conversation are trained on and measured: all, or those of the assistant's turns (what the "
+        "template marks with {% generation %}, or else from the generation prompt to the end of the turn).",
+    )
     held_out_split: str | None = Field(
         default=None, description="Split for evaluation. Default: a share of the documents of `split`, chosen by their hash."
     )
     held_out_share: float = Field(
         default=0.02, gt=0, lt=0.5, description="Share of the documents that is held out when no held_out_split is named."
     )
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> "DatasetSpec":
+        if self.chat and self.rows == "kept":
+            refuse(("rows",), "must be packed for conversations (chat)", self.rows)
+        if self.train_on != "all" and not self.chat:
+            refuse(("train_on",), "is about conversations; it needs chat: true", self.train_on)
+        return self
 
 
 class SyntheticSpec(Frozen):

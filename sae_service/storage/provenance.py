@@ -7,32 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from sae_service import __version__
+from sae_service.readable import EVERYWHERE, Roots
 from sae_service.spec import JobSpec, is_path
 
 PACKAGES = ("jax", "torch", "transformer-lens", "datasets", "optax")
 LOOKED_AT = 1 << 24
 
 
-def provenance(job: JobSpec, device: str) -> dict[str, Any]:
+def provenance(job: JobSpec, device: str, roots: Roots) -> dict[str, Any]:
     """The provenance of every SAE of a job, as JSON."""
     model, dataset = job.stream.model, job.stream.dataset
     return {
         "spec": job.model_dump(mode="json"),
-        "model": model and {"name": model.name, "revision": model.revision or revision(model.name)},
-        "dataset": dataset and {"path": dataset.path, "revision": dataset.revision or revision(dataset.path)},
+        "model": model and {"name": model.name, "revision": model.revision or revision(model.name, roots)},
+        "dataset": dataset and {"path": dataset.path, "revision": dataset.revision or revision(dataset.path, roots)},
         "code": {"sae-service": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device,
     }
 
 
-def revision(name: str) -> str | None:
-    """Of local files a hash over their names, sizes and first 16 MiB; of a hub model in the cache its commit."""
+def revision(name: str, roots: Roots = EVERYWHERE) -> str | None:
+    """Of local files below `roots` a hash over their names, sizes and first 16 MiB; of a hub model in the cache its commit."""
     if not is_path(name):
         return _cached_commit(name)
     path = Path(name).expanduser()
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if roots.hold(file) and file.is_file():
             digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
             with file.open("rb") as content:
                 digest.update(content.read(LOOKED_AT))

@@ -18,7 +18,9 @@ from jaxtyping import Array
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import FORMATS, folder
+from sae_service.formats.file_format import unpacked_bytes
 from sae_service.numerics import spread
+from sae_service.readable import EVERYWHERE, LARGEST_LOOK, Roots
 from sae_service.sae.architecture import Architecture, Rows
 from sae_service.sae.inference import InferenceSAE, unscaled
 from sae_service.sae.sites import Sites, columns
@@ -28,8 +30,6 @@ from sae_service.training.placement import Placement
 from sae_service.training.step import Served, TrainState, begun
 
 SAMPLE_ROWS = 32_768
-LARGEST_READ = 1 << 27
-"""Bytes of the files that are read whole while a job is submitted; larger ones are left to the training process."""
 
 Scales = dict[str, float]
 """The scalar of each hook point of an SAE."""
@@ -131,15 +131,22 @@ class Initial:
     sha256: str
 
 
-def folder_of(initial: InitialSpec) -> Path:
-    """The folder that is read."""
-    return Path(initial.path).expanduser().resolve()
+def folder_of(initial: InitialSpec, roots: Roots) -> Path:
+    """The folder that is read. Raises InvalidSpec if it, or a file of the format, lies outside of `roots` or is none."""
+    folder = roots.inside(initial.path, "/initial/path")
+    for name in FORMATS[initial.format].files:
+        if not roots.hold(folder / name):
+            raise roots.refusal(f"{initial.path}/{name}", "/initial/path")
+        if not (folder / name).is_file():
+            raise InvalidSpec(f"{initial.path} has no file {name}, which the format {initial.format} has")
+    return folder
 
 
-def check(spec: SAESpec, index: int, widths: Mapping[str, int]) -> None:
+def check(spec: SAESpec, index: int, widths: Mapping[str, int], roots: Roots = EVERYWHERE) -> None:
     """Raises InvalidSpec, with the field's pointer, if the SAE at `index` cannot start from what it names.
 
-    The sizes come from the headers; small files are read as a whole. No device is touched.
+    The sizes come from the headers; small files are read as a whole, and larger ones left to the training process. No device
+    is touched.
 
     Args:
         widths: of the hook points, as far as they are known yet.
@@ -148,29 +155,27 @@ def check(spec: SAESpec, index: int, widths: Mapping[str, int]) -> None:
     if initial is None:
         return
     with _blamed(index):
-        folder, format = folder_of(initial), FORMATS[initial.format]
-        missing = [name for name in format.files if not (folder / name).is_file()]
-        if missing:
-            raise InvalidSpec(f"{initial.path} has no file {missing[0]}, which the format {initial.format} has")
+        folder, format = folder_of(initial, roots), FORMATS[initial.format]
         d_in, d_sae = format.sizes(folder)
         _check_sizes(spec, d_in, d_sae, widths)
-    if sum((folder / name).stat().st_size for name in format.files) <= LARGEST_READ:
-        load(spec, index, widths)
+        is_small = sum(unpacked_bytes(folder / name) for name in format.files) <= LARGEST_LOOK
+    if is_small:
+        load(spec, index, widths, roots)
 
 
-def load_all(job: JobSpec, widths: Mapping[str, int]) -> dict[str, Initial]:
+def load_all(job: JobSpec, widths: Mapping[str, int], roots: Roots = EVERYWHERE) -> dict[str, Initial]:
     """What the SAEs of a job start from that name something, by their names."""
-    return {sae.name: load(sae, index, widths) for index, sae in enumerate(job.saes) if sae.initial is not None}
+    return {sae.name: load(sae, index, widths, roots) for index, sae in enumerate(job.saes) if sae.initial is not None}
 
 
-def load(spec: SAESpec, index: int, widths: Mapping[str, int]) -> Initial:
+def load(spec: SAESpec, index: int, widths: Mapping[str, int], roots: Roots = EVERYWHERE) -> Initial:
     """What the SAE at `index` starts from. Raises InvalidSpec, with the field's pointer, if that is not possible."""
     assert spec.initial is not None
     with _blamed(index):
         reads, writes = spec.reads, spec.writes
         if len(reads) != 1 or len(writes) != 1:
             raise InvalidSpec("a crosscoder cannot start from weights that were trained before", "/initial")
-        files = folder.read(folder_of(spec.initial), spec.initial.format)
+        files = folder.read(folder_of(spec.initial, roots), spec.initial.format)
         sha256 = folder.digest(files)
         if spec.initial.sha256 not in (None, sha256):
             raise InvalidSpec(f"the files have changed: their hash is {sha256}", "/initial/sha256")

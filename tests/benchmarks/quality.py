@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_service.activations.documents import Part
 from sae_service.activations.model import LanguageModel, keep_mask
-from sae_service.activations.tokens import Cursor, PackedTokens, Part
+from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.architectures import ARCHITECTURES
 from sae_service.demo import show
 from sae_service.numerics import squared_error, variance_of
@@ -151,10 +152,10 @@ def rows_of(part: Part, hook: str, wanted: int) -> Iterator[np.ndarray]:
     stream = JobSpec.model_validate(show.spec()).stream
     model = LanguageModel(stream.text_source[0], "cpu")
     excluded = model.excluded_tokens(stream.exclude)
-    packed = PackedTokens(stream.text_source[1], part, model.encode, model.bos, 128, 32, repeat=True)
+    packed = PackedTokens(stream.text_source[1], part, model, 128, 32, repeat=True)
     count = 0
-    for tokens, _ in packed.read(Cursor()):
-        rows = model.activations(tokens, (hook,))[hook].numpy()[keep_mask(tokens, excluded)]
+    for prompts, _ in packed.read(Cursor()):
+        rows = model.activations(prompts.tokens, (hook,))[hook].numpy()[keep_mask(prompts.tokens, excluded)]
         yield rows
         count += len(rows)
         if count >= wanted + len(rows):

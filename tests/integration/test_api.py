@@ -14,8 +14,6 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.files import byte_range
-from sae_service import preflight
-from sae_service.errors import DataNotFound
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings
@@ -59,15 +57,13 @@ def test_an_idempotency_key_makes_one_job(api: TestClient, spec: dict[str, Any])
 
 
 def test_a_repetition_finds_its_job_when_what_the_job_reads_has_gone(
-    api: TestClient, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    api: TestClient, spec: dict[str, Any], tmp_path: Path
 ) -> None:
     headers = {"Idempotency-Key": "once"}
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    spec["stream"]["dataset"] = {"path": str(tmp_path / "text.jsonl")}
     first = api.post("/v1/jobs", json=spec, headers=headers)
-
-    def gone(*arguments: Any) -> None:
-        raise DataNotFound("the folder has been moved")
-
-    monkeypatch.setattr(preflight, "check", gone)
+    (tmp_path / "text.jsonl").unlink()
     again = api.post("/v1/jobs", json=spec, headers=headers)
     assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
     assert api.post("/v1/jobs", json=spec).status_code == 422

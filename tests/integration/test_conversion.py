@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+from api.apart import Apart
 from sae_service import client, errors
 from sae_service.cli import app as command_line
 from sae_service.formats import FORMATS
@@ -108,6 +109,15 @@ def test_a_conversion_is_repeatable_so_that_a_broken_download_goes_on(api: TestC
     head = api.head(url)
     assert (head.status_code, head.content, head.headers["Content-Length"]) == (200, b"", str(len(whole.content)))
     assert api.get(url, headers={"Range": "bytes=99999999-"}).status_code == 416
+
+
+def test_what_is_asked_for_again_or_in_parts_is_converted_once(api: TestClient, saes: str, settings: Settings, job_id: str) -> None:
+    url = f"{saes}/a/download?format=gemma_scope"
+    assert api.head(url).status_code == 200
+    stored = settings.data_dir / "storage" / "jobs" / job_id / "one" / "saes" / "a" / "sae_weights.safetensors"
+    stored.rename(stored.with_suffix(".away"))
+    whole = api.get(url).content
+    assert b"".join(api.get(url, headers={"Range": f"bytes={at}-{at + 999}"}).content for at in range(0, len(whole), 1000)) == whole
 
 
 @pytest.mark.parametrize(
@@ -227,15 +237,15 @@ def test_a_checkpoint_that_is_retired_while_it_is_converted_is_not_found(
     api: TestClient, job_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = Database(settings.resolved_database_url())
-    read = Storage.read
+    run = Apart.run
 
-    def retired_first(self: Storage, prefix: str, hashes: dict[str, str]) -> dict[str, bytes]:
+    async def retired_first(self: Apart, *arguments: Any) -> Any:
         with database.transaction() as connection:
             connection.execute(sa.delete(tables.checkpoints))
-        self.delete(prefix)
-        return read(self, prefix, hashes)
+        Storage(settings.resolved_storage_url()).delete(f"jobs/{job_id}/one")
+        return await run(self, *arguments)
 
-    monkeypatch.setattr(Storage, "read", retired_first)
+    monkeypatch.setattr(Apart, "run", retired_first)
     path = f"/v1/jobs/{job_id}/checkpoints/latest/saes/a/download?format=gemma_scope"
     assert api.get(path).status_code == 404
 

@@ -204,7 +204,7 @@ def test_sizes_are_read_from_the_headers_of_files_too_large_to_be_read(
 ) -> None:
     folder = written(tmp_path / "sae", format, "topk" if format == "sparsify" else "relu", d_in=7, d_sae=12)
     assert FORMATS[format].sizes(folder) == (7, 12)
-    monkeypatch.setattr(start, "LARGEST_READ", 0)
+    monkeypatch.setattr(start, "LARGEST_LOOK", 0)
     spec = SAESpec.model_validate({
         "hook_name": "hook_synthetic", "architecture": {"kind": "gated", "d_sae": 13},
         "initial": {"path": str(folder), "format": format},

@@ -11,9 +11,10 @@ import torch
 from sae_service.activations import buffer
 from sae_service.activations.buffer import FillStart, TextHarvest
 from sae_service.activations.model import LanguageModel, last_layer
+from sae_service.activations.model_check import Place, check
 from sae_service.activations.tokens import PackedTokens
 from sae_service.activations.torch_to_jax import to_jax, to_torch
-from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.errors import InvalidSpec
 from sae_service.spec import DatasetSpec, ModelSpec
 from tests.conftest import DEMO
 
@@ -77,16 +78,16 @@ def test_no_token_is_put_before_ours(model: LanguageModel, tokens: np.ndarray[An
 
 
 def test_the_context_is_checked_by_us(model: LanguageModel) -> None:
-    assert model.check(("blocks.0.hook_out",), 128) == {"blocks.0.hook_out": 128}
-    with pytest.raises(InvalidSpec, match="128"):
-        model.check(("blocks.0.hook_out",), 129)
+    place = Place(["blocks.0.hook_out"], ["blocks.0.hook_out"])
+    assert check(model, 128, [place]).widths == {"blocks.0.hook_out": 128}
+    with pytest.raises(InvalidSpec, match="128") as refused:
+        check(model, 129, [place])
+    assert refused.value.param == "/stream/context_size"
 
 
 def test_heads_are_joined_into_one_vector(model: LanguageModel, tokens: np.ndarray[Any, Any]) -> None:
-    assert model.check(("blocks.1.attn.hook_z", "blocks.1.mlp.hook_post"), 16) == {
-        "blocks.1.attn.hook_z": 128,
-        "blocks.1.mlp.hook_post": 512,
-    }
+    names = ["blocks.1.attn.hook_z", "blocks.1.mlp.hook_post"]
+    assert check(model, 16, [Place(names, names)]).widths == dict(zip(names, (128, 512), strict=True))
 
 
 def test_replacing_a_hook_point_by_itself_changes_no_loss(
@@ -111,12 +112,12 @@ def test_what_is_written_must_be_computed_after_what_is_read(model: LanguageMode
         (["blocks.0.hook_mlp_out", "blocks.1.attn.hook_z"], ["blocks.2.hook_resid_post", "blocks.3.hook_resid_post"]),
         (["blocks.3.hook_resid_post", "blocks.1.hook_resid_post"], ["blocks.1.hook_resid_post", "blocks.3.hook_resid_post"]),
     ):
-        model.check_order(reads, writes)
+        check(model, 16, [Place(reads, writes)])
     with pytest.raises(InvalidSpec, match=r"computes blocks\.1\.mlp\.hook_in, which is written, before") as refused:
-        model.check_order(["blocks.1.hook_mlp_out"], ["blocks.1.mlp.hook_in"], "/saes/2/hook_name_out")
+        check(model, 16, [Place(["blocks.1.hook_mlp_out"], ["blocks.1.mlp.hook_in"], "/saes/2")])
     assert refused.value.param == "/saes/2/hook_name_out"
     with pytest.raises(InvalidSpec, match="hook_name_out must come after"):
-        model.check_order(["blocks.0.hook_in", "blocks.2.hook_in"], ["blocks.1.hook_mlp_out", "blocks.3.hook_mlp_out"])
+        check(model, 16, [Place(["blocks.0.hook_in", "blocks.2.hook_in"], ["blocks.1.hook_mlp_out", "blocks.3.hook_mlp_out"])])
 
 
 def test_tensors_change_hands_without_a_copy() -> None:
@@ -129,15 +130,15 @@ def test_tensors_change_hands_without_a_copy() -> None:
 @pytest.fixture
 def harvest(model: LanguageModel) -> TextHarvest:
     dataset = DatasetSpec(path=str(DEMO / "text"), held_out_split="test")
-    packed = PackedTokens(dataset, "train", model.encode, model.bos, 64, 4, repeat=True)
+    packed = PackedTokens(dataset, "train", model, 64, 4, repeat=True)
     return TextHarvest(model, packed, ("blocks.0.hook_out",), (model.bos,), FillStart())
 
 
 def test_a_text_of_which_nothing_is_kept_is_refused(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer, "EMPTY_PASSES", 3)
-    packed = PackedTokens(DatasetSpec(path=str(DEMO / "text")), "train", model.encode, model.bos, 64, 4, repeat=True)
+    monkeypatch.setattr(buffer, "EMPTY_BATCHES", 3)
+    packed = PackedTokens(DatasetSpec(path=str(DEMO / "text")), "train", model, 64, 4, repeat=True)
     everything = tuple(range(model.bridge.cfg.d_vocab))
-    with pytest.raises(DataNotFound, match="no token beside") as refused:
+    with pytest.raises(InvalidSpec, match="no token beside") as refused:
         TextHarvest(model, packed, ("blocks.0.hook_out",), everything, FillStart()).fill(600)
     assert refused.value.param == "/stream/exclude"
 

@@ -149,7 +149,7 @@ def test_logging_more_often_changes_nothing(finished: tuple[Recorder, dict[str, 
         ({"model": {"name": "nobody/nothing"}}, ModelNotFound, "/stream/model/name", "nobody/nothing"),
         ({"dataset": {"path": "/nowhere"}}, DataNotFound, "/stream/dataset/path", "/nowhere"),
         ({"dataset": {"path": str(DEMO / "text"), "column": "body"}}, InvalidSpec, "/stream/dataset/column", "text"),
-        ({"dataset": {"path": str(DEMO / "text"), "split": "dev"}}, DataNotFound, "/stream/dataset", "dev"),
+        ({"dataset": {"path": str(DEMO / "text"), "split": "dev"}}, DataNotFound, "/stream/dataset/split", "dev"),
     ],
 )
 def test_what_cannot_run_is_refused_before_training(

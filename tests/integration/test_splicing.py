@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sae_service.activations.model import LanguageModel
-from sae_service.errors import DataNotFound, Stopped
+from sae_service.errors import InvalidSpec, Stopped
 from sae_service.evaluation import on_text
 from sae_service.evaluation.on_text import HeldOutText, held_out_batches
 from sae_service.sae.inference import InferenceSAE
@@ -196,7 +196,7 @@ def test_one_sae_at_a_time_lies_on_the_device(model: LanguageModel, stream: Stre
 
 def test_no_held_out_text_is_refused_and_a_stop_is_heeded(model: LanguageModel, stream: StreamSpec, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "short"}) + "\n")
-    with pytest.raises(DataNotFound, match="shorter than one row"):
+    with pytest.raises(InvalidSpec, match="less than one row"):
         HeldOutText(stream_of(tmp_path / "text.jsonl"), N_TOKENS, model).evaluate({"a": lambda: sae_at(SITES["sae"])})
     with pytest.raises(Stopped):
         HeldOutText(stream, N_TOKENS, model).evaluate({"a": lambda: sae_at(SITES["sae"])}, lambda: True)

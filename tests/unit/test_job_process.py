@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sae_service.errors import DataNotFound, ModelNotFound, NonFiniteLoss
+from sae_service.errors import DamagedText, DataNotFound, InvalidSpec, ModelNotFound, NonFiniteLoss
 from workers import job_process
 from workers.ending import STOP_SIGNALS
 from workers.job_process import failure
@@ -56,5 +56,6 @@ def test_what_was_there_when_a_job_began_and_is_not_now_is_tried_again(error: Ex
     assert not failure(error, has_trained=False)["retryable"]
 
 
-def test_a_loss_that_is_not_finite_would_come_again() -> None:
-    assert not failure(NonFiniteLoss(), has_trained=True)["retryable"]
+@pytest.mark.parametrize("error", [NonFiniteLoss(), DamagedText("line 3 cannot be read"), InvalidSpec("no held-out text")])
+def test_what_would_come_again_is_not_tried_again(error: Exception) -> None:
+    assert not failure(error, has_trained=True)["retryable"]

@@ -21,8 +21,9 @@ from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.errors import DataNotFound, Stopped
 from sae_service.spec import DatasetSpec, StreamSpec
+from tests.letters import BOS, Letters
 
-BOS, CONTEXT = 0, 5
+CONTEXT = 5
 few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -187,7 +188,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> PackedTokens:
     documents = ["ab" * (i % 7) + "c" * (i % 3) for i in range(100)]
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     spec = DatasetSpec(path=str(path), held_out_split="other")
-    return PackedTokens(spec, "train", lambda texts: [[ord(letter) for letter in text] for text in texts], BOS, CONTEXT, 3, True)
+    return PackedTokens(spec, "train", Letters(), CONTEXT, 3, True)
 
 
 def collected(reader: PackedTokens, start: FillStart, sizes: list[int]) -> tuple[list[float], FillStart]:
@@ -207,7 +208,7 @@ def test_fills_of_any_size_lose_no_row_and_go_on_from_where_they_stopped(
     reader: PackedTokens, sizes: list[int], cut: int
 ) -> None:
     whole, end = collected(reader, FillStart(), sizes)
-    tokens = np.concatenate([batch.ravel() for (batch, _), _ in zip(reader.read(Cursor()), range(60), strict=False)])
+    tokens = np.concatenate([prompts.tokens.ravel() for (prompts, _), _ in zip(reader.read(Cursor()), range(60), strict=False)])
     assert whole == tokens[tokens != BOS][: sum(sizes)].tolist()
     first, middle = collected(reader, FillStart(), sizes[:cut])
     rest, again = collected(reader, FillStart.model_validate_json(middle.model_dump_json()), sizes[cut:])
@@ -230,5 +231,5 @@ def test_rows_beyond_the_limit_are_left_out(reader: PackedTokens) -> None:
 def test_reading_again_from_any_cursor_yields_the_same_rows(reader: PackedTokens, index: int) -> None:
     whole = [item for item, _ in zip(reader.read(Cursor()), range(64), strict=False)]
     stored = Cursor.model_validate_json(whole[index][1].model_dump_json())
-    for (batch, _), (expected, _) in zip(reader.read(stored), whole[index:], strict=False):
-        np.testing.assert_array_equal(batch, expected)
+    for (prompts, _), (expected, _) in zip(reader.read(stored), whole[index:], strict=False):
+        np.testing.assert_array_equal(prompts.tokens, expected.tokens)

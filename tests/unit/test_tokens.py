@@ -8,19 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_service.activations.tokens import Cursor, PackedTokens, is_held_out
+from sae_service.activations.documents import is_held_out
+from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.spec import DatasetSpec
-
-BOS = 0
-
-
-def encode(documents: list[str]) -> list[list[int]]:
-    return [[ord(letter) for letter in document] for document in documents]
+from tests.letters import BOS, Letters
 
 
 def packed(path: str = ".", context_size: int = 5, prompts: int = 2, repeat: bool = False) -> PackedTokens:
     spec = DatasetSpec(path=path, held_out_split="other")
-    return PackedTokens(spec, "train", encode, BOS, context_size, prompts, repeat)
+    return PackedTokens(spec, "train", Letters(), context_size, prompts, repeat)
 
 
 @pytest.fixture
@@ -40,13 +36,14 @@ def test_packing_loses_no_token_and_starts_each_row_with_bos(
     documents: list[str], cut: int, context_size: int
 ) -> None:
     reader = packed(context_size=context_size)
-    first, unfinished = reader.pack([], documents[:cut])
-    second, rest = reader.pack(unfinished, documents[cut:])
+    encoded = Letters().encode(documents)
+    first, unfinished = reader.pack([], encoded[:cut])
+    second, rest = reader.pack(unfinished, encoded[cut:])
     rows = first + second
     assert all(row[0] == BOS and len(row) == context_size for row in rows)
     tokens = [token for row in [*rows, rest] for token in row if token != BOS]
-    assert tokens == [token for ids in encode(documents) for token in ids]
-    assert (first + second, rest) == reader.pack([], documents)
+    assert tokens == [token for ids in encoded for token in ids]
+    assert (first + second, rest) == reader.pack([], encoded)
 
 
 def test_reading_from_any_cursor_equals_reading_to_it(text: str) -> None:
@@ -57,7 +54,7 @@ def test_reading_from_any_cursor_equals_reading_to_it(text: str) -> None:
         stored = Cursor.model_validate_json(whole[index][1].model_dump_json())
         again = list(reader.read(stored))
         assert len(again) == len(whole) - index
-        assert all(np.array_equal(a[0], b[0]) for a, b in zip(again, whole[index:], strict=True))
+        assert all(np.array_equal(a[0].tokens, b[0].tokens) for a, b in zip(again, whole[index:], strict=True))
 
 
 def test_text_that_ends_starts_again_and_counts_epochs(text: str) -> None:
@@ -84,5 +81,5 @@ def test_other_formats_are_read_too(tmp_path: Path, name: str) -> None:
         path.write_text("abcdefgh\nabcdefgh\n")
     else:
         pandas.DataFrame({"text": ["abcdefgh"] * 2}).to_parquet(path)
-    rows = np.concatenate([batch for batch, _ in packed(str(path)).read(Cursor())])
+    rows = np.concatenate([prompts.tokens for prompts, _ in packed(str(path)).read(Cursor())])
     assert rows.shape == (4, 5)

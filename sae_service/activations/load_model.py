@@ -1,0 +1,68 @@
+"""Loads a language model as a TransformerLens bridge."""
+
+from typing import Any
+
+import torch
+
+from sae_service.activations import model_files
+from sae_service.activations.blame import blamed
+from sae_service.errors import ModelNotFound
+from sae_service.hub import check_model
+from sae_service.readable import Roots
+from sae_service.settings import hub_host
+from sae_service.spec import ModelSpec, is_path
+
+PARAM = "/stream/model/name"
+
+
+def load_bridge(spec: ModelSpec, device: str, roots: Roots) -> Any:
+    """The bridge. Raises ModelNotFound, at once where there is no network, InvalidSpec outside of `roots`, and OutOfMemory."""
+    from transformer_lens import TransformerBridge
+
+    if is_path(spec.name):
+        name = str(model_files.checked_folder(spec.name, roots)[0])
+    else:
+        name = spec.name
+        model_files.check_hub_name(name)
+        _check_hub(spec)
+    dtype = getattr(torch, spec.dtype)
+    with blamed(ModelNotFound, f"cannot load {spec.name}", PARAM):
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                name, device=device, dtype=dtype, revision=spec.revision, tokenizer=_no_text()
+            )
+        except Exception as error:
+            if "weights_only" in str(error):  # torch then tells its user to run what the file says
+                message = f"cannot load {spec.name}: its weights (*.bin) hold more than tensors, or are broken."
+                raise ModelNotFound(message, PARAM, "Save them as safetensors.") from error
+            raise
+        _complete(bridge, dtype)
+    return bridge
+
+
+def _no_text() -> Any:
+    """A tokenizer for the bridge, which wants one and never sees text."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")))
+
+
+def _complete(bridge: Any, dtype: torch.dtype) -> None:
+    """Switches on what costs nothing, and rounds queries and keys after the rotation as the published models do.
+
+    Without the latter OLMo runs in no dtype but float32: its rotation gives float32, which its weights cannot take.
+    """
+    bridge.set_use_hook_mlp_in(True)
+    for name in bridge.hook_dict if dtype != torch.float32 else ():
+        if name.endswith(("attn.hook_rot_q", "attn.hook_rot_k")):
+            bridge.add_perma_hook(name, lambda rows, hook: rows.to(dtype))
+
+
+def _check_hub(spec: ModelSpec) -> None:
+    """Raises ModelNotFound at once if a hub model is neither in the local cache nor on the hub, or the hub is away."""
+    try:
+        check_model(spec.name, spec.revision)
+    except ConnectionError as error:
+        hint = "Give a folder in Hugging Face format instead; its name starts with '/', '.' or '~'."
+        raise ModelNotFound(f"{spec.name} is not on this machine and {hub_host()} cannot be reached.", PARAM, hint) from error

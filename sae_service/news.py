@@ -1,0 +1,33 @@
+"""What is to be said of a job while it runs, and to whom."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint: each SAE's files are below `saes/<name>/`. Metrics and score are held-out ones, if there are."""
+
+    key: str
+    step: int
+    tokens: int
+    is_final: bool
+    files: list[dict[str, str | int]]
+    metrics: dict[str, Any]
+    score: float | None
+
+
+class Reporter(Protocol):
+    """Where a job's news goes. A checkpoint may come from another thread than the rest."""
+
+    def event(self, level: str, message: str) -> None:
+        """Something happened that a user may want to read: level info, warning or error."""
+        ...
+
+    def metrics(self, rows: list[dict[str, Any]]) -> None:
+        """One row of training metrics for each SAE."""
+        ...
+
+    def checkpoint(self, written: Checkpoint) -> None:
+        """A checkpoint is on storage, complete."""
+        ...
