@@ -1,10 +1,8 @@
 """Norms of rows of activations, where torch has them."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 
 def norms(rows: torch.Tensor) -> torch.Tensor:
@@ -12,7 +10,6 @@ def norms(rows: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
 
 
-def median_norms(found: Mapping[str, torch.Tensor], keep: Bool[np.ndarray, "prompts context_size"]) -> dict[str, float]:
-    """The median norm of the rows at the positions in `keep`, by hook point."""
-    kept = torch.from_numpy(keep)
-    return {name: float(norms(rows).cpu()[kept].median()) for name, rows in found.items()}
+def kept_norms(rows: torch.Tensor, keep: Bool[np.ndarray, "prompts context_size"]) -> Float[np.ndarray, " kept"]:
+    """The norms of the rows at the positions in `keep`."""
+    return norms(rows).cpu().numpy()[keep]

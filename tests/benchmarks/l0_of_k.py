@@ -28,7 +28,7 @@ from tests.benchmarks.recovery import Quiet
 
 DEMO = Path(sae_service.__file__).parent / "demo"
 KINDS = ("batchtopk", "matryoshka")
-NO_LIMIT = jnp.ones(1), jnp.float32(jnp.inf)
+NO_LIMIT = jnp.full(1, jnp.inf)
 
 
 def job(arguments: argparse.Namespace, n_steps: int) -> JobSpec:
@@ -81,7 +81,7 @@ def main() -> None:
             for sae in spec.saes:
                 found, tally = folder.load(Path(place) / final.key / "saes" / sae.name).replace(sites=None), Tally()
                 for x, weights in rows:
-                    tally.add(reconstructed(found, x, x, weights, (x.shape[1],), *NO_LIMIT)[1])
+                    tally.add(reconstructed(found, x, x, weights, (x.shape[1],), NO_LIMIT)[1])
                 measured = reconstruction(tally.sums)
                 kind, lr, l0 = sae.architecture.kind, sae.optimizer.lr, measured["l0"]
                 figures = " | ".join(f"{measured[name]:.4f}" for name in ("fvu", "fvu_by_row"))

@@ -12,23 +12,23 @@ from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
 from tests.saes import random_sae
 
 ALL = jnp.ones(500)
-NO_LIMIT = jnp.ones(1), jnp.float32(jnp.inf)
+NO_LIMIT = jnp.full(1, jnp.inf)
 
 
 def test_rows_of_half_precision_are_summed_in_single_precision() -> None:
     # Most of a row is the mean of all, as in a residual stream.
     rows = 10 + jax.random.normal(jax.random.key(0), (500, 8))
     sae, x = random_sae("relu", d_in=8), rows.astype(jnp.bfloat16)
-    (_, found, _), (_, expected, _) = (reconstructed(sae, x, x, ALL, (8,), *NO_LIMIT) for x in (x, x.astype(jnp.float32)))
+    (_, found, _), (_, expected, _) = (reconstructed(sae, x, x, ALL, (8,), NO_LIMIT) for x in (x, x.astype(jnp.float32)))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_rows_of_weight_0_count_nowhere_whatever_is_in_them() -> None:
     sae, rows = random_sae("topk", d_in=8), jax.random.normal(jax.random.key(0), (500, 8))
     weights = (jnp.arange(500) % 3 > 0).astype(jnp.float32)
-    _, found, _ = reconstructed(sae, jnp.where(weights[:, None] > 0, rows, jnp.inf), rows, weights, (8,), *NO_LIMIT)
+    _, found, _ = reconstructed(sae, jnp.where(weights[:, None] > 0, rows, jnp.inf), rows, weights, (8,), NO_LIMIT)
     kept = rows[weights > 0]
-    _, expected, _ = reconstructed(sae, kept, kept, jnp.ones(len(kept)), (8,), *NO_LIMIT)
+    _, expected, _ = reconstructed(sae, kept, kept, jnp.ones(len(kept)), (8,), NO_LIMIT)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), found, expected)
     assert found["n_rows"] == len(kept)
 
@@ -38,13 +38,11 @@ def test_rows_beyond_the_limit_are_left_as_they_are_and_out_of_the_sums_but_seen
     rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True) * 2
     is_long = jnp.arange(500) % 100 == 7
     x = jnp.where(is_long[:, None], 50 * rows, rows)
-    medians, seen = jnp.full(1, 2.0), outliers.Seen(jnp.full(1, 2.0), jnp.float32(10))
-    y_hat, found, long = reconstructed(sae, x, x, ALL, (8,), medians, jnp.float32(10))
+    y_hat, found, norms = reconstructed(sae, x, x, ALL, (8,), jnp.full(1, 20.0))
     np.testing.assert_array_equal(y_hat[is_long], x[is_long])
-    _, expected, _ = reconstructed(sae, rows[~is_long], rows[~is_long], jnp.ones(495), (8,), *NO_LIMIT)
+    _, expected, _ = reconstructed(sae, rows[~is_long], rows[~is_long], jnp.ones(495), (8,), NO_LIMIT)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), found, expected)
-    seen.add(long)
-    assert seen.figures() == {"outlier_share": 0.01, "max_norm_ratio": pytest.approx(50)}
+    assert outliers.figures(np.asarray(norms)) == {"outlier_share": 0.01, "max_norm_ratio": pytest.approx(50)}
 
 
 def test_an_sae_that_writes_several_hook_points_has_the_errors_at_each() -> None:
