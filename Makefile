@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-slow test-gpu peers test-peers faults contract lint types layers check serve worker
+.PHONY: help setup demo test test-slow test-gpu peers test-peers faults contract lock lint types layers check serve worker
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -52,6 +52,16 @@ contract: $(READY)  ## Try each operation of the REST interface with schemathesi
 	test -x .venv-contract/bin/st || $(PYTHON) -m venv .venv-contract
 	.venv-contract/bin/pip install --quiet schemathesis==4.32.5
 	$(BIN)/python -m pytest -m slow tests/e2e/test_contract.py
+
+LOCK = .venv-lock/bin/uv pip compile pyproject.toml docker/build.txt --extra tracing --python-version 3.12 \
+	--python-platform x86_64-manylinux_2_28 --constraint .make/tested.txt --generate-hashes --no-annotate --quiet --no-header
+
+lock: $(READY)  ## Write docker/*.lock: what the images hold, at the versions of .venv, those that the tests have run with
+	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv)
+	mkdir -p .make
+	$(BIN)/pip freeze --exclude-editable | grep '==' | sed 's/+cpu$$//' > .make/tested.txt
+	$(LOCK) --override docker/api.overrides.txt --output-file docker/api.lock
+	$(LOCK) --extra cuda --output-file docker/worker.lock
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated
@@ -16,6 +17,7 @@ from sae_service.errors import SAEServiceError
 from sae_service.jobs.records import Event
 from sae_service.jobs.store import JobStore
 
+log = logging.getLogger("api")
 router = APIRouter(tags=["events"])
 KEEP_ALIVE_S = 15.0
 STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
@@ -35,9 +37,9 @@ def list_events(
     jobs: Jobs,
     following: Annotated[Following, Depends(_following)],
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[int, Query(ge=0, lt=1 << 62, description="The id of the last event seen.")] = 0,
+    after: Annotated[int, Query(ge=0, lt=1 << 31, description="The id of the last event seen.")] = 0,
     stream: Annotated[bool, Query(description="Send events as they happen, until the job ends.")] = False,
-    last_event_id: Annotated[int | None, Header(ge=0, lt=1 << 62)] = None,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=1 << 31)] = None,
 ) -> Response | Page[Event]:
     """What happened to a job, oldest first. Event ids count from 1 without a gap; metrics in a stream carry no id."""
     job = jobs.get(job_id)
@@ -61,6 +63,9 @@ async def _stream(jobs: JobStore, following: Following, job_id: str, after: int)
                 found = await asyncio.to_thread(jobs.events, job_id, after)
             except SAEServiceError:
                 # The client comes back by itself, with the last id that it has seen; or the job was deleted, as it then hears.
+                return
+            except Exception:  # whatever it is, it will be an answer of its own when the client comes back
+                log.exception("the events of job %s cannot be read", job_id)
                 return
             for event in found:
                 after = event.id

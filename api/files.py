@@ -28,12 +28,20 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 class Conditions:
     """What a client has already, and which part it wants."""
 
-    if_none_match: Annotated[str | None, Header()] = None
-    range: Annotated[str | None, Header()] = None
-    if_range: Annotated[str | None, Header()] = None
+    if_none_match: str | None
+    range: str | None
+    if_range: str | None
 
 
-Wanted = Annotated[Conditions, Depends()]
+async def _conditions(
+    if_none_match: Annotated[str | None, Header()] = None,
+    range: Annotated[str | None, Header()] = None,
+    if_range: Annotated[str | None, Header()] = None,
+) -> Conditions:
+    return Conditions(if_none_match, range, if_range)
+
+
+Wanted = Annotated[Conditions, Depends(_conditions)]
 
 
 @router.head(PATH, include_in_schema=False)
@@ -42,7 +50,7 @@ def download(
     request: Request, job_id: str, checkpoint_id: str, path: str, jobs: Jobs, storage: Files, wanted: Wanted
 ) -> Response:
     """One file. Its ETag is the SHA-256 of its content; a single byte range may be asked for."""
-    jobs.get(job_id)
+    jobs.summary(job_id)
     checkpoint = jobs.checkpoint(job_id, checkpoint_id)
     entry = next((entry for entry in checkpoint.files if entry.path == path), None)
     if entry is None:
@@ -98,7 +106,7 @@ def _headers(entry: FileEntry) -> dict[str, str]:
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
     """Start and end of a single range, or None for a header that is to be ignored; empty if it lies outside."""
-    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
+    match = re.fullmatch(r"bytes=(\d{0,99})-(\d{0,99})", header.strip())
     if match is None or match.group(0) == "bytes=-":
         return None
     first, last = match.groups()

@@ -2,41 +2,71 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Header, Response
+from fastapi import Depends, Header, Response
 
-from sae_service.jobs.records import Job
+from api.dependencies import Jobs, TheCaller
+from sae_service.errors import BadRequest
+from sae_service.jobs.records import Checkpoint, Job
 from sae_service.jobs.store import JobStore
 
-IdempotencyKey = Annotated[str | None, Header(max_length=255, description="A repetition with the same key returns the first job.")]
-Made = tuple[Job, bool]
-"""A job, and whether it is new."""
+HEADER = "Idempotency-Key"
 QUOTE = '"'
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, so that its repetition is known again; the hash is of its words: `latest` may mean another one by then."""
+    """What has been asked for, so that its repetition is known again; the hash is of its words: `latest` may mean another
+    checkpoint by then.
+    """
 
+    jobs: JobStore
+    response: Response
     key: str | None
     digest: str
 
-    @staticmethod
-    def by(caller: str, idempotency_key: str | None, *words: str) -> "Asked":
-        """What a caller has asked for. The key tells one caller's repeated request from all others."""
-        key = None
-        if idempotency_key is not None:
-            key = hashlib.sha256(f"{caller} {idempotency_key.strip(QUOTE)}".encode()).hexdigest()
-        return Asked(key, hashlib.sha256(json.dumps(words).encode()).hexdigest())
+    def made_before(self) -> Job | None:
+        """The job that the same request has made when it came before; nothing is looked at again then."""
+        job = self.jobs.requested(self.key, self.digest)
+        return None if job is None else self._answer(job, is_new=False)
+
+    def submit(self, spec: dict[str, Any], origin: Checkpoint | None = None) -> Job:
+        """Queues the job, unless the same request has done so meanwhile."""
+        return self._answer(*self.jobs.submit(spec, self.key, self.digest, origin))
+
+    def _answer(self, job: Job, is_new: bool) -> Job:
+        self.response.status_code = 201 if is_new else 200
+        self.response.headers["Location"] = f"/v1/jobs/{job.id}"
+        return job
 
 
-def once(asked: Asked, made: Callable[[Asked], Made], jobs: JobStore, response: Response) -> Job:
-    """The job that a request makes, or has made when it came before: nothing is looked at again then."""
-    known = jobs.requested(asked.key, asked.digest)
-    job, is_new = (known, False) if known else made(asked)
-    response.status_code = 201 if is_new else 200
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job
+@dataclass(frozen=True)
+class Repeatable:
+    """A request that may come again. Its key tells one caller's from all others."""
+
+    jobs: JobStore
+    response: Response
+    key: str | None
+
+    def asks(self, *words: str) -> Asked:
+        """What it asks for, in words."""
+        return Asked(self.jobs, self.response, self.key, hashlib.sha256(json.dumps(words).encode()).hexdigest())
+
+
+async def _repeatable(
+    jobs: Jobs, caller: TheCaller, response: Response,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=255, description="A repetition with the same key returns the first job.")
+    ] = None,
+) -> Repeatable:  # fmt: skip
+    if idempotency_key is None:
+        return Repeatable(jobs, response, None)
+    key = idempotency_key.strip(QUOTE)
+    if not key.strip():
+        raise BadRequest("the key is empty, so it tells no request from another", HEADER, "Leave it out, or draw one at random.")
+    return Repeatable(jobs, response, hashlib.sha256(f"{caller.digest} {key}".encode()).hexdigest())
+
+
+MayComeAgain = Annotated[Repeatable, Depends(_repeatable)]

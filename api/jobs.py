@@ -9,20 +9,26 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from api.apart import Apart, TooLong
-from api.dependencies import Caller, Files, Jobs, Looks, TheSettings
+from api.dependencies import Files, Jobs, Looks, TheSettings
 from api.examples import JOB_EXAMPLES
-from api.idempotency import Asked, IdempotencyKey, Made, once
-from api.problems import problem
+from api.idempotency import MayComeAgain
 from sae_service import preflight
-from sae_service.errors import InvalidSpec, NotFound
-from sae_service.jobs.records import Checkpoint, Job, MetricsRow, Status, Worker
+from sae_service.errors import BadRequest, InvalidSpec, NotFound, UnknownCursor
+from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker
 from sae_service.readable import Roots
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
+ROW = r"^[0-9]{1,10}:[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""The id of a row of metrics: its step and its SAE."""
 Item = TypeVar("Item")
 LOOK_S = 20
+LABELS = {
+    "name": "metadata", "in": "query", "style": "deepObject", "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "description": "`metadata[name]=value`: only jobs with this label.",
+}  # fmt: skip
 
 
 class Page(BaseModel, Generic[Item]):
@@ -37,24 +43,15 @@ class Page(BaseModel, Generic[Item]):
 
 @router.post("/jobs", status_code=201)
 async def create_job(
-    spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)],
-    jobs: Jobs,
-    settings: TheSettings,
-    looks: Looks,
-    caller: Caller,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
+    spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)], settings: TheSettings, looks: Looks, request: MayComeAgain
 ) -> Job:
     """Checks a job and queues it. A repeated request with the same Idempotency-Key returns 200 and the same job."""
     content = spec.model_dump(mode="json")
-
-    def made(asked: Asked) -> Made:
-        return jobs.submit(content, asked.key, asked.digest)
-
-    asked = Asked.by(caller, idempotency_key, json.dumps(content, sort_keys=True))
-    if await run_in_threadpool(jobs.requested, asked.key, asked.digest) is None:
-        await checked(looks, spec, settings)
-    return await run_in_threadpool(once, asked, made, jobs, response)
+    asked = request.asks(json.dumps(content, sort_keys=True))
+    if job := await run_in_threadpool(asked.made_before):
+        return job
+    await checked(looks, spec, settings)
+    return await run_in_threadpool(asked.submit, content)
 
 
 async def checked(looks: Apart, spec: JobSpec, settings: Settings) -> None:
@@ -70,7 +67,7 @@ async def checked(looks: Apart, spec: JobSpec, settings: Settings) -> None:
         raise InvalidSpec(f"the files of the job could not be looked at in {LOOK_S} s.", hint=hint) from None
 
 
-@router.get("/jobs")
+@router.get("/jobs", openapi_extra={"parameters": [LABELS]})
 def list_jobs(
     request: Request,
     jobs: Jobs,
@@ -78,19 +75,19 @@ def list_jobs(
     after: Annotated[str | None, Query(description="The last id of the part before.")] = None,
     order: Literal["asc", "desc"] = "desc",
     status: Status | None = None,
-) -> Page[Job]:
-    """Jobs in the order of submission, newest first. `metadata[name]=value` selects by label."""
+) -> Page[JobSummary]:
+    """Jobs in the order of submission, newest first. `metadata[name]=value` selects by label. A job's spec is a request away."""
     labels = {
         name.removeprefix("metadata[").removesuffix("]"): value
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
     if any('"' in name for name in labels):
-        return problem(request, 400, "invalid_request", "A label's name has no quotation mark.", "metadata")  # pyright: ignore[reportReturnType]
+        raise BadRequest("a label's name has no quotation mark", "metadata")
     try:
         found = jobs.find(limit + 1, after, order == "desc", status, labels)
     except NotFound:
-        return problem(request, 400, "unknown_cursor", f"There is no job {after} to go on after.", "after")  # pyright: ignore[reportReturnType]
+        raise UnknownCursor(f"there is no job {after} to go on after", "after") from None
     return page(found, limit)
 
 
@@ -101,13 +98,15 @@ def page(found: list[Item], limit: int) -> Page[Item]:
     return Page(data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=len(found) > limit)
 
 
-@router.get("/jobs/{job_id}", responses={304: {"description": "Not Modified"}})
-def get_job(job_id: str, jobs: Jobs, response: Response, if_none_match: Annotated[str | None, Header()] = None) -> Job:
+@router.get("/jobs/{job_id}", response_model=Job, responses={304: {"description": "Not Modified"}})
+def get_job(
+    job_id: str, jobs: Jobs, response: Response, if_none_match: Annotated[str | None, Header()] = None
+) -> Job | Response:
     """One job. Its ETag changes when anything about it does."""
     job = jobs.get(job_id)
     etag = f'"{hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:32]}"'
     if if_none_match is not None and etag in if_none_match:
-        return Response(status_code=304, headers={"ETag": etag})  # pyright: ignore[reportReturnType]
+        return Response(status_code=304, headers={"ETag": etag})
     response.headers["ETag"] = etag
     return job
 
@@ -151,24 +150,29 @@ def list_metrics(
     job_id: str,
     jobs: Jobs,
     sae: Annotated[str | None, Query(description="Only this SAE's rows.")] = None,
-    after_step: Annotated[int, Query(ge=0, lt=1 << 62)] = 0,
+    after: Annotated[str | None, Query(pattern=ROW, description="The last id of the part before.")] = None,
+    after_step: Annotated[
+        int, Query(ge=0, lt=1 << 31, description="Only rows of later steps. A part may end in the middle of a step: use `after`.")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Page[MetricsRow]:
-    """Training metrics by step, oldest first."""
-    jobs.get(job_id)
-    found = jobs.metrics(job_id, sae, after_step, limit + 1)
-    return Page(data=found[:limit], has_more=len(found) > limit)
+    """Training metrics by step and SAE, oldest first."""
+    saes = [one.name for one in jobs.summary(job_id).summary.saes]
+    if sae is not None and sae not in saes:
+        raise NotFound(f"job {job_id} has no SAE {sae!r}; it has {', '.join(saes)}", param="sae")
+    step, _, name = (after or "").partition(":")
+    return page(jobs.metrics(job_id, sae, (int(step), name) if after else None, after_step, limit + 1), limit)
 
 
 @router.get("/jobs/{job_id}/checkpoints")
 def list_checkpoints(job_id: str, jobs: Jobs) -> Page[Checkpoint]:
     """The checkpoints that are kept, newest first; each is complete and can be downloaded."""
-    jobs.get(job_id)
+    jobs.summary(job_id)
     return page(jobs.checkpoints(job_id), limit=1 << 30)
 
 
 @router.get("/jobs/{job_id}/checkpoints/{checkpoint_id}")
 def get_checkpoint(job_id: str, checkpoint_id: str, jobs: Jobs) -> Checkpoint:
     """One checkpoint, by its id, or as `latest` (the newest) or `best` (the lowest held-out FVU)."""
-    jobs.get(job_id)
+    jobs.summary(job_id)
     return jobs.checkpoint(job_id, checkpoint_id)

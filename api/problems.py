@@ -1,6 +1,7 @@
 """Errors as `application/problem+json` (RFC 9457), with the fields `code` and `param` that clients look at."""
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -9,12 +10,27 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from sae_service.errors import Conflict, DamagedCheckpoint, NotFound, SAEServiceError, ServiceUnavailable, StorageFailure
+from sae_service.errors import (
+    BadRequest,
+    Conflict,
+    DamagedCheckpoint,
+    DatabaseFailure,
+    NotFound,
+    SAEServiceError,
+    ServiceUnavailable,
+    StorageFailure,
+    WrongVersion,
+    sentences,
+)
+from sae_service.plain_words import sentence
 from sae_service.schema import pointer
 
 log = logging.getLogger("api")
 RETRY_AFTER_S = "5"
+LONG_WORD = re.compile(r"(\S{200})\S+")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class FieldProblem(BaseModel):
@@ -38,10 +54,11 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = []
 
 
-_CONTENT = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+MEDIA_TYPE = "application/problem+json"
+_CONTENT = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": HTTPStatus(status).phrase, "content": _CONTENT}
-    for status in (400, 401, 404, 409, 413, 422, 500, 503)
+    for status in (400, 401, 403, 404, 409, 411, 413, 415, 421, 422, 500, 503)
 }
 
 
@@ -50,7 +67,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SAEServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
 
 
 def problem(
@@ -58,27 +74,44 @@ def problem(
     errors: list[FieldProblem] | None = None, headers: dict[str, str] | None = None,
 ) -> JSONResponse:  # fmt: skip
     """The response for one error."""
-    body = Problem(
+    body = document(status, code, detail, request.scope["path"], request.scope["request_id"])
+    fields = [FieldProblem(pointer=_cut(error.pointer), detail=_cut(error.detail)) for error in errors or []]
+    body = body.model_copy(update={"param": None if param is None else _cut(param), "errors": fields})
+    return JSONResponse(body.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+def document(status: int, code: str, detail: str, instance: str, request_id: str) -> Problem:
+    """What an error looks like, without the words that nobody would read to their end."""
+    return Problem(
         type=f"urn:sae-service:problem:{code}",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
-        instance=request.url.path,
+        detail=_cut(detail),
+        instance=_cut(instance),
         code=code,
-        param=param,
-        request_id=request.scope.get("request_id", ""),
-        errors=errors or [],
+        request_id=request_id,
     )
-    return JSONResponse(body.model_dump(), status, headers, media_type="application/problem+json")
+
+
+def _cut(text: str) -> str:
+    return LONG_WORD.sub(r"\1…", text)
+
+
+def bug(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that came to an error which nobody has foreseen."""
+    log.error("%s: unexpected error", request.scope["request_id"], exc_info=error)
+    return problem(request, 500, "internal", "Something went wrong in the service; its log has the details.")
 
 
 def _status(error: SAEServiceError) -> int:
     match error:
         case NotFound():
             return 404
-        case Conflict():
+        case Conflict() | WrongVersion():
             return 409
-        case DamagedCheckpoint():
+        case BadRequest():
+            return 400
+        case DamagedCheckpoint() | DatabaseFailure():
             return 500
         case ServiceUnavailable() | StorageFailure():
             return 503
@@ -88,9 +121,11 @@ def _status(error: SAEServiceError) -> int:
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SAEServiceError)
     status = _status(error)
+    if status == 500:
+        log.error("%s", error, exc_info=error)
     # Common clients repeat a 409 by themselves; ours will not change by waiting.
     headers = {409: {"X-Should-Retry": "false"}, 503: {"Retry-After": RETRY_AFTER_S}}.get(status)
-    detail = f"{error.message} {error.hint}".strip()
+    detail = sentences(error.message, error.hint)
     errors = [FieldProblem(pointer=error.param, detail=detail)] if error.param else []
     return problem(request, status, error.code, detail, error.param, errors, headers)
 
@@ -100,9 +135,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
         return problem(request, 400, "malformed_json", f"The body is not JSON: {found[0]['ctx']['error']}.")
-    errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=item["msg"]) for item in found]
+    errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=sentence(item)) for item in found]
     status = 422 if found[0]["loc"][0] == "body" else 400
-    detail = f"{errors[0].pointer or 'The request'}: {errors[0].detail}"
+    detail = f"{errors[0].pointer}: {errors[0].detail}" if errors[0].pointer else f"The body {errors[0].detail}."
     return problem(request, status, "invalid_spec" if status == 422 else "invalid_request", detail, errors[0].pointer, errors)
 
 
@@ -117,9 +152,17 @@ def _pointer(location: tuple[Any, ...], body: Any) -> str:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return problem(request, error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return problem(request, error.status_code, code, str(error.detail), headers=headers)
 
 
-async def _bug(request: Request, error: Exception) -> JSONResponse:
-    log.error("unexpected error", exc_info=error)
-    return problem(request, 500, "internal", "Something went wrong in the service; its log has the details.")
+def _allowed(request: Request) -> list[str]:
+    """The methods of an address: each of its routes knows its own only."""
+
+    def is_there(method: str) -> bool:
+        scope = dict(request.scope) | {"method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in METHODS if is_there(method)]

@@ -1,29 +1,24 @@
 """The service from a program: submit, follow, download. Pure HTTP; imports neither torch nor jax."""
 
 import hashlib
+import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
 
-from sae_service import errors
-from sae_service.jobs.records import Checkpoint, Event, Job, MetricsRow, Worker
+from sae_service import downloads, errors
+from sae_service.answers import Answers
+from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, MetricsRow, Worker
 from sae_service.schema import OWN_FORMAT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 OUTAGE_S = 60.0
-METRICS = "metrics.json"
 CHUNK = 1 << 20
-ERRORS = {
-    error.code: error
-    for error in vars(errors).values()
-    if isinstance(error, type) and issubclass(error, errors.SAEServiceError)
-}
 
 
 class Client:
@@ -33,8 +28,15 @@ class Client:
         if api_key and not api_key.isascii():
             raise errors.InvalidSpec("an API key has only ASCII characters", "api_key")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.url = url
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=30)
+        self.url = url if "://" in url else f"http://{url}"
+        self._answers = Answers(self.url)
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        except httpx.InvalidURL as error:
+            raise errors.InvalidSpec(f"{url!r} is no address of a service: {error}", "url") from error
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
 
     def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> Job:
         """Queues a job. With an idempotency key a repetition returns the first job instead of making another."""
@@ -42,31 +44,28 @@ class Client:
 
     def job(self, job_id: str) -> Job:
         """The job as it is now."""
-        return _parse(Job, self._ask("GET", f"/v1/jobs/{_quoted(job_id)}"))
+        return self._job("GET", f"/v1/jobs/{_quoted(job_id)}")
 
-    def jobs(self, status: str | None = None, metadata: dict[str, str] | None = None) -> Iterator[Job]:
-        """All jobs, newest first."""
-        query: dict[str, Any] = {"limit": 100} | {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
-        if status is not None:
-            query["status"] = status
-        while True:
-            page = self._ask("GET", "/v1/jobs", params=query)
-            yield from (_parse(Job, item) for item in page["data"])
-            if not page["has_more"]:
-                return
-            query["after"] = page["last_id"]
+    def jobs(
+        self, status: str | None = None, metadata: dict[str, str] | None = None, limit: int | None = None
+    ) -> Iterator[JobSummary]:
+        """The jobs, newest first: all of them, or the first `limit`, without their specs."""
+        query: dict[str, Any] = {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
+        query |= {"limit": min(limit or 100, 100)} | ({} if status is None else {"status": status})
+        found = islice(self._pages("/v1/jobs", query), limit)
+        return (self._answers.record(JobSummary, item) for item in found)
 
     def cancel(self, job_id: str) -> Job:
         """Asks for the job's end; it may still be `cancelling` in the answer."""
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/cancel"))
+        return self._job("POST", f"/v1/jobs/{_quoted(job_id)}/cancel")
 
     def pause(self, job_id: str) -> Job:
         """Asks for the job to be saved and held; it may still be `pausing` in the answer."""
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/pause"))
+        return self._job("POST", f"/v1/jobs/{_quoted(job_id)}/pause")
 
     def resume(self, job_id: str) -> Job:
         """Queues a paused job again."""
-        return _parse(Job, self._ask("POST", f"/v1/jobs/{_quoted(job_id)}/resume"))
+        return self._job("POST", f"/v1/jobs/{_quoted(job_id)}/resume")
 
     def extend(self, job_id: str, tokens: int, idempotency_key: str | None = None) -> Job:
         """A new job that trains the SAEs of a finished one on more: up to `tokens` rows in all."""
@@ -84,106 +83,90 @@ class Client:
 
     def delete(self, job_id: str) -> None:
         """Deletes a job that has ended, and its files."""
-        self._send("DELETE", f"/v1/jobs/{_quoted(job_id)}")
+        answer = self._send("DELETE", f"/v1/jobs/{_quoted(job_id)}")
+        if not answer.is_success:
+            raise self._answers.error(answer)
 
     def workers(self) -> list[Worker]:
         """The workers that are there."""
-        return [_parse(Worker, item) for item in self._ask("GET", "/v1/workers")["data"]]
+        return [self._answers.record(Worker, item) for item in self._pages("/v1/workers", {})]
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
-        """The events behind the event `after`, up to 1000."""
-        query = {"after": after, "limit": 1000}
-        data = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/events", params=query)["data"]
-        return [_parse(Event, item) for item in data]
+        """All events behind the event `after`, oldest first."""
+        found = self._pages(f"/v1/jobs/{_quoted(job_id)}/events", {"limit": 1000, "after": after})
+        return [self._answers.record(Event, item) for item in found]
 
     def metrics(self, job_id: str) -> Iterator[MetricsRow]:
         """All rows of training metrics, by step."""
-        step = 0
-        while True:
-            query = {"after_step": step, "limit": 10_000}
-            page = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/metrics", params=query)
-            rows = [_parse(MetricsRow, item) for item in page["data"]]
-            # A page may end within a step; that step is then asked for again as a whole.
-            last = rows[-1].step if page["has_more"] else None
-            yield from (row for row in rows if row.step != last)
-            if last is None:
-                return
-            step = last - 1
+        found = self._pages(f"/v1/jobs/{_quoted(job_id)}/metrics", {"limit": 10_000})
+        return (self._answers.record(MetricsRow, item) for item in found)
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that can be downloaded, newest first."""
-        data = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints")["data"]
-        return [_parse(Checkpoint, item | {"key": ""}) for item in data]
+        return [self._checkpoint(item) for item in self._pages(f"/v1/jobs/{_quoted(job_id)}/checkpoints", {})]
 
     def watch(self, job_id: str, pause_s: float = 1.0) -> Iterator[Job]:
         """The job now, and again whenever it has changed, until it has ended. Rides out short outages."""
-        before, answered = None, time.monotonic()
+        before = None
+        for job, _ in self.follow(job_id, pause_s):
+            if job != before:
+                yield job
+            before = job
+
+    def follow(self, job_id: str, pause_s: float = 1.0) -> Iterator[tuple[Job, str]]:
+        """As `watch`; beside the job what it does before its first step, or "", and both again when that has changed."""
+        before, answered, event = None, time.monotonic(), None
         while True:
             try:
                 job = self.job(job_id)
+                if job.status == "running" and job.progress is None:
+                    *_, event = event, *self.events(job_id, event.id if event else 0)
                 answered = time.monotonic()
             except errors.ServiceUnavailable:
                 if before is None or time.monotonic() - answered > OUTAGE_S:
                     raise
                 time.sleep(pause_s)
                 continue
-            if job != before:
-                yield job
+            now = job, event.message if event and job.progress is None else ""
+            if now != before:
+                yield now
             if job.is_terminal:
                 return
-            before = job
+            before = now
             time.sleep(pause_s)
 
     def download(
-        self, job_id: str, folder: Path, checkpoint: str = "latest", format: str = OWN_FORMAT
+        self, job_id: str, folder: Path | str, checkpoint: str = "latest", format: str = OWN_FORMAT
     ) -> list[Path]:
         """Writes each SAE of a checkpoint to `folder/<sae name>/`, as the files of a format. Returns their paths.
 
-        Files of the format in which the service stores SAEs (SAELens') that are there already are left alone.
+        Files that are there already are left alone. Raises InvalidSpec, and writes nothing, if another file is in the place
+        of one: that of another checkpoint, SAE or format.
         """
-        found = self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints/{_quoted(checkpoint)}")
-        chosen = _parse(Checkpoint, found | {"key": ""})
+        folder = Path(folder)
+        chosen = self._checkpoint(self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints/{_quoted(checkpoint)}"))
         base = f"/v1/jobs/{_quoted(job_id)}/checkpoints/{chosen.id}"
-        entries = {entry.path.removeprefix("saes/"): entry for entry in chosen.files if entry.path.startswith("saes/")}
-        targets = {path: folder / path for path in entries}
-        for path, target in targets.items():
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise errors.StorageFailure(f"the service named a file outside {folder}: {path}")
+        hashes = {entry.path.removeprefix("saes/"): entry.sha256 for entry in chosen.files if entry.path.startswith("saes/")}
         if format == OWN_FORMAT:
-            for path, target in targets.items():
-                self._fetch(f"{base}/files/saes/{path}", entries[path].sha256, target)
-                if f"{path.split('/')[0]}/{METRICS}" not in entries:
-                    # An older one is that of another checkpoint.
-                    target.with_name(METRICS).unlink(missing_ok=True)
-            return list(targets.values())
-        names = dict.fromkeys(path.split("/")[0] for path in entries)
-        return [path for name in names for path in self._fetch_as(format, f"{base}/saes/{name}/download", folder / name)]
-
-    def _fetch_as(self, format: str, url: str, folder: Path) -> list[Path]:
-        """The files of one SAE in another format, out of the zip in which they come."""
-        archive = folder / f"{format}.zip"
-        self._fetch(f"{url}?format={quote(format, safe='')}", None, archive)
-        try:
-            with zipfile.ZipFile(archive) as members:
-                if any(Path(name).name != name for name in members.namelist()):
-                    raise errors.StorageFailure(f"the service named a file outside {folder}")
-                return [Path(members.extract(name, folder)) for name in members.namelist()]
-        except (OSError, zipfile.BadZipFile) as error:
-            raise errors.StorageFailure(f"cannot write the files of {archive}: {error}") from error
-        finally:
-            archive.unlink(missing_ok=True)
+            for path, target in downloads.missing(folder, hashes).items():
+                self._fetch(f"{base}/files/saes/{path}", hashes[path], target)
+            return [folder / path for path in hashes]
+        names = dict.fromkeys(path.split("/")[0] for path in hashes)
+        with tempfile.TemporaryDirectory() as scratch:
+            archives = {name: Path(scratch) / f"{index}.zip" for index, name in enumerate(names)}
+            for name, archive in archives.items():
+                self._fetch(f"{base}/saes/{name}/download?format={quote(format, safe='')}", None, archive)
+            return downloads.unpacked(folder, archives)
 
     def _fetch(self, url: str, sha256: str | None, target: Path) -> None:
-        """Writes a file, whole or not at all, unless it is there. Without a hash, the answer's ETag is its hash."""
-        if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
-            return
+        """Writes a file, whole or not at all. Without a hash, the answer's ETag is its hash."""
         partial = target.with_name(f"{target.name}.part")
         digest = hashlib.sha256()
         try:
             with self._http.stream("GET", url) as response:
                 if not response.is_success:
                     response.read()
-                    raise _error(response)
+                    raise self._answers.error(response)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with partial.open("wb") as file:
                     for chunk in response.iter_bytes(CHUNK):
@@ -199,34 +182,36 @@ class Client:
 
     def _make(self, path: str, body: dict[str, Any] | None, idempotency_key: str | None) -> Job:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return _parse(Job, self._ask("POST", path, json=body, headers=headers))
+        return self._job("POST", path, json=body, headers=headers)
+
+    def _job(self, method: str, path: str, **arguments: Any) -> Job:
+        return self._answers.record(Job, self._ask(method, path, **arguments))
+
+    def _checkpoint(self, data: Any) -> Checkpoint:
+        # Where it is stored is the service's own business.
+        return self._answers.record(Checkpoint, data | {"key": ""} if isinstance(data, dict) else data)
+
+    def _pages(self, path: str, query: dict[str, Any]) -> Iterator[Any]:
+        """Every item of a list, one page after the other."""
+        while True:
+            page = self._ask("GET", path, params=query)
+            yield from self._answers.part(page, "data")
+            if not page.get("has_more"):
+                return
+            query = query | {"after": self._answers.part(page, "last_id")}
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
-            response = self._http.request(method, path, **arguments)
+            return self._http.request(method, path, **arguments)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
-        if not response.is_success:
-            raise _error(response)
-        return response
 
     def _ask(self, method: str, path: str, **arguments: Any) -> Any:
-        try:
-            return self._send(method, path, **arguments).json()
-        except ValueError as error:
-            raise errors.SAEServiceError(f"what answers at {self.url} is no SAE training service") from error
+        return self._answers.content(self._send(method, path, **arguments))
 
     def _unavailable(self, error: Exception) -> errors.ServiceUnavailable:
-        hint = "Start it with `sae-service serve`, or name another one with --url."
-        return errors.ServiceUnavailable(f"{self.url} does not answer: {error}.", hint=hint)
-
-
-def _parse(record: Any, data: dict[str, Any]) -> Any:
-    # A newer service may say more than this client knows.
-    try:
-        return record.model_validate(data, extra="ignore")
-    except ValidationError as error:
-        raise errors.SAEServiceError(f"the service's answer is no {record.__name__}: {error}") from error
+        hint = "Start it with `sae-service serve`, or name another one with --url or SAE_SERVICE_URL."
+        return errors.ServiceUnavailable(f"{self.url} does not answer: {error}", hint=hint)
 
 
 def _quoted(name: str) -> str:
@@ -234,21 +219,3 @@ def _quoted(name: str) -> str:
     if not name:
         raise errors.NotFound("the id of a job or checkpoint is empty")
     return quote(name, safe="")
-
-
-def _error(response: httpx.Response) -> errors.SAEServiceError:
-    """The service's own error, from its problem document."""
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    if not isinstance(body, dict):
-        body = {}
-    kind = ERRORS.get(body.get("code", ""))
-    if kind is None:
-        kind = {404: errors.NotFound, 422: errors.InvalidSpec, 400: errors.InvalidSpec}.get(
-            response.status_code, errors.ServiceUnavailable if response.status_code >= 502 else errors.SAEServiceError
-        )
-    listed = [f"{item['pointer']}: {item['detail']}" for item in body.get("errors", [])]
-    detail = body.get("detail") or f"the service answered {response.status_code}"
-    return kind("; ".join(listed) or detail, None if listed else body.get("param"))

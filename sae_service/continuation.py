@@ -27,12 +27,14 @@ class Changes(Frozen):
     tokens: int | None = Field(
         default=None, gt=0, lt=1 << 53, description="Rows in all, those of the checkpoint included; schedules are stretched to it."
     )
-    saes: dict[Name, SAEChanges] = Field(default={}, description="New numbers, by the SAE's name.")
+    saes: dict[Name, SAEChanges] = Field(
+        default={}, description="New numbers, by the SAE's name.", json_schema_extra={"additionalProperties": False}
+    )
     checkpoints: CheckpointSpec | None = None
     evaluation: EvaluationSpec | None = None
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     queue: Name | None = None
-    metadata: Labels | None = None
+    metadata: Labels | None = Field(default=None, description="The new job's labels, in place of the old one's.")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,11 @@
 """Every error that a user can meet, as one tree.
 
     SAEServiceError
+      InvalidSetting       a SAE_SERVICE_* variable is wrong
       InvalidSpec          the request cannot be carried out as written
+        BadRequest         a header or a parameter of it is wrong
+          UnknownCursor    there is nothing that a page can begin behind
+        KeyReused          its Idempotency-Key was used for another one
       DataNotFound         the text cannot be read
         DamagedText        a file of it holds what cannot be read
       ModelNotFound        the language model cannot be read
@@ -15,11 +19,17 @@
       WorkerCrashed        the training process ended without a result
       WrongVersion         the database or a checkpoint belongs to another release
       ServiceUnavailable   the service, or its database, does not answer
+      DatabaseFailure      the database answers, and refuses what the service asks of it
 
 `code` is stable and is what programs look at; `retryable` is all that a worker looks at.
 """
 
 from typing import ClassVar
+
+
+def sentences(message: str, hint: str) -> str:
+    """What is wrong, and the hint if there is one, with one full stop between them."""
+    return f"{message.removesuffix('.')}. {hint}" if hint else message
 
 
 class SAEServiceError(Exception):
@@ -28,33 +38,60 @@ class SAEServiceError(Exception):
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str = "", param: str | None = None, hint: str = "") -> None:
+    def __init__(
+        self, message: str = "", param: str | None = None, hint: str = "", fields: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         """Makes an error.
 
         Args:
             message: what is wrong, where, and what would be right.
             param: JSON pointer of the field in the job's spec that is to blame, such as `/saes/0/hook_name`.
             hint: what to do about it.
+            fields: every field that is wrong, where there are several or a service has said so: its pointer, what is wrong.
         """
         self.message = message or (type(self).__doc__ or "").split("\n")[0]
         self.param = param
         self.hint = hint
+        self.fields = fields
         super().__init__(self.message, param, hint)
 
     def __str__(self) -> str:
         where = f"{self.param}: " if self.param else ""
-        return f"{where}{self.message}" + (f" {self.hint}" if self.hint else "")
+        return f"{where}{sentences(self.message, self.hint)}"
 
     def as_dict(self) -> dict[str, str | None]:
         """The form in which an error is stored with a job: code, message, param."""
-        text = f"{self.message} {self.hint}".strip()
-        return {"code": self.code, "message": text, "param": self.param}
+        return {"code": self.code, "message": sentences(self.message, self.hint), "param": self.param}
+
+
+class InvalidSetting(SAEServiceError):
+    """A setting of the service is wrong."""
+
+    code = "invalid_setting"
 
 
 class InvalidSpec(SAEServiceError):
     """The job cannot be carried out as it is written."""
 
     code = "invalid_spec"
+
+
+class BadRequest(InvalidSpec):
+    """A header or a parameter of the request is wrong."""
+
+    code = "invalid_request"
+
+
+class UnknownCursor(BadRequest):
+    """There is nothing that a page can begin behind."""
+
+    code = "unknown_cursor"
+
+
+class KeyReused(InvalidSpec):
+    """The Idempotency-Key was used for another request already."""
+
+    code = "idempotency_key_reused"
 
 
 class DataNotFound(SAEServiceError):
@@ -135,6 +172,12 @@ class ServiceUnavailable(SAEServiceError):
 
     code = "unavailable"
     retryable = True
+
+
+class DatabaseFailure(SAEServiceError):
+    """The database refuses what the service asks of it."""
+
+    code = "database_error"
 
 
 class Stopped(Exception):

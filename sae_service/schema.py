@@ -4,26 +4,65 @@ import pkgutil
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from sae_service.plain_words import OURS, retold
 
 
 class Frozen(BaseModel):
-    """An immutable value that refuses unknown keys, NaN and infinity."""
+    """An immutable value that refuses unknown keys, NaN and infinity, and says so in plain words."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _say_it_plainly(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(cls.__name__, retold(error, cls.model_fields)) from None
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+def must(words: str) -> WrapValidator:
+    """For a type whose rule wants words: whatever is wrong with a value, the error says that it must ..."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError(OURS, f"must {words}") from None  # pyright: ignore[reportArgumentType]
+
+    return WrapValidator(check)
+
+
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
+    must("be a name: letters, digits, '.', '_' and '-', at most 64 of them, the first a letter or a digit"),
+]
 
 Duration = Annotated[
-    Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)],
+    Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] | Annotated[float, Field(ge=0, le=1)],
+    must("be a whole number of steps, such as 1000, or a share of the job's steps with a point, up to 1.0, such as 0.05"),
     Field(description="A whole number, such as 1, counts steps; one with a point, up to 1.0, is a share of the job's steps."),
 ]
 
 _NOT_A_FORMAT = {"file_format", "folder", "torch_zip"}
+SPEC_VERSION = 2
+"""Of the specs that this release writes. It reads those of all versions before."""
+
 FormatName = StrEnum(
     "FormatName",
     sorted({module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "formats")])} - _NOT_A_FORMAT),
@@ -142,7 +181,7 @@ def refuse_long(value: Any, location: tuple[str | int, ...] = ()) -> None:
 
 def refuse(location: tuple[str | int, ...], message: str, value: object) -> None:
     """Raises a validation error that blames the field at `location` below the model being validated."""
-    error = PydanticCustomError("invalid", message)  # pyright: ignore[reportArgumentType]
+    error = PydanticCustomError(OURS, message)  # pyright: ignore[reportArgumentType]
     raise ValidationError.from_exception_data(
         "spec", [InitErrorDetails(type=error, loc=location, input=value)]
     )

@@ -3,11 +3,17 @@
 This is the only module that reads the environment. What a job does is its spec's business, never a setting's.
 """
 
+import difflib
 import os
+import re
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from sae_service.errors import InvalidSetting
+from sae_service.logs import LogFormat, LogLevel
 
 PREFIX = "SAE_SERVICE_"
 OWN = (PREFIX, "PG", "WANDB_API_KEY")
@@ -20,7 +26,8 @@ COMPILED_BYTES = 1 << 30
 class Settings(BaseSettings):
     """All settings. Every field can be set by the environment variable SAE_SERVICE_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    # What is wrong may be a key, which belongs into no log.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     data_dir: Path = Field(default=Path("sae_service_data"), description="Folder of the database, the checkpoints and the logs.")
     database_url: str | None = Field(
@@ -35,8 +42,11 @@ class Settings(BaseSettings):
         "the demo that ships with the package and the folder that the server was started in.",
     )
     api_key_sha256: tuple[str, ...] = Field(
-        default=(), description="JSON list of SHA-256 hex digests of the API keys that are accepted. Empty: no key is asked for."
+        default=(),
+        description="JSON list of SHA-256 hex digests of API keys that may do everything, beside those of `sae-service keys`. "
+        "Without either, no key is asked for.",
     )
+    projects: bool = Field(default=False, description="on: a key sees the jobs of its project only.")
     lease_s: float = Field(default=60, gt=0, description="Seconds without a sign of life after which a worker counts as dead.")
     hang_s: float = Field(
         default=3600, gt=0, description="Seconds without a word after which a training process is ended and started again."
@@ -44,10 +54,34 @@ class Settings(BaseSettings):
     stop_s: int = Field(
         default=120, gt=0, description="Seconds in which a job saves its state when it is paused or its worker is told to stop."
     )
+    keep_days: float | None = Field(
+        default=None, gt=0, description="Days after its end that a job is deleted, with its files. Default: jobs stay until "
+        "somebody deletes them.",
+    )  # fmt: skip
     gpu_memory_fraction: float = Field(
         default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."
     )
     torch_threads: int = Field(default=1, ge=1, description="CPU threads of the language model.")
+    log_format: LogFormat = Field(default="plain", description="plain: lines to read. json: one JSON object a line.")
+    log_level: LogLevel = Field(default="info", description="The least that is logged. Libraries log warnings at the least.")
+    worker_metrics_port: int | None = Field(
+        default=None, ge=1, le=65535,
+        description="Port at which a worker answers /metrics, without a key; each further one of `serve` takes the next.",
+    )
+    tracing: bool = Field(
+        default=False, description="Send traces to where the OTEL_* variables say (needs the extra sae-service[tracing])."
+    )
+
+    @field_validator("api_key_sha256")
+    @classmethod
+    def _are_hashes(cls, digests: tuple[str, ...]) -> tuple[str, ...]:
+        for position, digest in enumerate(digests, 1):
+            if not re.fullmatch("[0-9a-fA-F]{64}", digest):
+                raise ValueError(
+                    f"entry {position} is no SHA-256 hash, which has 64 hex digits; give the key's hash, not the key: "
+                    "`sae-service key` prints both"
+                )
+        return tuple(digest.lower() for digest in digests)
 
     def resolved_database_url(self) -> str:
         """The SQLAlchemy URL of the database."""
@@ -67,6 +101,38 @@ class Settings(BaseSettings):
         """The folders below which a job may read files."""
         demo = Path(__file__).parent / "demo"
         return tuple(root.expanduser().resolve() for root in (*self.allowed_roots, self.data_dir, demo, Path.cwd()))
+
+
+OF_CLIENTS = frozenset({"URL", "API_KEY"})
+"""What the command line reads, under the same prefix."""
+
+
+def load(data_dir: Path | None = None) -> Settings:
+    """The settings in force. Raises InvalidSetting, with a line for each variable that is wrong."""
+    given: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = {str(found["loc"][0]): found["msg"].removeprefix("Value error, ") for found in error.errors(include_url=False)}
+    except SettingsError as error:
+        # A list that is no JSON; only the text says which.
+        wrong = dict.fromkeys(re.findall(r'field "(\w+)"', str(error)), "This is not JSON")
+    raise InvalidSetting("\n".join(_said(name, message) for name, message in wrong.items()))
+
+
+def _said(name: str, message: str) -> str:
+    return f"{PREFIX}{name.upper()}: {message.rstrip('.')}. It is: {Settings.model_fields[name].description}"
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each SAE_SERVICE_* variable that is none of ours. No error: Kubernetes sets such ones for its services."""
+    known = sorted(OF_CLIENTS | {name.upper() for name in Settings.model_fields})
+    given = (name.removeprefix(PREFIX) for name in os.environ if name.startswith(PREFIX))
+    found = []
+    for name in sorted(set(given) - set(known)):
+        nearest = difflib.get_close_matches(name, known, n=1)
+        found.append(f"{PREFIX}{name} is no setting and is ignored." + (f" Did you mean {PREFIX}{nearest[0]}?" if nearest else ""))
+    return found
 
 
 def child_environment(settings: Settings, device: str | None) -> dict[str, str]:

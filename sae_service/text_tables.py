@@ -1,4 +1,4 @@
-"""What the command line draws: tables, and the progress bar of a job."""
+"""What the command line draws: tables, and the progress bar of a job. Names and messages are shown letter by letter."""
 
 import time
 from collections.abc import Iterable
@@ -6,23 +6,30 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from sae_service.jobs import records
-from sae_service.jobs.records import Checkpoint, Event, Job, Worker
+from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, Worker
 
 BARS = " ▁▂▃▄▅▆▇█"
 FOUND = 0.9
+NAMED = 3
+"""SAEs of a job that a list names."""
 HELD_OUT = {"fvu": "held-out fvu", "fvu_by_row": "by row", "l0": "held-out l0", "ce_loss_recovered": "recovered"}
 RESULTS = ("l0", "fvu", "fvu_by_row", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
 
+def _console(is_error: bool = False, width: int | None = None) -> Console:
+    # What looks like markup or an emoji in a name is a part of it.
+    return Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
+
+
 def show(*parts: RenderableType) -> None:
     """Prints to standard output; a pipe gets plain text of full width."""
-    console = Console()
+    console = _console()
     if not console.is_terminal:
-        console = Console(width=160)
+        console = _console(width=160)
     for part in parts:
         console.print(part)
 
@@ -32,13 +39,15 @@ def clock(seconds: int | None) -> str:
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def jobs(found: Iterable[Job]) -> Table:
+def jobs(found: Iterable[JobSummary]) -> Table:
     """One line for each job."""
-    table = Table("job", "status", "submitted", "progress", "saes", "error", box=None)
+    saes = Column("saes", no_wrap=True, overflow="ellipsis")
+    table = Table(Column("job", no_wrap=True), "status", "submitted", "progress", saes, "error", box=None)
     for one in found:
         share = f"{one.progress.tokens / one.progress.total_tokens:.0%}" if one.progress else ""
-        names = ", ".join(sae["name"] for sae in one.spec["saes"])
-        table.add_row(one.id, one.status, clock(one.created_at), share, names, one.error.code if one.error else "")
+        names = [sae.name for sae in one.summary.saes]
+        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        table.add_row(one.id, one.status, clock(one.created_at), share, listed, one.error.code if one.error else "")
     return table
 
 
@@ -49,7 +58,7 @@ def job(one: Job) -> Table:
         "job": one.id,
         "status": one.status + (f" ({one.status_reason})" if one.status_reason else ""),
         "attempt": str(one.attempt),
-        "submitted": clock(one.created_at),
+        "submitted": clock(one.created_at) + (f" by {one.submitter}" if one.submitter else ""),
         "started": clock(one.started_at),
         "finished": clock(one.finished_at),
         "expected": clock(one.estimated_finish),
@@ -70,6 +79,15 @@ def workers(found: Iterable[Worker]) -> Table:
     table = Table("worker", "queue", "GPUs", "since", "job", box=None)
     for one in found:
         table.add_row(one.name, one.queue, str(one.gpus), clock(one.started_at), one.job_id or "")
+    return table
+
+
+def keys(found: Iterable[dict[str, Any]]) -> Table:
+    """One line for each key of the API."""
+    table = Table("key", "scopes", "project", "made", "expires", "revoked", box=None)
+    for one in found:
+        times = (clock(one[name]) for name in ("created_at", "expires_at", "revoked_at"))
+        table.add_row(one["name"], ",".join(one["scopes"]), one["project"], *times)
     return table
 
 
@@ -138,46 +156,53 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.4f}"
 
 
-def follow(changes: Iterable[Job]) -> Job | None:
-    """Shows a job while it changes: a progress bar on a terminal, now and then a line elsewhere. Returns its end."""
-    console = Console(stderr=True)
+def follow(changes: Iterable[tuple[Job, str]]) -> Job | None:
+    """Shows a job while it changes: a progress bar on a terminal, now and then a line elsewhere. Returns its end.
+
+    Args:
+        changes: the job, and what it does before its first step.
+    """
+    console = _console(is_error=True)
     return _follow_with_bar(changes, console) if console.is_terminal else _follow_with_lines(changes, console)
 
 
-def _follow_with_bar(changes: Iterable[Job], console: Console) -> Job | None:
+def _follow_with_bar(changes: Iterable[tuple[Job, str]], console: Console) -> Job | None:
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
+        TextColumn("{task.fields[speed]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     bar = Progress(*columns)
     line = bar.add_task("queued", total=None, speed="")
     last = None
     with Live(bar, console=console) as live:
-        for last in changes:
+        for last, phase in changes:
             progress = last.progress
             if progress is None:
                 bar.update(line, description=last.status)
+                live.update(Group(last.id, bar, phase))
                 continue
             speed = f"{progress.tokens:,} tokens, {progress.tokens_per_s:,.0f}/s"
             bar.update(
                 line, description=last.status, completed=progress.tokens, total=progress.total_tokens, speed=speed
             )
-            live.update(Group(bar, figures(progress)))
+            live.update(Group(last.id, bar, figures(progress)))
     return last
 
 
-def _follow_with_lines(changes: Iterable[Job], console: Console) -> Job | None:
-    last, said, shown = None, ("", -1), ""
-    for last in changes:
+def _follow_with_lines(changes: Iterable[tuple[Job, str]], console: Console) -> Job | None:
+    last, said, shown = None, ("", "", -1), ""
+    for last, phase in changes:
+        if not said[0]:
+            console.print(last.id)
         progress = last.progress
         if progress and (measured := held_out(progress)) != shown:
             shown = measured
-            console.print(measured, highlight=False)
+            console.print(measured)
         share = 10 * progress.tokens // progress.total_tokens if progress else 0
-        if (last.status, share) != said:
-            said = (last.status, share)
+        if (last.status, phase, share) != said:
+            said = (last.status, phase, share)
             done = f", {progress.tokens:,} of {progress.total_tokens:,} tokens" if progress else ""
-            console.print(f"{last.status}{done}", highlight=False)
+            console.print(f"{last.status}{done}{': ' if phase else ''}{phase}")
     return last
 
 

@@ -19,14 +19,19 @@ CLI = [sys.executable, "-c", "from sae_service.cli import app; app()"]
 PATIENCE_S = 300
 
 
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Service:
     """`sae-service serve` on a port of its own, with a short lease."""
 
     def __init__(self, data_dir: Path, workers: int = 1, /, **settings: str) -> None:
         self.data_dir, self._workers, self._settings = data_dir, workers, settings
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = Client(self.url)
         self.start()

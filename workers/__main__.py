@@ -12,15 +12,22 @@ import sys
 import threading
 from contextlib import suppress
 
-from sae_service.errors import SAEServiceError, ServiceUnavailable, WrongVersion
+from prometheus_client import start_http_server
+
+from sae_service import tracing
+from sae_service.errors import InvalidSetting, SAEServiceError, ServiceUnavailable, WrongVersion
 from sae_service.jobs import migration, queue
 from sae_service.jobs.collection import Collection
 from sae_service.jobs.database import Database
 from sae_service.jobs.lost_attempts import LostAttempts, keep_looking
 from sae_service.jobs.presence import Presence
+from sae_service.jobs.retention import Retention
+from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
+from sae_service.startup import start
 from sae_service.storage.objects import Storage
 from workers.ending import WORKER_EXTRA_S, set_on_stop_signals
+from workers.old_logs import OldLogs
 from workers.supervisor import Supervisor
 
 log = logging.getLogger("workers")
@@ -31,18 +38,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--queue", default="default", help="the queue to take jobs from")
     parser.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the training processes; jobs for so many GPUs are taken")
+    parser.add_argument("--metrics-port", type=int, help="port of /metrics; default: SAE_SERVICE_WORKER_METRICS_PORT, or none")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
-        _work(arguments.queue, arguments.device)
+        settings = start(log, "worker")
+        _answer_metrics(arguments.metrics_port or settings.worker_metrics_port)
+        _work(settings, arguments.queue, arguments.device)
     except SAEServiceError as error:
         sys.exit(f"worker: {error}")
 
 
-def _work(queue_name: str, device: str | None) -> None:
-    settings = Settings()
+def _answer_metrics(port: int | None) -> None:
+    if port is not None:
+        try:
+            start_http_server(port)
+        except OSError as error:
+            raise InvalidSetting(f"SAE_SERVICE_WORKER_METRICS_PORT: port {port} cannot be listened on: {error}") from error
+
+
+def _work(settings: Settings, queue_name: str, device: str | None) -> None:
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-    database = Database(settings.resolved_database_url())
+    # Beside it DBOS has one of its own for its timers, in one worker of all.
+    database = Database(settings.resolved_database_url(), kept=1, name="sae-service-worker")
     migration.migrate(database)
     supervisor = Supervisor(database, settings, worker, device)
     stop = threading.Event()
@@ -53,9 +70,18 @@ def _work(queue_name: str, device: str | None) -> None:
     queue.take_from(database, queue_name, gpus, worker, supervisor.work)
     log.info("worker %s takes jobs from queue %s", worker, queue_name)
     lost_attempts = LostAttempts(database, settings.lease_s)
-    collection = Collection(database, Storage(settings.resolved_storage_url()), settings.lease_s)
+    storage = Storage(settings.resolved_storage_url())
+    collection = Collection(database, storage, settings.lease_s)
+    retention = Retention(database, storage, settings.keep_days)
+    logs = OldLogs(settings.data_dir / "logs", JobStore(database))
+
+    def tidy() -> None:
+        logs.look()
+        retention.look()
+        collection.look()
+
     # A storage that hangs holds up nothing else, nor the end of this process.
-    threading.Thread(target=keep_looking, args=(collection.look, settings.lease_s, stop), daemon=True).start()
+    threading.Thread(target=keep_looking, args=(tidy, settings.lease_s, stop), daemon=True).start()
 
     def is_current() -> bool:
         presence.renew()
@@ -66,13 +92,20 @@ def _work(queue_name: str, device: str | None) -> None:
             stop.set()
         return not stop.is_set()
 
-    keep_looking(lambda: lost_attempts.look(is_current), settings.lease_s, stop)
+    attempts = queue.Queue(database)
+
+    def look() -> None:
+        lost_attempts.look(is_current)
+        attempts.adopt(queue_name, gpus)
+
+    keep_looking(look, settings.lease_s, stop)
     supervisor.stopping.set()
     queue.stop_taking(wait_s=settings.stop_s + WORKER_EXTRA_S)
     with suppress(ServiceUnavailable):
         presence.leave()
     log.info("worker %s has stopped", worker)
     logging.shutdown()
+    tracing.finish()
     # Threads that still wait for a database that is away would keep the process; what they would write is durable.
     os._exit(0)
 

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workers.ending import stop_signals_blocked
 
 LAST_LINES = 15
+LOG_BYTES = 10 << 20
+"""Largest size of a log; of a longer one the second half stays."""
 KILL_WAIT_S = 30
 ORPHANED = 70
 """Exit status of a process that has heard nothing of its worker for half a lease, or whose worker is gone."""
@@ -70,6 +73,7 @@ class Child:
     def messages(self, pause_s: float) -> Iterator[dict[str, Any] | None]:
         """What the process says until it ends; None after each pause without a word."""
         while True:
+            self._bound_log()
             try:
                 message = self._messages.get(timeout=pause_s)
             except queue.Empty:
@@ -78,6 +82,20 @@ class Child:
             if message is None:
                 return
             yield message
+
+    def _bound_log(self) -> None:
+        """Keeps the end of a log that has become too long; what the process appends goes on behind it."""
+        # A log that somebody has taken away, or a disk that is full, is no reason to end a job.
+        with suppress(OSError):
+            size = self._log.stat().st_size
+            if size <= LOG_BYTES:
+                return
+            with self._log.open("r+b") as file:
+                file.seek(size - LOG_BYTES // 2)
+                end = file.read()
+                file.seek(0)
+                file.write(b"[The beginning was deleted: the log was too long.]\n" + end[end.find(b"\n") + 1 :])
+                file.truncate()
 
     def kill(self) -> int:
         """Ends the process at once, if it has not ended, and returns its exit status."""

@@ -4,20 +4,25 @@ Its own output is a private channel to the worker; whatever a library prints goe
 """
 
 import json
+import logging
 import os
 import select
 import signal
 import sys
 import threading
 import time
-import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from sae_service import logs, tracing
 from workers.child import ORPHANED
 from workers.ending import STOP_SIGNALS, die_with_parent
 
+if TYPE_CHECKING:
+    from sae_service.storage.objects import Storage
+
+log = logging.getLogger("training")
 ALIVE_S = 5
 
 
@@ -31,12 +36,15 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     assignment = json.loads(sys.stdin.buffer.raw.readline())  # pyright: ignore[reportAttributeAccessIssue]
+    logs.configure(assignment["log_format"], assignment["log_level"], job=assignment["job"], attempt=assignment["attempt"])
+    if assignment["trace"] is not None:
+        tracing.start("training", assignment["trace"])
     orders = Orders(assignment["lease_s"])
     report = Report(channel)
     try:
         report.say(train(assignment, report, orders))
-    except Exception as error:  # noqa: BLE001  the outermost handler: the worker records what it was
-        traceback.print_exc()
+    except Exception as error:  # the outermost handler: the worker records what it was
+        log.exception("the attempt has failed")
         report.say(failure(error, has_trained=bool(assignment["resume_from"]) or report.has_saved))
 
 
@@ -73,7 +81,9 @@ class Report:
         self._channel, self._writing = channel, threading.Lock()
         self.total_steps = self.total_tokens = 0
         self.has_saved = False
+        self.storage: Storage | None = None
         self._said = time.monotonic()
+        self.looked_ns: int | None = None
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends a line; NaN becomes null."""
@@ -87,11 +97,14 @@ class Report:
 
     def event(self, level: str, message: str) -> None:
         """A sentence for the user."""
+        getattr(log, level)("%s", message)
         self.say({"kind": "event", "level": level, "message": message})
 
     def metrics(self, rows: list[dict[str, Any]]) -> None:
         """The metrics, and how far the job is."""
         first = rows[0]
+        self._trace(first["step"], first["tokens_per_s"])
+        log.info("step %d of %d, %.0f tokens a second", first["step"], self.total_steps, first["tokens_per_s"])
         progress = {
             "step": first["step"],
             "total_steps": self.total_steps,
@@ -104,9 +117,18 @@ class Report:
             progress["held_out"] = {row["sae"]: {"step": row["step"], **row["held_out"]} for row in rows}
         self.say({"kind": "metrics", "rows": rows, "progress": progress})
 
+    def _trace(self, step: int, tokens_per_s: float) -> None:
+        """One span for the steps since the last look: one each would be too many."""
+        now = time.time_ns()
+        with tracing.span("steps", began_ns=self.looked_ns, last=step, tokens_per_s=tokens_per_s):
+            self.looked_ns = now
+
     def checkpoint(self, written: Any) -> None:
         """A checkpoint that is ready to be committed."""
         self.has_saved = True
+        log.info("checkpoint at step %d", written.step)
+        if self.storage is not None:
+            self.say({"kind": "written", "seconds": self.storage.published_s})
         self.say({"kind": "checkpoint", "checkpoint": asdict(written)})
 
     def alive(self) -> None:
@@ -121,15 +143,19 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
 
     from sae_service import pipeline
     from sae_service.readable import Roots
-    from sae_service.spec.job import JobSpec
+    from sae_service.spec.stored import read
     from sae_service.storage.objects import Storage
 
-    job = JobSpec.model_validate(assignment["spec"])
+    job = read(assignment["spec"])
+    if job.stream.model is not None:
+        report.event("info", f"Loading the model {job.stream.model.name}.")
     report.total_steps = job.stream.n_steps
     report.total_tokens = job.stream.n_steps * job.stream.batch
+    report.looked_ns = time.time_ns()
+    storage = report.storage = Storage(assignment["storage_url"])
     final = pipeline.run(
         job,
-        Storage(assignment["storage_url"]),
+        storage,
         assignment["prefix"],
         report,
         should_stop=orders.stop.is_set,

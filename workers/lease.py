@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sae_service.errors import LeaseLost, ServiceUnavailable
+from sae_service.errors import DatabaseFailure, LeaseLost, ServiceUnavailable
 from sae_service.jobs.attempts import Attempt
 
 
@@ -45,7 +45,8 @@ class Lease:
             began = time.monotonic()
             try:
                 self.status = self._attempt.renew(self._stopping.is_set())
-            except ServiceUnavailable:
+            except (ServiceUnavailable, DatabaseFailure):
+                # Whatever it is: a lease that cannot be renewed runs out.
                 continue
             except LeaseLost:
                 self.is_lost = True

@@ -7,13 +7,17 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
+from sae_service.errors import InvalidSetting
 from sae_service.settings import Settings
+from sae_service.startup import start
 from workers.ending import SERVICE_EXTRA_S, die_with_parent, set_on_stop_signals
 
 log = logging.getLogger("serve")
@@ -28,14 +32,36 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--devices", help="CUDA_VISIBLE_DEVICES for each worker, separated by semicolons")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        settings = start(log, "serve")
+    except InvalidSetting as error:
+        sys.exit(f"serve: {error}")
     stop = threading.Event()
     set_on_stop_signals(stop)
-    wait_s = Settings().stop_s + SERVICE_EXTRA_S
     devices = arguments.devices.split(";") if arguments.devices else [None] * arguments.workers
     api = _start("api", "--host", arguments.host, "--port", str(arguments.port))
-    workers = [_start("workers", *(("--device", device) if device else ())) for device in devices]
-    sys.exit(_watch(stop, api, workers, wait_s))
+    workers = [_start("workers", *_worker(settings, index, device)) for index, device in enumerate(devices)]
+    threading.Thread(target=_greet, args=(settings, api, arguments.host, arguments.port), daemon=True).start()
+    sys.exit(_watch(stop, api, workers, settings.stop_s + SERVICE_EXTRA_S))
+
+
+def _worker(settings: Settings, index: int, device: str | None) -> list[str]:
+    port = settings.worker_metrics_port
+    ports = [] if port is None else ["--metrics-port", str(port + index)]
+    return ports if device is None else [*ports, "--device", device]
+
+
+def _greet(settings: Settings, api: subprocess.Popen[bytes], host: str, port: int) -> None:
+    """Once the API listens."""
+    while api.poll() is None:
+        with suppress(OSError), socket.create_connection((host, port), timeout=1):
+            break
+        time.sleep(RESTART_PAUSE_S / 10)
+    else:
+        return
+    url, where = f"http://{host}:{port}", settings.data_dir.resolve()
+    log.info("the service is at %s, its data in %s; Ctrl-C stops it, and jobs in hand are kept", url, where)
+    log.info("next: sae-service submit job.yaml; what programs can ask, to try out: %s/docs", url)
 
 
 def _start(module: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sae_service.errors import LeaseLost, ServiceUnavailable, StorageFailure, WorkerCrashed
+from sae_service import counters, logs, tracing
+from sae_service.errors import DatabaseFailure, LeaseLost, SAEServiceError, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings, child_environment
@@ -38,19 +39,33 @@ class Supervisor:
         self.stopping = threading.Event()
 
     def work(self, job_id: str, number: int) -> None:
-        """Carries out an attempt, whatever becomes of it: nothing is raised but what is a bug."""
+        """Carries out an attempt, whatever becomes of it: an error that nobody foresaw is recorded as what it is."""
         attempt = Attempt(self._database, job_id, number)
+        with logs.about(job=job_id, attempt=number):
+            try:
+                self._begin(attempt)
+            except Exception as error:  # the last resort: without it the job would stand still until its lease is over
+                log.exception("the attempt has met an unexpected error")
+                described = _described(error)
+                with suppress(LeaseLost, DatabaseFailure):
+                    _persist(lambda: attempt.record_crash(described))
+
+    def _begin(self, attempt: Attempt) -> None:
         spec = _persist(lambda: attempt.claim(self._worker))
-        if spec is None:
-            return
-        log.info("job %s: attempt %d", job_id, number)
+        if spec is not None:
+            above = _persist(attempt.trace) if self._settings.tracing else None
+            with tracing.span("attempt", above, job=attempt.job_id, attempt=attempt.number):
+                self._work(attempt, spec)
+
+    def _work(self, attempt: Attempt, spec: dict[str, Any]) -> None:
+        log.info("the attempt begins")
         try:
             if self.stopping.is_set():
                 _persist(attempt.release)
             else:
                 self._train(attempt, spec)
         except LeaseLost:
-            log.warning("job %s: attempt %d is over", job_id, number)
+            log.warning("the attempt is over: another worker may have the job")
         if _persist(attempt.is_last):
             # No other attempt can follow, so whatever is left over is nobody's.
             self._collect(attempt, is_over=True)
@@ -84,7 +99,8 @@ class Supervisor:
             # A job that was being cancelled when its final checkpoint came has not succeeded by it.
             with suppress(LeaseLost):
                 _persist(attempt.release)
-        log.info("job %s: attempt %d has ended", attempt.job_id, attempt.number)
+        counters.TOKENS_PER_SECOND.set(0)
+        log.info("the attempt has ended")
 
     def _without_storage(self, attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
         """Waits until the storage answers: a process that needs it at once would crash. Returns how the attempt is to be
@@ -97,7 +113,7 @@ class Supervisor:
                 return None
             except StorageFailure as error:
                 text = f"{error} The job waits for the storage."
-            log.warning("job %s: %s", attempt.job_id, text)
+            log.warning("%s", text)
             if not told:
                 with suppress(LeaseLost):
                     _persist(lambda text=text: attempt.event("warning", text), lease)
@@ -116,6 +132,8 @@ class Supervisor:
         # Whoever wrote the others is gone: its lease is over, or this attempt could not have begun.
         committed = self._collect(attempt, is_over=False)
         assignment = {
+            "job": attempt.job_id,
+            "attempt": attempt.number,
             "spec": spec,
             # Of this machine, which opens the files; the API may have looked at others.
             "readable_roots": list(map(str, self._settings.readable_roots())),
@@ -124,6 +142,9 @@ class Supervisor:
             "resume_from": committed,
             "begin_with": _persist(attempt.origin_key),
             "lease_s": self._settings.lease_s,
+            "log_format": self._settings.log_format,
+            "log_level": self._settings.log_level,
+            "trace": tracing.current(),
         }
         environment = child_environment(self._settings, self._device)
         path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"
@@ -172,7 +193,11 @@ class Supervisor:
             case "event":
                 _persist(lambda: attempt.event(message["level"], message["message"]), lease)
             case "metrics":
+                counters.TOKENS_PER_SECOND.set(message["progress"]["tokens_per_s"])
                 _persist(lambda: attempt.metrics(message["rows"], message["progress"]), lease)
+            case "written":
+                counters.CHECKPOINT_SECONDS.observe(message["seconds"])
+                return
             case "checkpoint":
                 for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
                     self.deletions.add(key)
@@ -186,7 +211,7 @@ class Supervisor:
         try:
             written = self._storage.folders(_prefix(attempt))
         except StorageFailure as error:
-            log.warning("job %s: %s", attempt.job_id, error)
+            log.warning("%s", error)
         if not is_over:
             # After the listing: it has nothing of a later attempt's, however long this one has been held up.
             _persist(attempt.renew)
@@ -227,6 +252,13 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
         return attempt.release
     text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
     return _crash(attempt, text)
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    """An error as it is stored with a job."""
+    if isinstance(error, SAEServiceError):
+        return error.as_dict()
+    return {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
 
 
 def _crash(attempt: Attempt, text: str) -> Callable[[], None]:

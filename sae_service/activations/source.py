@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array
 
+from sae_service import tracing
 from sae_service.activations.buffer import FillStart, TextHarvest
 from sae_service.activations.documents import Documents
 from sae_service.activations.model import LanguageModel
@@ -41,6 +42,7 @@ class Source:
     widths: dict[str, int]
     model_warnings: list[str]
 
+    @tracing.traced("load")
     def __init__(self, job: JobSpec, device: str, roots: Roots = EVERYWHERE) -> None:
         """Loads the model, if there is one, and checks that it has what the job asks for.
 

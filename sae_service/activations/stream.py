@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sae_service import tracing
 from sae_service.activations.buffer import FillStart, permutation
 from sae_service.activations.source import Harvest
 from sae_service.schema import Frozen
@@ -73,6 +74,7 @@ class ActivationStream:
             return None
         return self._reader.submit(self._fill, position)
 
+    @tracing.traced("fill")
     def _fill(self, position: StreamPosition) -> Fill:
         # Both the rows and their order depend on how many there are.
         n_batches = position.n_batches or self._batches_of(self.spec.n_steps - position.steps_before)

@@ -6,7 +6,7 @@ code differs, this was chosen: the error is the mean over the prefixes, each cou
 leaves AuxK 5 times the weight), and b_dec alone is not counted as a prefix.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import jax.numpy as jnp
 from pydantic import Field, model_validator
@@ -34,7 +34,7 @@ class MatryoshkaConfig(ThresholdedConfig):
     """Nested prefixes, and k active latents per row on average over a batch."""
 
     kind: Literal["matryoshka"] = "matryoshka"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
-    widths: tuple[int, ...] = Field(
+    widths: tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...] = Field(
         default=(), description="Lengths of the prefixes, rising to d_sae. Default: d_sae / 16, / 8, / 4, / 2 and d_sae."
     )
 

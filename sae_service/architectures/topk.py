@@ -37,7 +37,7 @@ class TopKConfig(BypassConfig):
 
     kind: Literal["topk"] = "topk"  # pyright: ignore[reportIncompatibleVariableOverride]  frozen
     k: float = Field(default=32, ge=1, description="Active latents per row, a whole number.")
-    k_aux: int = Field(default=0, ge=0, description="Dead latents that reconstruct the residual; 0: half of d_in.")
+    k_aux: int = Field(default=0, ge=0, le=1 << 24, description="Dead latents that reconstruct the residual; 0: half of d_in.")
     aux_coefficient: float = Field(default=1 / 32, ge=0)
     multi_coefficient: float | None = Field(
         default=None, ge=0, description="Weight of the error with 4 k latents (Multi-TopK, published with 1/8); null leaves it out."

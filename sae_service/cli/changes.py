@@ -8,26 +8,27 @@ from typing import Annotated, Any
 import typer
 
 from sae_service import errors
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, reported
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, full_id, reported
 from sae_service.client import Client
 from sae_service.jobs.records import Job
+from sae_service.plain_words import unknown_name
 
 Tokens = Annotated[int, typer.Option(help="Tokens in all, those already trained on included.")]
 
 
 def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Ends a job. What it has saved stays."""
-    _changed(lambda: Client(url, api_key).cancel(job_id), as_json)
+    _said(Client.cancel, url, api_key, job_id, as_json)
 
 
 def pause(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Saves a job and holds it; its worker is free for another."""
-    _changed(lambda: Client(url, api_key).pause(job_id), as_json)
+    _said(Client.pause, url, api_key, job_id, as_json)
 
 
 def resume(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Lets a paused job go on."""
-    _changed(lambda: Client(url, api_key).resume(job_id), as_json)
+    _said(Client.resume, url, api_key, job_id, as_json)
 
 
 def extend(
@@ -35,7 +36,7 @@ def extend(
     api_key: ApiKey = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Trains the SAEs of a finished job on more tokens, as a new job. Prints its id."""
-    _made(lambda: Client(url, api_key).extend(job_id, tokens, idempotency_key), as_json)
+    _made(lambda client, parent: client.extend(parent, tokens, idempotency_key), url, api_key, job_id, as_json)
 
 
 def fork(
@@ -53,27 +54,29 @@ def fork(
 ) -> None:
     """Goes on from a job's checkpoint with other numbers, as a new job; the old one is not touched. Prints the new id."""
 
-    def forked() -> Job:
-        client = Client(url, api_key)
-        body: dict[str, Any] = {"saes": numbers(changes or [], client.job(job_id).spec)}
-        return client.fork(job_id, body | ({"tokens": tokens} if tokens is not None else {}), checkpoint, idempotency_key)
+    def forked(client: Client, parent: str) -> Job:
+        body: dict[str, Any] = {"saes": numbers(changes or [], client.job(parent).spec)}
+        return client.fork(parent, body | ({"tokens": tokens} if tokens is not None else {}), checkpoint, idempotency_key)
 
-    _made(forked, as_json)
+    _made(forked, url, api_key, job_id, as_json)
 
 
 def numbers(changes: list[str], spec: dict[str, Any]) -> dict[str, Any]:
     """`SAE.FIELD=VALUE` as the changes of a fork. Raises InvalidSpec."""
+    saes = {sae["name"]: sae for sae in spec["saes"]}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for change in changes:
         place, _, text = change.partition("=")
         name, _, field = place.rpartition(".")
-        sae = next((sae for sae in spec["saes"] if sae["name"] == name), None)
-        part = next((part for part in ("optimizer", "architecture") if sae is not None and field in sae[part]), None)
+        if name not in saes:
+            raise errors.InvalidSpec(f"{change!r} is not SAE.FIELD=NUMBER of one of the SAEs {', '.join(saes)}", "set")
+        parts = {known: part for part in ("architecture", "optimizer") for known in saes[name][part] if known != "kind"}
+        if field not in parts:
+            raise errors.InvalidSpec(unknown_name("field", field, parts), f"/saes/{name}")
         value = _number(text)
-        if part is None or value is None:
-            names = ", ".join(sae["name"] for sae in spec["saes"])
-            raise errors.InvalidSpec(f"{change} is not SAE.FIELD=NUMBER with a field of one of the SAEs {names}")
-        found.setdefault(name, {}).setdefault(part, {})[field] = value
+        if value is None:
+            raise errors.InvalidSpec(f"must be a number, not {text!r}", f"/saes/{name}/{parts[field]}/{field}")
+        found.setdefault(name, {}).setdefault(parts[field], {})[field] = value
     return found
 
 
@@ -89,7 +92,7 @@ def retry(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Tries a failed or cancelled job again from its last checkpoint, as a new job. Prints its id."""
-    _made(lambda: Client(url, api_key).retry(job_id, idempotency_key), as_json)
+    _made(lambda client, parent: client.retry(parent, idempotency_key), url, api_key, job_id, as_json)
 
 
 def delete(
@@ -100,18 +103,28 @@ def delete(
 ) -> None:
     """Deletes a job that has ended, with its metrics and all its checkpoints."""
     with reported():
+        client = Client(url, api_key)
+        job_id = full_id(client, job_id)
         if not is_sure:
             typer.confirm(f"Delete {job_id} and all its checkpoints?", abort=True)
-        Client(url, api_key).delete(job_id)
+        client.delete(job_id)
 
 
-def _changed(change: Callable[[], Job], as_json: bool) -> None:
+def _said(
+    change: Callable[[Client, str], Job], url: str, api_key: str | None, job_id: str, as_json: bool
+) -> None:
+    """Changes a job, and prints its state."""
     with reported():
-        job = change()
+        client = Client(url, api_key)
+        job = change(client, full_id(client, job_id))
         typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
 
 
-def _made(make: Callable[[], Job], as_json: bool) -> None:
+def _made(
+    make: Callable[[Client, str], Job], url: str, api_key: str | None, job_id: str, as_json: bool
+) -> None:
+    """Makes a job of another, and prints its id."""
     with reported():
-        job = make()
+        client = Client(url, api_key)
+        job = make(client, full_id(client, job_id))
         typer.echo(job.model_dump_json(indent=1) if as_json else job.id)

@@ -1,34 +1,62 @@
-"""What the commands of the command line have in common: where the service is, how they fail, whether they print JSON."""
+"""What the commands of the command line have in common: which service and which job, how they fail, whether they print JSON."""
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sae_service import errors
 from sae_service.client import DEFAULT_URL as DEFAULT_URL
+from sae_service.client import Client
 
 EXIT_CODES = {
     errors.InvalidSpec: 2, errors.DataNotFound: 2, errors.ModelNotFound: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4,
+    errors.Conflict: 6,
 }  # fmt: skip
-
+JOB_ID = re.compile(r"job_[0-9a-f]{22}")
+LOOKED_AT = 1000
+"""The newest jobs, among which one is found by a part of its id."""
+OPTIONS = {
+    "name": "--model", "path": "--dataset", "hook_name": "--hook", "saes": "--hook", "folder": "--output", "metadata": "--label",
+}  # fmt: skip
+"""The options that are not called as the fields that they fill."""
 
 Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
-JobId = Annotated[str, typer.Argument(help="The job's id.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
+JobId = Annotated[str, typer.Argument(help="The job's id, its beginning or its end if that is one job's only, or latest.")]
 IdempotencyKey = Annotated[str | None, typer.Option(help="A repetition with the same key returns the first job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
+def option(pointer: str) -> str:
+    """The option that has given a field of a request its value."""
+    change = re.match(r"/saes/([^/]+)(?:/(?:optimizer|architecture)(?:/(\w+))?)?$", pointer)
+    if change and not change[1].isdigit():
+        return f"--set {'.'.join(part for part in change.groups() if part)}"
+    field = pointer.split("[")[0].rsplit("/", 1)[-1]
+    return OPTIONS.get(field) or f"--{field.replace('_', '-')}"
+
+
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turns the service's errors into one line and an exit code, and Ctrl-C into a quiet end."""
+def reported(place: Callable[[str], str] = option) -> Iterator[None]:
+    """Turns the service's errors into a line for each field and an exit code, and Ctrl-C into a quiet end.
+
+    Args:
+        place: the place of a field where the user has written it, by its JSON pointer.
+    """
     try:
         yield
     except errors.SAEServiceError as error:
-        typer.echo(f"sae-service: {error}", err=True)
+        message = errors.sentences(error.message, error.hint)
+        fields = error.fields or (((error.param, message),) if error.param else ())
+        for line in [f"{place(pointer)}: {detail}" for pointer, detail in fields if pointer] or [message]:
+            typer.echo(f"sae-service: {line}", err=True)
         codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
         raise typer.Exit(next(codes, 5)) from None
     except KeyboardInterrupt:
@@ -36,3 +64,19 @@ def reported() -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(0) from None
+
+
+def full_id(client: Client, given: str) -> str:
+    """The id of the job that is meant by an id, its beginning or its end, or `latest`. Raises NotFound."""
+    if JOB_ID.fullmatch(given):
+        return given
+    if given == "latest":
+        found = [job.id for job in client.jobs(limit=1)]
+    else:
+        newest = (job.id for job in islice(client.jobs(), LOOKED_AT))
+        found = [one for one in newest if given and (one.startswith((given, f"job_{given}")) or one.endswith(given))]
+    if len(found) > 1:
+        raise errors.NotFound(f"{given} can be any of {len(found)} jobs: {', '.join(found[:3])}...")
+    if not found:
+        raise errors.NotFound(f"there is no job {given!r} among the newest {LOOKED_AT}")
+    return found[0]

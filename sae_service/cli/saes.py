@@ -53,7 +53,13 @@ def evaluate(
             text_tables.show(text_tables.figures_of(figures))
 
 
-def compare(folder: Folder, other: Other, as_json: AsJson = False) -> None:
+def compare(
+    folder: Folder,
+    other: Other,
+    format: Format = None,
+    other_format: Annotated[FormatName | None, typer.Option(help="The other one's.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Compares the directions (decoder rows) of two SAEs, each in any format: how many of one are in the other.
 
     Beside them, what as many random directions reach. The time and the memory grow fast with the number of latents.
@@ -62,7 +68,7 @@ def compare(folder: Folder, other: Other, as_json: AsJson = False) -> None:
     from sae_service.evaluation import of_folders
 
     with reported():
-        figures = of_folders.compared(folder, other)
+        figures = of_folders.compared(folder, other, format, other_format)
         if as_json:
             typer.echo(json.dumps(figures, indent=1))
         else:

@@ -29,7 +29,7 @@ def main(output: Path) -> int:
     with service(output / "service") as client:
         job = client.submit(spec())
         typer.echo(f"Job {job.id} on {client.url}; the service's data and logs are in {output / 'service'}.")
-        ended = text_tables.follow(client.watch(job.id))
+        ended = text_tables.follow(client.follow(job.id))
         if ended is None or ended.status != "succeeded":
             typer.echo(f"The job has not succeeded: {ended.error if ended else None}", err=True)
             return 1

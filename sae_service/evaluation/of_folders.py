@@ -69,16 +69,19 @@ def _sites(sae: InferenceSAE, hook_name: str) -> Sites:
     return sae.sites
 
 
-def compared(folder: Path, other: Path) -> dict[str, Any]:
+def compared(folder: Path, other: Path, format: str | None = None, other_format: str | None = None) -> dict[str, Any]:
     """How alike the decoder rows of two SAEs are, a and b: see `feature_recovery.similarity`, and what chance reaches beside it.
+
+    Args:
+        format: file format of the first, or None to take the one whose files are there; other_format is the other's.
 
     Raises:
         InvalidSpec, DamagedCheckpoint: one of them cannot be read, or they do not read rows of the same width.
     """
-    saes = {path: load(path) for path in (folder, other)}
-    for path, sae in saes.items():
+    saes = load(folder, format), load(other, other_format)
+    for path, sae in zip((folder, other), saes, strict=True):
         check_autoencoder(sae, str(path))
-    a, b = (np.asarray(saes[path].W_dec) for path in (folder, other))
+    a, b = (np.asarray(sae.W_dec) for sae in saes)
     if a.shape[1] != b.shape[1]:
         raise InvalidSpec(f"the SAEs read rows of {a.shape[1]} and {b.shape[1]} numbers, so no direction of one is in the other")
     of_control = {f"random_{name}": value for name, value in feature_recovery.control(a, len(b)).items()}

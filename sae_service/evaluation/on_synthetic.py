@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sae_service import tracing
 from sae_service.activations import synthetic
 from sae_service.errors import Stopped
 from sae_service.evaluation import feature_recovery
@@ -33,6 +34,7 @@ class HeldOutRows:
         self.known = synthetic.truth(job.stream.synthetic, job.stream.seed)
         self._baselines: dict[tuple[str, ...], dict[str, float]] = {}
 
+    @tracing.traced("evaluate")
     def evaluate(self, saes: SAEs, should_stop: ShouldStop = lambda: False) -> dict[str, Any]:
         """Metrics of each SAE, by its name: reconstruction, sparsity and recovery.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sae_service import tracing
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.norms import kept_norms
 from sae_service.activations.text import check_splits
@@ -144,6 +145,7 @@ class HeldOutText:
                 hint="Leave out fewer tokens.",
             )
 
+    @tracing.traced("evaluate")
     def evaluate(self, saes: SAEs, should_stop: ShouldStop = lambda: False) -> dict[str, Any]:
         """Metrics of each SAE, by its name.
 

@@ -10,15 +10,18 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sae_service.counters import attempt_ended
 from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE, TERMINAL
-from sae_service.jobs.rows import add_event, add_status_event, best_step, new_id, now, storable
+from sae_service.jobs.rows import GPUS, add_event, add_status_event, best_step, new_id, now, storable
 
 MAX_CRASHES = 3
 STOPPING = "worker_stopping"
+HELD = tuple(tables.jobs.c[name] for name in ("id", "status", "status_reason", "attempt", "crashes", "worker"))
+"""What is read of a job whose row is held; not its spec, which may be long."""
 
 
 class Attempt:
@@ -68,6 +71,11 @@ class Attempt:
         with self._database.transaction() as connection:
             return connection.execute(sa.select(tables.jobs.c.origin_key).where(tables.jobs.c.id == self.job_id)).scalar_one()
 
+    def trace(self) -> str | None:
+        """Where the job's submission is in a trace."""
+        with self._database.transaction() as connection:
+            return connection.execute(sa.select(tables.jobs.c.trace).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
+
     def checkpoint_keys(self) -> list[str]:
         """Where the job's own checkpoints are, the newest first."""
         table = tables.checkpoints
@@ -103,7 +111,7 @@ class Attempt:
     def metrics(self, rows: list[dict[str, Any]], progress: dict[str, Any]) -> None:
         """Records one row for each SAE, all of one step; what an earlier attempt has for it and later ones is replaced."""
         table = tables.metrics
-        with self._owned() as (connection, row):
+        with self._owned(tables.jobs.c.progress) as (connection, row):
             # A fixed number of statements: each is a journey to the database, and checkpoints wait behind.
             saes = [row["sae"] for row in rows]
             here = (table.c.job_id == self.job_id, table.c.sae.in_(saes), table.c.step >= rows[0]["step"])
@@ -139,6 +147,7 @@ class Attempt:
             add_event(connection, self.job_id, "checkpoint", message, data)
             if values["is_final"]:
                 self._end(connection, "succeeded", "The job succeeded.")
+                attempt_ended("running", "succeeded")
             given_up = replaced + self._retire(connection, keep)
             return sorted(set(given_up) - promised(connection, given_up))
 
@@ -169,36 +178,40 @@ class Attempt:
         """Ends the job in failure."""
         with self._owned() as (connection, _):
             self._end(connection, "failed", f"The job failed: {error['message']}", error=error)
+        attempt_ended("running", "failed")
 
     def cancel(self) -> None:
         """Ends the job as its user asked; its training process is gone."""
         with self._owned() as (connection, _):
             self._end(connection, "cancelled", "The job was cancelled.")
+        attempt_ended("cancelling", "cancelled")
 
     def release(self) -> None:
         """Gives the job back unharmed: paused, if its user asked for that, or for another worker to go on with."""
         with self._owned() as (connection, row):
             if not settle(connection, row):
                 requeue(connection, self._queue, row, "preempted", "The worker stops; the job waits for another one.")
+        attempt_ended(row.status, "preempted")
 
     def record_crash(self, error: dict[str, Any]) -> None:
         """Counts a crash: the job is queued again, or fails at the third."""
         with self._owned() as (connection, row):
             if not settle(connection, row):
                 count_crash(connection, self._queue, row, error)
+        attempt_ended(row.status, "crashed")
 
     def _end(self, connection: sa.Connection, status: str, message: str, error: dict[str, Any] | None = None) -> None:
         end_job(connection, self.job_id, status, message, error)
 
     @contextmanager
-    def _owned(self) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
-        """A transaction that holds the job's row, which shows a sign of life by the way."""
+    def _owned(self, *more: sa.Column[Any]) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
+        """A transaction that holds the job's row, of which HELD and `more` are read, and which shows a sign of life by the way."""
         columns = tables.jobs.c
         update = (
             sa.update(tables.jobs)
             .where(columns.id == self.job_id, columns.attempt == self.number, columns.status.in_(ACTIVE))
             .values(heartbeat=columns.heartbeat + 1)
-            .returning(tables.jobs)
+            .returning(*HELD, *more)
         )
         with self._database.transaction() as connection:
             row = connection.execute(update).one_or_none()
@@ -257,8 +270,9 @@ def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: s
     """Queues the next attempt; from here on the one before is refused."""
     following = row.attempt + 1
     values = {"status": "queued", "status_reason": reason, "attempt": following, "worker": None}
-    connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(values))
-    queue.add(connection, row.spec, row.id, following)
+    queued = sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(values)
+    where = connection.execute(queued.returning(tables.jobs.c.queue, GPUS, tables.jobs.c.priority)).one()
+    queue.add(connection, row.id, following, *where)
     level = "warning" if reason == "retry_after_crash" else "info"
     add_status_event(connection, row.id, "queued", message, reason, level)
 

@@ -11,7 +11,10 @@ from sae_service.jobs.attempts import promised, uncommitted
 from sae_service.jobs.records import TERMINAL
 from sae_service.storage.objects import Storage
 
-UNCOLLECTED = (tables.jobs.c.status.in_(TERMINAL), ~tables.jobs.c.collected)
+UNCOLLECTED = (tables.jobs.c.finished_at.is_not(None), ~tables.jobs.c.collected)
+"""Jobs that have ended, by what the index is of."""
+AT_ONCE = 100
+"""Jobs in one look: after an upgrade there may be many thousands that nobody has looked at."""
 
 
 class Collection:
@@ -24,34 +27,48 @@ class Collection:
     ) -> None:
         self._database, self._storage, self._lease_s, self._clock = database, storage, lease_s, clock
         self._due: dict[str, float] = {}
+        self._last = ""
 
     def look(self) -> None:
-        """One look at all jobs whose turn it is; as long as the storage takes, so it is to have a thread of its own.
+        """One look at the jobs whose turn it is; as long as the storage takes, so it is to have a thread of its own.
 
         Raises:
             ServiceUnavailable: the database is away.
             StorageFailure: the storage is, or has failed with one job; the next look begins with the others.
         """
         now = self._clock()
-        self._due = {job_id: self._due.get(job_id, now + self._lease_s) for job_id in self._uncollected()}
-        for job_id in [job_id for job_id, due in self._due.items() if due <= now]:
+        for job_id in self._uncollected():
+            self._due.setdefault(job_id, now + self._lease_s)
+        for job_id in sorted((job_id for job_id, due in self._due.items() if due <= now), key=self._due.__getitem__)[:AT_ONCE]:
             self._due[job_id] = self._clock() + self._lease_s
-            self._collect(job_id)
+            if self._is_collected(job_id):
+                del self._due[job_id]
 
     def _uncollected(self) -> list[str]:
+        """The next of the jobs that may have left something."""
+        id = tables.jobs.c.id
+        query = sa.select(id).where(*UNCOLLECTED, id > self._last).order_by(id).limit(AT_ONCE)
         with self._database.transaction() as connection:
-            return list(connection.execute(sa.select(tables.jobs.c.id).where(*UNCOLLECTED)).scalars())
+            found = list(connection.execute(query).scalars())
+        self._last = found[-1] if len(found) == AT_ONCE else ""
+        return found
 
-    def _collect(self, job_id: str) -> None:
+    def _is_collected(self, job_id: str) -> bool:
+        """Deletes what a job has left. Returns whether nobody has to look at it again."""
+        mine = (tables.jobs.c.id == job_id, tables.jobs.c.status.in_(TERMINAL), *UNCOLLECTED)
+        is_open = sa.select(tables.jobs.c.id).where(*mine)
+        with self._database.transaction() as connection:
+            if connection.execute(is_open).one_or_none() is None:
+                return True
         written = self._storage.folders(f"jobs/{job_id}")
-        mine = (tables.jobs.c.id == job_id, *UNCOLLECTED)
         with self._database.transaction() as connection:
             # After the listing and before its checkpoints are read: an ended job gets no more of them.
-            if connection.execute(sa.select(tables.jobs.c.id).where(*mine)).one_or_none() is None:
-                return
+            if connection.execute(is_open).one_or_none() is None:
+                return True
             left = uncommitted(connection, job_id, written)
             if not left:
                 connection.execute(sa.update(tables.jobs).where(*mine).values(collected=True))
             unneeded = left - promised(connection, left)
         for key in sorted(unneeded):
             self._storage.delete(key)
+        return not left

@@ -9,9 +9,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
-from sae_service.errors import ServiceUnavailable, StorageFailure
+from sae_service.errors import DatabaseFailure, ServiceUnavailable, StorageFailure
 
 SQLITE = "sqlite:///"
 SUBSECOND_CLOCK = (3, 42)
@@ -25,15 +25,32 @@ KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count
 TCP_USER_MS = 25_000
 IDLE_MS = 60_000
 """A transaction that does not go on for so long is the server's to end: its worker may be gone, and a job waits for it."""
+READ_ONLY = ("25006", "SQLITE_READONLY")
+DISK_FULL = ("53100", "SQLITE_FULL")
 # What a server says that is no longer there for us: it has become another's read-only copy, or has left a transaction.
 NOT_OURS = ("25006", "25P03")
+OF_THE_MOMENT = (
+    "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL", "SQLITE_NOMEM", "SQLITE_INTERRUPT",
+    *READ_ONLY, *DISK_FULL,
+)  # fmt: skip
+"""How the names of those of SQLite's errors begin that may pass; PostgreSQL's driver has a class for its own."""
+KEPT, BURST = 5, 15
+"""Connections to PostgreSQL that stay open, and those beside that are opened when they are needed and closed afterwards."""
 
 
 class Database:
     """One connection pool, shared by the threads of a process."""
 
-    def __init__(self, url: str) -> None:
-        """Opens the database; nothing is connected yet. Raises StorageFailure for SQLite on a network filesystem."""
+    def __init__(self, url: str, kept: int = KEPT, name: str = "sae-service") -> None:
+        """Opens the database; nothing is connected yet.
+
+        Args:
+            kept: connections to PostgreSQL that stay open while nobody asks for anything.
+            name: what the server calls them, where the URL does not say (`application_name`).
+
+        Raises:
+            StorageFailure: it is SQLite on a network filesystem.
+        """
         self.url = url
         self.is_sqlite = url.startswith(SQLITE)
         if self.is_sqlite:
@@ -43,7 +60,9 @@ class Database:
             self.engine = sa.create_engine(url)
             event.listen(self.engine, "connect", _prepare_sqlite)
         else:
-            self.engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_connect_arguments(url))
+            self.engine = sa.create_engine(
+                url, pool_pre_ping=True, pool_size=kept, max_overflow=BURST, connect_args=_connect_arguments(url, name)
+            )
             event.listen(self.engine, "handle_error", _leave_server)
 
     @property
@@ -55,22 +74,43 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """A transaction, committed at the end of the block. Raises ServiceUnavailable if the database is away."""
+        """A transaction, committed at the end of the block. Raises ServiceUnavailable or DatabaseFailure."""
         with reached(), self.engine.begin() as connection:
             yield connection
 
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """Raises ServiceUnavailable if the database is away."""
+    """Raises ServiceUnavailable if the database is away, full or read-only, which passes, and DatabaseFailure if it refuses
+    what is asked of it, which will be no different the next time. A row that breaks a constraint stays an IntegrityError.
+    """
     try:
         yield
-    except (OperationalError, InterfaceError, TimeoutError) as error:
-        raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        raise ServiceUnavailable(f"the database does not answer: {_reason(error)}") from error
+    except IntegrityError:
+        raise
+    except (DBAPIError, TimeoutError) as error:
+        if not _is_of_the_moment(error):
+            raise DatabaseFailure(f"the database refuses a statement: {_reason(error)}") from error
+        raise ServiceUnavailable(f"{_trouble(error)}: {_reason(error)}") from error
+
+
+def _is_of_the_moment(error: DBAPIError | TimeoutError) -> bool:
+    if isinstance(error, TimeoutError | InterfaceError) or error.connection_invalidated:
+        return True
+    name = getattr(error.orig, "sqlite_errorname", None)
+    return isinstance(error, OperationalError) and (name is None or name.startswith(OF_THE_MOMENT))
+
+
+def _trouble(error: SQLAlchemyError) -> str:
+    if _code(error).startswith(READ_ONLY):
+        return "the database is read-only"
+    return "the database's disk is full" if _code(error).startswith(DISK_FULL) else "the database does not answer"
+
+
+def _code(error: SQLAlchemyError) -> str:
+    """What the database calls its error: PostgreSQL's five characters, SQLite's name, or nothing."""
+    cause = getattr(error, "orig", None)
+    return getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None) or ""
 
 
 def refuse_network_filesystem(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> None:
@@ -88,14 +128,14 @@ def refuse_network_filesystem(folder: Path, mounts: Path = Path("/proc/self/moun
         )
 
 
-def _connect_arguments(url: str) -> dict[str, Any]:
+def _connect_arguments(url: str, name: str) -> dict[str, Any]:
     """What the connections have that the URL does not say otherwise."""
     given = sa.make_url(url).query
     # The server looks after its end as we after ours: a worker whose host is gone must not keep a job's row.
     theirs = {f"tcp_{name}": value for name, value in KEEPALIVES.items()} | {"tcp_user_timeout": TCP_USER_MS}
     session = theirs | {"idle_in_transaction_session_timeout": IDLE_MS}
     options = [f"-c {name}={value}" for name, value in session.items()]
-    ours = {"connect_timeout": 5, **KEEPALIVES, "tcp_user_timeout": TCP_USER_MS}
+    ours = {"connect_timeout": 5, "application_name": name, **KEEPALIVES, "tcp_user_timeout": TCP_USER_MS}
     ours = {name: value for name, value in ours.items() if name not in given}
     return ours | {"options": " ".join([*options, str(given.get("options", ""))])}
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from sae_service.errors import ServiceUnavailable, StorageFailure, WorkerCrashed
+from sae_service.counters import attempt_ended
+from sae_service.errors import DatabaseFailure, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
-from sae_service.jobs.attempts import STOPPING, count_crash, requeue, settle
+from sae_service.jobs.attempts import HELD, STOPPING, count_crash, requeue, settle
+from sae_service.jobs.presence import is_present
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE
 
@@ -31,7 +33,7 @@ class LostAttempts:
         self._database, self._lease_s, self._clock = database, lease_s, clock
         self._queue = Queue(database)
         self._seen: dict[str, tuple[Sign, float]] = {}
-        self._began = clock()
+        self._ended = clock()
 
     def look(self, may_look: Callable[[], bool] = lambda: True) -> None:
         """One look at all attempts, if it may; to be called several times a lease, or nothing is ever found lost.
@@ -42,30 +44,37 @@ class LostAttempts:
         Raises:
             ServiceUnavailable: the database is away.
         """
-        before, self._began = self._began, self._clock()
-        has_looked = False
+        began = self._clock()
+        if began - self._ended >= self._lease_s / 2:
+            # We did not run, and perhaps no worker did either.
+            self._seen.clear()
+        has_looked, over = False, list[tuple[str, int]]()
         try:
             if may_look():
-                self._look(before)
+                over = self._look(began)
             has_looked = True
         finally:
             if not has_looked:
                 # Wherever it failed: a full disk answers whoever reads, and refuses the signs of life.
                 self._seen.clear()
+            self._ended = self._clock()
+        self._queue.forget(over)
 
-    def _look(self, before: float) -> None:
-        signs = self._owned() | self._taken()
+    def _look(self, began: float) -> list[tuple[str, int]]:
+        """Declares lost what is. Returns the attempts of which the queue needs to know no longer."""
+        owned = self._owned()
+        taken, over = self._taken()
         # Read once: whatever holds us up from here on makes nobody look older.
         now = self._clock()
+        # While the database did not answer, perhaps no worker could renew either: that time does not count.
+        blind_s = now - began if now - began >= self._lease_s / 2 else 0
         known, self._seen = self._seen, {}
-        if max(self._began - before, now - self._began) >= self._lease_s / 2:
-            # We did not run, or the database did not answer, so perhaps no worker could renew either.
-            known = {}
-        for job_id, sign in signs.items():
+        for job_id, sign in (owned | taken).items():
             old, since = known.get(job_id, (None, now))
-            self._seen[job_id] = (sign, since if old == sign else now)
+            self._seen[job_id] = (sign, since + blind_s if old == sign else now)
             if now - self._seen[job_id][1] >= self._lease_s:
                 self._declare_lost(job_id, sign)
+        return over
 
     def _owned(self) -> dict[str, Sign]:
         """The attempts that are being worked on."""
@@ -76,13 +85,24 @@ class LostAttempts:
             connection.execute(sa.update(tables.jobs).where(sa.false()).values(heartbeat=0))
             return {row.id: (row.attempt, row.heartbeat) for row in connection.execute(query)}
 
-    def _taken(self) -> dict[str, Sign]:
-        """The attempts that a worker took out of the queue but has not claimed: it may have died in between."""
-        columns = tables.jobs.c
-        query = sa.select(columns.id, columns.attempt).where(columns.status == "queued")
+    def _taken(self) -> tuple[dict[str, Sign], list[tuple[str, int]]]:
+        """The attempts that a worker took out of the queue but has not claimed, since it may have died in between; and those
+        that are over. Read is what has been taken, never what waits.
+        """
+        columns, begun = tables.jobs.c, self._queue.begun()
+        query = sa.select(columns.id, columns.attempt, columns.status).where(columns.id.in_({one.job_id for one in begun}))
         with self._database.transaction() as connection:
-            waiting = [(row.id, row.attempt) for row in connection.execute(query)]
-        return {job_id: (attempt, UNCLAIMED) for job_id, attempt in self._queue.taken(waiting)}
+            jobs = {(row.id, row.attempt): row.status for row in connection.execute(query)}
+            present = sa.select(tables.workers.c.name).where(is_present(self._database, self._lease_s))
+            there = set(connection.execute(present).scalars())
+        taken, over = dict[str, Sign](), list[tuple[str, int]]()
+        for one in begun:
+            status = jobs.get((one.job_id, one.attempt))
+            if status == "queued":
+                taken[one.job_id] = (one.attempt, UNCLAIMED)
+            elif status not in ACTIVE and one.worker not in there:
+                over.append((one.job_id, one.attempt))
+        return taken, over
 
     def _declare_lost(self, job_id: str, sign: Sign) -> None:
         attempt, heartbeat = sign
@@ -100,7 +120,7 @@ class LostAttempts:
                 # A transaction holds it: of a worker that lives, or of one whose end the server has yet to notice. The other
                 # jobs must not wait for that.
                 return
-            row = connection.execute(lost.values(heartbeat=columns.heartbeat + 1).returning(tables.jobs)).one_or_none()
+            row = connection.execute(lost.values(heartbeat=columns.heartbeat + 1).returning(*HELD)).one_or_none()
             if row is None:
                 return
             if row.status == "queued":
@@ -110,6 +130,8 @@ class LostAttempts:
             elif not settle(connection, row):
                 error = WorkerCrashed(f"Worker {row.worker} has shown no sign of life.")
                 count_crash(connection, self._queue, row, error.as_dict())
+        if row.status != "queued":
+            attempt_ended(row.status, "preempted" if row.status_reason == STOPPING else "crashed")
 
 
 def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event) -> None:
@@ -117,7 +139,7 @@ def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event
     while not over.wait(lease_s / 6):
         try:
             look()
-        except (ServiceUnavailable, StorageFailure) as error:
+        except (ServiceUnavailable, DatabaseFailure, StorageFailure) as error:
             log.warning("%s", error)
         except Exception:  # jobs in hand must not lose their worker by that
             log.exception("a look at the jobs has failed")

@@ -13,6 +13,7 @@ from sae_service.errors import WrongVersion
 from sae_service.jobs import queue
 from sae_service.jobs.database import SQLITE, Database, reached
 
+log = logging.getLogger("migration")
 FOLDER = Path(__file__).parent / "migrations"
 FIRST, LAST = "0001", "0005"
 LOCK = 5_270_041
@@ -34,6 +35,16 @@ def check(database: Database) -> None:
             f"the database is at revision {found}, and this release knows none after {LAST}.",
             hint="Install the release that the rest of the service runs.",
         )
+
+
+def is_current(database: Database) -> bool:
+    """Whether no newer release has changed the tables. If one has, the log says so. Raises ServiceUnavailable."""
+    try:
+        check(database)
+    except WrongVersion as error:
+        log.error("%s", error)
+        return False
+    return True
 
 
 def _upgrade(database: Database) -> None:

@@ -57,10 +57,11 @@ def is_present(database: db.Database, lease_s: float) -> sa.ColumnElement[bool]:
     return tables.workers.c.seen_at >= database.clock - max(1, round(lease_s))
 
 
-def workers(database: db.Database, lease_s: float) -> list[Worker]:
-    """The workers that are there, by name."""
+def workers(database: db.Database, lease_s: float, may_see: sa.ColumnElement[bool]) -> list[Worker]:
+    """The workers that are there, by name, with the jobs that may be seen."""
     query = sa.select(tables.workers).where(is_present(database, lease_s)).order_by(tables.workers.c.name)
-    job = sa.select(tables.jobs.c.id).where(tables.jobs.c.worker == tables.workers.c.name, tables.jobs.c.status.in_(ACTIVE))
+    works_on = (tables.jobs.c.worker == tables.workers.c.name, tables.jobs.c.status.in_(ACTIVE), may_see)
+    job = sa.select(tables.jobs.c.id).where(*works_on)
     with database.transaction() as connection:
         rows = connection.execute(query.add_columns(job.limit(1).correlate(tables.workers).scalar_subquery().label("job_id")))
         return [Worker(**row._mapping) for row in rows]

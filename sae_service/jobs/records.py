@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from sae_service.schema import Frozen
 
@@ -21,19 +21,24 @@ class Failure(Frozen):
     param: str | None = None
 
 
-class Progress(Frozen):
-    """How far a job is. `metrics` holds the latest row of each SAE, by name, and `held_out` its latest held-out figures, with
-    their step, if it is measured during training.
-    """
+class Pace(Frozen):
+    """How far a job is, and how fast."""
 
     step: int
     total_steps: int
     tokens: int
     total_tokens: int
     tokens_per_s: float
+    updated_at: int
+
+
+class Progress(Pace):
+    """How far a job is. `metrics` holds the latest row of each SAE, by name, and `held_out` its latest held-out figures, with
+    their step, if it is measured during training.
+    """
+
     metrics: dict[str, dict[str, Any]]
     held_out: dict[str, dict[str, Any]] = Field(default={})
-    updated_at: int
 
 
 class Origin(Frozen):
@@ -45,8 +50,27 @@ class Origin(Frozen):
     tokens: int
 
 
-class Job(Frozen):
-    """A job and its state. Times are whole Unix seconds."""
+class SAESummary(Frozen):
+    """What a list shows of an SAE."""
+
+    name: str
+    hook_name: str | tuple[str, ...]
+    kind: str
+    d_sae: int
+
+
+class Summary(Frozen):
+    """What a list shows of a spec."""
+
+    model: str | None = Field(default=None, description="Null for synthetic activations.")
+    dataset: str | None = None
+    tokens: int | None = None
+    gpus: int = 1
+    saes: tuple[SAESummary, ...] = ()
+
+
+class JobState(Frozen):
+    """A job's state. Times are whole Unix seconds."""
 
     id: str
     object: Literal["job"] = "job"
@@ -62,16 +86,30 @@ class Job(Frozen):
     attempt: int = Field(description="Which attempt this is; it grows when a job goes on after a crash or a preemption.")
     worker: str | None
     origin: Origin | None = None
-    progress: Progress | None
     latest_checkpoint: str | None = None
     error: Failure | None
     metadata: dict[str, str]
-    spec: dict[str, Any]
+    project: str = "default"
+    submitter: str | None = Field(default=None, description="The name of the key that asked for it.")
 
     @property
     def is_terminal(self) -> bool:
         """Whether nothing more will happen."""
         return self.status in TERMINAL
+
+
+class Job(JobState):
+    """A job as it was asked for, and its state."""
+
+    progress: Progress | None
+    spec: dict[str, Any] = Field(description="As it is stored: another release may have written it.")
+
+
+class JobSummary(JobState):
+    """A job as a list shows it: its spec, and its latest metrics, are a request away."""
+
+    progress: Pace | None
+    summary: Summary
 
 
 class Event(Frozen):
@@ -94,6 +132,12 @@ class MetricsRow(Frozen):
     sae: str
     step: int
     data: dict[str, Any]
+
+    @computed_field
+    @property
+    def id(self) -> str:
+        """Where the row is among the job's: its step and its SAE."""
+        return f"{self.step}:{self.sae}"
 
 
 class FileEntry(Frozen):

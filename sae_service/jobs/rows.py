@@ -7,7 +7,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from sae_service.jobs import tables
-from sae_service.jobs.records import Checkpoint, Job, Progress
+from sae_service.jobs.records import Checkpoint, Job, JobState, JobSummary, Pace
+
+GPUS = sa.func.coalesce(tables.jobs.c.summary["gpus"].as_integer(), 1).label("gpus")
+"""Of a job's training process."""
 
 
 def now() -> int:
@@ -27,6 +30,7 @@ def summary(spec: dict[str, Any]) -> dict[str, Any]:
         "model": (stream.get("model") or {}).get("name"),
         "dataset": (stream.get("dataset") or {}).get("path"),
         "tokens": stream.get("tokens"),
+        "gpus": spec.get("gpus", 1),
         "saes": [{"name": sae["name"], "hook_name": sae["hook_name"]} | _size(sae["architecture"]) for sae in saes],
     }
 
@@ -35,21 +39,45 @@ def _size(architecture: dict[str, Any]) -> dict[str, Any]:
     return {"kind": architecture["kind"], "d_sae": architecture["d_sae"]}
 
 
+SHOWN = [column for column in tables.jobs.c if column.name in JobState.model_fields]
+"""The columns of what is shown of a job wherever it is shown."""
+WHOLE = (tables.jobs.c.spec, tables.jobs.c.progress)
+"""What is shown of one job beside; both may be long."""
+LISTED = (
+    tables.jobs.c.summary,
+    *(
+        tables.jobs.c.progress[name].as_float().label(name) if field.annotation is float
+        # Not `as_integer`, which is too small for tokens.
+        else sa.cast(tables.jobs.c.progress[name].as_string(), sa.BigInteger).label(name)
+        for name, field in Pace.model_fields.items()
+    ),
+)
+"""What is shown of each job of a list beside."""
+
+
 def to_job(row: sa.Row[Any]) -> Job:
     """The record of one row of `jobs` with `latest_checkpoint` and `has_worker`."""
-    columns = {name: value for name, value in row._mapping.items() if name in Job.model_fields}
+    job = Job(**_shown(row), spec=row.spec, progress=row.progress)
+    return job.model_copy(update={"estimated_finish": _estimate(job.status, job.progress)})
+
+
+def to_summary(row: sa.Row[Any]) -> JobSummary:
+    """The record of one row of a list."""
+    pace = None if row.step is None else Pace(**{name: getattr(row, name) for name in Pace.model_fields})
+    return JobSummary(**_shown(row), summary=row.summary, progress=pace, estimated_finish=_estimate(row.status, pace))
+
+
+def _shown(row: sa.Row[Any]) -> dict[str, Any]:
+    columns = {column.name: getattr(row, column.name) for column in SHOWN}
     if row.status == "queued" and (row.status_reason is None or not row.has_worker):
         columns["status_reason"] = "waiting_for_capacity" if row.has_worker else "waiting_for_worker"
-    return Job(**columns, estimated_finish=_estimate(row))
+    return columns | {"latest_checkpoint": row.latest_checkpoint}
 
 
-def _estimate(row: sa.Row[Any]) -> int | None:
-    if row.status != "running" or row.progress is None:
+def _estimate(status: str, pace: Pace | None) -> int | None:
+    if status != "running" or pace is None or not pace.tokens_per_s:
         return None
-    progress = Progress.model_validate(row.progress)
-    if not progress.tokens_per_s:
-        return None
-    return progress.updated_at + round((progress.total_tokens - progress.tokens) / progress.tokens_per_s)
+    return pace.updated_at + round((pace.total_tokens - pace.tokens) / pace.tokens_per_s)
 
 
 def to_checkpoint(row: sa.Row[Any], is_latest: bool, is_best: bool) -> Checkpoint:

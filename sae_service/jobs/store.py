@@ -2,19 +2,35 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from sae_service.errors import Conflict, InvalidSpec, NotFound, ServiceUnavailable
+from sae_service import tracing
+from sae_service.errors import Conflict, KeyReused, NotFound, ServiceUnavailable, WrongVersion
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
-from sae_service.jobs.attempts import end_job, requeue
+from sae_service.jobs.attempts import HELD, end_job, requeue
+from sae_service.jobs.history import History
+from sae_service.jobs.migration import check
+from sae_service.jobs.owner import Owner
 from sae_service.jobs.presence import is_present, workers
 from sae_service.jobs.queue import Queue
-from sae_service.jobs.records import TERMINAL, Checkpoint, Event, Job, MetricsRow, Worker
-from sae_service.jobs.rows import add_status_event, best_step, new_id, now, summary, to_checkpoint, to_job
+from sae_service.jobs.records import TERMINAL, Checkpoint, Job, JobSummary, Worker
+from sae_service.jobs.rows import (
+    GPUS,
+    LISTED,
+    SHOWN,
+    WHOLE,
+    add_status_event,
+    new_id,
+    now,
+    summary,
+    to_job,
+    to_summary,
+)  # fmt: skip
 
 LATEST_CHECKPOINT = (
     sa.select(tables.checkpoints.c.id)
@@ -28,18 +44,25 @@ LATEST_CHECKPOINT = (
 
 AT_ONCE = 1000
 """Ids in one query."""
-GPUS = sa.func.coalesce(tables.jobs.c.spec["gpus"].as_integer(), 1)
+DELETED_AT_ONCE = 10_000
+"""Rows of metrics that are deleted in one transaction: on SQLite nobody else writes meanwhile."""
 
-
-class JobStore:
+class JobStore(History):
     """All jobs of one database."""
 
     def __init__(self, database: db.Database, lease_s: float = 60.0) -> None:
-        self._database, self._lease_s = database, lease_s
+        super().__init__(database)
+        self._lease_s, self._owner = lease_s, Owner()
         self._queue = Queue(database)
         serves = (tables.workers.c.queue == tables.jobs.c.queue, tables.workers.c.gpus == GPUS, is_present(database, lease_s))
         has_worker = sa.select(tables.workers.c.name).where(*serves).correlate(tables.jobs).exists().label("has_worker")
-        self._select = sa.select(tables.jobs, LATEST_CHECKPOINT, has_worker)
+        self._select = sa.select(*SHOWN, LATEST_CHECKPOINT, has_worker)
+
+    def of(self, owner: Owner) -> "JobStore":
+        """The same jobs as one of their owners may see them; what it submits belongs to that one."""
+        seen = copy(self)
+        seen._owner, seen._select = owner, self._select.where(owner.may_see)
+        return seen
 
     def submit(
         self, spec: dict[str, Any], request_key: str | None = None, request_hash: str | None = None,
@@ -55,7 +78,7 @@ class JobStore:
 
         Raises:
             NotFound: the origin has been given up meanwhile.
-            InvalidSpec: the key was used for another request.
+            KeyReused: the key was used for another request.
         """
         known = self.requested(request_key, request_hash)
         if known is not None:
@@ -63,7 +86,8 @@ class JobStore:
         row = {
             "id": new_id("job"), "status": "queued", "queue": spec["queue"], "priority": spec["priority"], "spec": spec,
             "summary": summary(spec), "metadata": spec["metadata"], "attempt": 1, "created_at": now(),
-            "request_key": request_key, "request_hash": request_hash, **_origin_columns(origin),
+            "request_key": request_key, "request_hash": request_hash, "project": self._owner.project,
+            "submitter": self._owner.submitter, "trace": tracing.current(), **_origin_columns(origin),
         }  # fmt: skip
         try:
             with self._database.transaction() as connection:
@@ -72,7 +96,7 @@ class JobStore:
                 for name, value in spec["metadata"].items():
                     connection.execute(sa.insert(tables.labels).values(name=name, value=value, job_id=row["id"]))
                 add_status_event(connection, row["id"], "queued", "The job is queued.")
-                self._queue.add(connection, spec, row["id"], attempt=1)
+                self._queue.add(connection, row["id"], 1, spec["queue"], spec.get("gpus", 1), spec["priority"])
         except IntegrityError:
             known = self.requested(request_key, request_hash)
             if known is None:
@@ -90,26 +114,32 @@ class JobStore:
             raise NotFound(f"job {origin.job_id} has no checkpoint {origin.id} any more")
 
     def requested(self, key: str | None, content: str | None) -> Job | None:
-        """The job that a request has made before. Raises InvalidSpec if its key was used for another one."""
+        """The job that a request has made before. Raises KeyReused if its key was used for another one."""
         if key is None:
             return None
         with self._database.transaction() as connection:
-            row = connection.execute(
-                self._select.where(tables.jobs.c.request_key == key)
-            ).one_or_none()
+            whole = self._select.add_columns(*WHOLE, tables.jobs.c.request_hash)
+            row = connection.execute(whole.where(tables.jobs.c.request_key == key)).one_or_none()
         if row is None:
             return None
         if row.request_hash != content:
-            raise InvalidSpec("the Idempotency-Key was used for another request already; use a new one")
+            raise KeyReused("the Idempotency-Key was used for another request already; use a new one")
         return to_job(row)
 
     def get(self, job_id: str) -> Job:
         """One job. Raises NotFound."""
+        return to_job(self._row(job_id, *WHOLE))
+
+    def summary(self, job_id: str) -> JobSummary:
+        """One job as a list shows it. Raises NotFound."""
+        return to_summary(self._row(job_id, *LISTED))
+
+    def _row(self, job_id: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:
         with self._database.transaction() as connection:
-            row = connection.execute(self._select.where(tables.jobs.c.id == job_id)).one_or_none()
+            row = connection.execute(self._select.add_columns(*columns).where(tables.jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise NotFound(f"there is no job {job_id}")
-        return to_job(row)
+        return row
 
     def signs(self, job_ids: list[str]) -> dict[str, tuple[Any, ...]]:
         """What changes when there is news of a job, for those of the jobs that there are: its status, events and progress."""
@@ -125,20 +155,22 @@ class JobStore:
     def find(
         self, limit: int, after: str | None = None, newest_first: bool = True, status: str | None = None,
         metadata: dict[str, str] | None = None,
-    ) -> list[Job]:  # fmt: skip
+    ) -> list[JobSummary]:  # fmt: skip
         """Up to `limit` jobs in the order of submission, those behind the job `after`. Raises NotFound for `after`."""
-        column = tables.jobs.c.id
-        query = self._select.order_by(column.desc() if newest_first else column).limit(limit)
+        column, query = tables.jobs.c.id, self._select.add_columns(*LISTED).select_from(tables.jobs)
+        for name, value in (metadata or {}).items():
+            label = tables.labels.alias()
+            query = query.join(label, label.c.job_id == tables.jobs.c.id).where(label.c.name == name, label.c.value == value)
+            # In the order of its key: no more is read than what is returned.
+            column = label.c.job_id
         if after is not None:
-            self.get(after)
+            self._row(after)
             query = query.where(column < after if newest_first else column > after)
         if status is not None:
             query = query.where(tables.jobs.c.status == status)
-        for name, value in (metadata or {}).items():
-            query = query.where(tables.jobs.c.metadata[name].as_string() == value)
         with self._database.transaction() as connection:
-            rows = connection.execute(query).all()
-        return [to_job(row) for row in rows]
+            rows = connection.execute(query.order_by(column.desc() if newest_first else column).limit(limit)).all()
+        return [to_summary(row) for row in rows]
 
     def cancel(self, job_id: str) -> Job:
         """Ends a waiting job at once and asks a running one to end. Raises NotFound, or Conflict if it has ended.
@@ -185,25 +217,37 @@ class JobStore:
             if row.status not in TERMINAL:
                 raise Conflict(f"job {job_id} is {row.status}; cancel it first")
             columns = tables.jobs.c
-            heirs = sa.select(columns.id).where(
-                columns.origin["job_id"].as_string() == job_id, columns.status.not_in(TERMINAL)
-            )
+            heirs = sa.select(columns.id).where(columns.origin_job_id == job_id, columns.status.not_in(TERMINAL))
             heir = connection.execute(heirs.limit(1)).scalar_one_or_none()
             if heir is not None:
                 raise Conflict(f"job {heir} goes on from a checkpoint of job {job_id} and has not ended")
             # First of all: no other job can begin with a checkpoint whose files are being deleted.
             connection.execute(sa.delete(tables.checkpoints).where(tables.checkpoints.c.job_id == job_id))
         delete_files()
+        while self._delete_metrics(job_id):
+            pass
         with self._database.transaction() as connection:
             connection.execute(sa.delete(tables.jobs).where(columns.id == job_id))
+        with suppress(ServiceUnavailable):
+            self._queue.forget([(job_id, row.attempt)])
+
+    def _delete_metrics(self, job_id: str) -> bool:
+        """Deletes some of a job's metrics. Returns whether there are more, beside what goes with the job."""
+        table = tables.metrics
+        mine = sa.select(table.c.step).where(table.c.job_id == job_id)
+        with self._database.transaction() as connection:
+            until = connection.execute(mine.order_by(table.c.step).offset(DELETED_AT_ONCE).limit(1)).scalar_one_or_none()
+            if until is not None:
+                connection.execute(sa.delete(table).where(table.c.job_id == job_id, table.c.step <= until))
+        return until is not None
 
     @contextmanager
     def _held(self, job_id: str) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
         """A transaction that holds the job's row, and the row. Raises NotFound."""
         columns = tables.jobs.c
-        touch = sa.update(tables.jobs).where(columns.id == job_id).values(n_events=columns.n_events).returning(tables.jobs)
+        touch = sa.update(tables.jobs).where(columns.id == job_id, self._owner.may_see).values(n_events=columns.n_events)
         with self._database.transaction() as connection:
-            row = connection.execute(touch).one_or_none()
+            row = connection.execute(touch.returning(*HELD)).one_or_none()
             if row is None:
                 raise NotFound(f"there is no job {job_id}")
             yield connection, row
@@ -222,46 +266,19 @@ class JobStore:
     def _expect(self, job_id: str, *statuses: str) -> Job:
         job = self.get(job_id)
         if job.status not in statuses:
-            raise Conflict(f"job {job_id} is {job.status}")
+            raise Conflict(f"job {job_id} {'has ended: it ' if job.is_terminal else ''}is {job.status}")
         return job
+
+    def check(self) -> None:
+        """Raises ServiceUnavailable if the database does not answer, or is a newer release's by now."""
+        try:
+            check(self._database)
+        except WrongVersion as error:
+            raise ServiceUnavailable(error.message, hint=error.hint) from error
 
     def workers(self) -> list[Worker]:
         """The workers that are there."""
-        return workers(self._database, self._lease_s)
-
-    def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:
-        """Up to `limit` events behind the event `after`, oldest first."""
-        table = tables.events
-        query = sa.select(table).where(table.c.job_id == job_id, table.c.seq > after).order_by(table.c.seq).limit(limit)
-        with self._database.transaction() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [Event.model_validate({"id": row["seq"]} | {k: row[k] for k in row if k not in ("seq", "job_id")}) for row in rows]
-
-    def metrics(self, job_id: str, sae: str | None = None, after_step: int = 0, limit: int = 1000) -> list[MetricsRow]:
-        """Up to `limit` rows of training metrics behind a step, by step and SAE."""
-        table = tables.metrics
-        query = sa.select(table).where(table.c.job_id == job_id, table.c.step > after_step)
-        if sae is not None:
-            query = query.where(table.c.sae == sae)
-        with self._database.transaction() as connection:
-            rows = connection.execute(query.order_by(table.c.step, table.c.sae).limit(limit)).all()
-        return [MetricsRow(sae=row.sae, step=row.step, data=row.data) for row in rows]
-
-    def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """The committed checkpoints that are kept, newest first."""
-        table = tables.checkpoints
-        query = sa.select(table).where(table.c.job_id == job_id).order_by(table.c.step.desc())
-        with self._database.transaction() as connection:
-            rows = connection.execute(query).all()
-            best = best_step(connection, job_id)
-        return [to_checkpoint(row, is_latest=row is rows[0], is_best=row.step == best) for row in rows]
-
-    def checkpoint(self, job_id: str, checkpoint_id: str) -> Checkpoint:
-        """One checkpoint of a job, by its id or one of its names. Raises NotFound."""
-        for found in self.checkpoints(job_id):
-            if checkpoint_id in (found.id, *found.names):
-                return found
-        raise NotFound(f"job {job_id} has no checkpoint {checkpoint_id}")
+        return workers(self._database, self._lease_s, self._owner.may_see)
 
 
 def _origin_columns(origin: Checkpoint | None) -> dict[str, Any]:

@@ -28,6 +28,8 @@ jobs = sa.Table(
     # Who may see it, and the name of the key that asked for it.
     sa.Column("project", sa.String(64), nullable=False, server_default="default"),
     sa.Column("submitter", sa.String(64)),
+    # Where its submission is in a trace.
+    sa.Column("trace", sa.String(64)),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("started_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
@@ -40,8 +42,10 @@ jobs = sa.Table(
     # Whether it has ended and there are no files of it any more but its checkpoints'.
     sa.Column("collected", sa.Boolean, nullable=False, server_default=sa.false()),
 )
-# Only of those that are not: however many have been collected, the others are found at once.
-sa.Index("ix_jobs_uncollected", jobs.c.status, sqlite_where=~jobs.c.collected, postgresql_where=~jobs.c.collected)
+# Only of those that have ended and are not: however many have been collected, or wait, the others are found at once.
+uncollected = jobs.c.finished_at.is_not(None) & ~jobs.c.collected
+sa.Index("ix_jobs_uncollected", jobs.c.id, sqlite_where=uncollected, postgresql_where=uncollected)
+sa.Index("ix_jobs_finished", jobs.c.finished_at)
 sa.Index("ix_jobs_status", jobs.c.status, jobs.c.id)
 sa.Index("ix_jobs_project", jobs.c.project, jobs.c.id)
 sa.Index("ix_jobs_project_status", jobs.c.project, jobs.c.status, jobs.c.id)

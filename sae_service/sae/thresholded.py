@@ -27,7 +27,7 @@ class ThresholdedConfig(BypassConfig):
     """k active latents per row, on average over a batch, and AuxK."""
 
     k: float = Field(default=32, gt=0, description="Mean number of active latents per row.")
-    k_aux: int = Field(default=0, ge=0, description="Dead latents that reconstruct the residual; 0: half of d_in.")
+    k_aux: int = Field(default=0, ge=0, le=1 << 24, description="Dead latents that reconstruct the residual; 0: half of d_in.")
     aux_coefficient: float = Field(default=1 / 32, ge=0)
 
     @model_validator(mode="after")

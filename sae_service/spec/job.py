@@ -6,24 +6,28 @@ A parsed spec has no gaps: what the user left out is filled in, so the stored sp
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sae_service.schema import Frozen, Name, refuse, refuse_long, with_nul
+from sae_service.schema import SPEC_VERSION, Frozen, Name, must, refuse, refuse_long, with_nul
 from sae_service.spec.saes import SAESpec
-from sae_service.spec.stream import SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
+from sae_service.spec.stream import MAX_STEPS, SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 Count = Annotated[int, Field(lt=1 << 53)]
 """Such whole numbers are the same in JSON wherever it is read, and fit into every database."""
 
 
-Labels = Annotated[
-    dict[
-        Annotated[str, Field(max_length=64, pattern=r'^[^"\x00]*$')],
-        Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
-    ],
-    Field(max_length=16),
+LabelName = Annotated[
+    str,
+    Field(max_length=64, pattern=r'^[^"\x00]*$', description="A label's name."),
+    must("have a name of at most 64 characters, none of them a quotation mark or NUL"),
 ]
+LabelText = Annotated[
+    str,
+    Field(max_length=512, pattern=r"^[^\x00]*$"),
+    must("be text of at most 512 characters, none of them NUL; put a number in quotes"),
+]
+Labels = Annotated[dict[LabelName, LabelText], Field(max_length=16, json_schema_extra={"additionalProperties": False})]
 
 
 class CheckpointSpec(Frozen):
@@ -38,7 +42,7 @@ class CheckpointSpec(Frozen):
 class EvaluationSpec(Frozen):
     """How the SAEs are measured on held-out text: all of them at the end, and during training if the user wants that."""
 
-    tokens: Count = Field(default=65_536, gt=0, description="Held-out tokens; all that there are, if fewer.")
+    tokens: int = Field(default=65_536, gt=0, le=1 << 30, description="Held-out tokens; all that there are, if fewer.")
     every_tokens: Count = Field(
         default=0, ge=0, description="Tokens of training between two evaluations, each of which comes with a checkpoint; 0: at "
         "the end only.",
@@ -48,12 +52,12 @@ class EvaluationSpec(Frozen):
 class JobSpec(Frozen):
     """A whole training job."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = Field(default=SPEC_VERSION, description="1 is taken as well; a job has 2.")
     stream: StreamSpec
     saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
     checkpoints: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
-    log_every: Count = Field(default=50, gt=0, description="Steps between two rows of metrics; evaluations add rows.")
+    log_every: int = Field(default=50, gt=0, lt=MAX_STEPS, description="Steps between two rows of metrics; evaluations add rows.")
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
     queue: Name = "default"
     gpus: int = Field(
@@ -66,6 +70,17 @@ class JobSpec(Frozen):
     def _check_lengths(cls, data: Any) -> Any:
         refuse_long(data)
         return data
+
+    @field_validator("saes")
+    @classmethod
+    def _fit_to_length(cls, saes: tuple[SAESpec, ...], info: ValidationInfo) -> tuple[SAESpec, ...]:
+        stream = info.data.get("stream")
+        return tuple(sae.fitted(stream.n_steps) for sae in saes) if stream is not None else saes
+
+    @field_validator("schema_version")
+    @classmethod
+    def _as_stored(cls, _: Any) -> int:
+        return SPEC_VERSION
 
     @model_validator(mode="after")
     def _check_characters(self) -> "JobSpec":
@@ -94,6 +109,14 @@ class JobSpec(Frozen):
             refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)
         return self
 
+    @model_validator(mode="after")
+    def _check_every_tokens(self) -> "JobSpec":
+        for part in ("checkpoints", "evaluation"):
+            every = getattr(self, part).every_tokens
+            if 0 < every < self.stream.batch:
+                refuse((part, "every_tokens"), f"must be at least batch ({self.stream.batch}), or 0", every)
+        return self
+
     @property
     def hook_names(self) -> tuple[str, ...]:
         """The hook points that are read, each once, in the order of first use."""
@@ -103,12 +126,12 @@ class JobSpec(Frozen):
     def checkpoint_every_steps(self) -> int | None:
         """Steps between two checkpoints, or None if the clock decides."""
         tokens = self.checkpoints.every_tokens
-        return max(1, tokens // self.stream.batch) if tokens else None
+        return tokens // self.stream.batch if tokens else None
 
     def is_evaluated_after(self, n_steps: int) -> bool:
         """Whether the SAEs are measured in the middle of training, after so many steps; after the last they always are."""
         tokens = self.evaluation.every_tokens
-        return tokens > 0 and 0 < n_steps < self.stream.n_steps and n_steps % max(1, tokens // self.stream.batch) == 0
+        return tokens > 0 and 0 < n_steps < self.stream.n_steps and n_steps % (tokens // self.stream.batch) == 0
 
     def dead_after_tokens(self, sae: SAESpec) -> int:
         """Tokens without firing after which a latent of `sae` counts as dead."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sae_service.schema import Dtype, Frozen, WeightProcessing, refuse
+from sae_service.schema import Dtype, Frozen, WeightProcessing, must, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
@@ -14,6 +14,13 @@ SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
 MAX_BUFFER_ROWS = 1 << 20
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 HUB_NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
+MAX_STEPS = 1 << 31
+"""Steps are 32 bits wide in the database and in a compiled step."""
+STRENGTH_RULE = "be two numbers, the first at least 0 and less than the second"
+Excluded = Annotated[
+    Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0, lt=1 << 31)],
+    must("be 'bos', 'eos', 'pad' or the id of a token, at least 0"),
+]
 
 
 def is_path(name: str) -> bool:
@@ -114,12 +121,14 @@ class SyntheticSpec(Frozen):
     d_in: int = Field(gt=0, le=1 << 14)
     firing_probability: float = Field(default=0.05, gt=0, lt=1, description="Probability that the first feature fires.")
     firing_decay: float = Field(default=1.0, gt=0, le=1, description="Ratio of each feature's probability to the one before.")
-    strength: tuple[float, float] = Field(default=(0.0, 1.0), description="Strengths are uniform between these two.")
+    strength: Annotated[tuple[float, float], must(STRENGTH_RULE)] = Field(
+        default=(0.0, 1.0), description="Strengths are uniform between these two."
+    )
     correlation: float = Field(
         default=0.0, ge=0, lt=1, description="Share of what decides firing that all features have in common."
     )
     branching: int = Field(
-        default=0, ge=0, description="Children of each feature, which fire only where it does; 0: no hierarchy."
+        default=0, ge=0, le=1 << 16, description="Children of each feature, which fire only where it does; 0: no hierarchy."
     )
     noise: float = Field(default=0.0, ge=0, description="Standard deviation of the normal noise in each dimension.")
     directions: Literal["random", "toy_model"] = Field(
@@ -129,7 +138,7 @@ class SyntheticSpec(Frozen):
     @model_validator(mode="after")
     def _check_strength(self) -> "SyntheticSpec":
         if not 0 <= self.strength[0] < self.strength[1]:
-            refuse(("strength",), "must be two numbers, the first at least 0 and less than the second", self.strength)
+            refuse(("strength",), f"must {STRENGTH_RULE}", self.strength)
         return self
 
 
@@ -141,8 +150,8 @@ class StreamSpec(Frozen):
     model: ModelSpec | None = None
     dataset: DatasetSpec | None = None
     synthetic: SyntheticSpec | None = None
-    context_size: int = Field(default=128, ge=2, description="Tokens in each row that the model reads.")
-    exclude: tuple[Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0)], ...] = Field(
+    context_size: int = Field(default=128, ge=2, le=1 << 20, description="Tokens in each row that the model reads.")
+    exclude: tuple[Excluded, ...] = Field(
         default=("bos", "eos", "pad"), description="Positions with these tokens (names or ids) are not trained on."
     )
     max_activation_norm_multiple: float | None = Field(
@@ -150,12 +159,14 @@ class StreamSpec(Frozen):
         "training and of the figures of reconstruction, such as those of attention sinks; null leaves none out.",
     )  # fmt: skip
     tokens: int = Field(gt=0, lt=1 << 53, description="Rows of activations to train on, one for each token.")
-    batch: int = Field(default=4096, gt=0, description="Rows in a training step.")
+    batch: int = Field(default=4096, gt=0, le=1 << 24, description="Rows in a training step.")
     buffer_rows: int = Field(
-        default=0, ge=0, description="Rows that are harvested and shuffled together; 0: about a million, less for a short job."
+        default=0, ge=0, lt=1 << 31,
+        description="Rows that are harvested and shuffled together; 0: about a million, less for a short job.",
     )
     buffer_bytes: int = Field(
-        default=2 << 30, gt=0, description="Bytes that these rows may take, over all hook points; two such fills live at once."
+        default=2 << 30, gt=0, le=1 << 44,
+        description="Bytes that these rows may take, over all hook points; two such fills live at once.",
     )
     prompts: int = Field(default=16, gt=0, le=1 << 16, description="Rows of context_size tokens in one forward pass of the model.")
     seed: int = Field(default=0, ge=0, lt=1 << 32)
@@ -183,6 +194,8 @@ class StreamSpec(Frozen):
     def _check_sizes(self) -> "StreamSpec":
         if self.tokens < self.batch:
             refuse(("tokens",), f"must be at least batch ({self.batch}): a job has at least one step", self.tokens)
+        if self.n_steps >= MAX_STEPS:
+            refuse(("tokens",), f"must be less than {MAX_STEPS} times batch: that is the most steps that a job has", self.tokens)
         if 0 < self.buffer_rows < self.batch:
             refuse(("buffer_rows",), f"must be at least batch ({self.batch})", self.buffer_rows)
         return self

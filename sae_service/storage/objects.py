@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
+from sae_service import tracing
 from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
 
 MANIFEST = "manifest.json"
@@ -49,10 +51,15 @@ Content = bytes | Parts
 
 
 class Storage:
-    """Objects by key below one root."""
+    """Objects by key below one root.
+
+    Attributes:
+        published_s: how long the last set of files took to be published.
+    """
 
     def __init__(self, url: str) -> None:
         """Opens the storage at `file:///folder` (made if absent) or `s3://bucket/prefix`."""
+        self.published_s = 0.0
         self.root = Path(unquote(urlparse(url).path)) if url.startswith("file:") else None
         try:
             if self.root is not None:
@@ -184,17 +191,19 @@ class Storage:
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot delete {keys[0]}: {_said(error)}") from error
 
+    @tracing.traced("checkpoint")
     def publish(self, prefix: str, files: Mapping[str, Content] | Iterator[tuple[str, Content]]) -> list[dict[str, str | int]]:
         """Writes files below a new prefix, in the order in which they come, and their manifest last.
 
         Returns the manifest's entries, sorted by path. A file is let go of before the next one is asked for.
         """
-        entries: list[dict[str, str | int]] = []
+        began, entries = time.monotonic(), list[dict[str, str | int]]()
         for path, content in files if isinstance(files, Iterator) else files.items():
             entries.append({"path": path, "size": len(content), "sha256": self.put(f"{prefix}/{path}", content)})
             del content
         entries.sort(key=lambda entry: str(entry["path"]))
         self.put(f"{prefix}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
+        self.published_s = time.monotonic() - began
         return entries
 
     def has_published(self, prefix: str) -> bool:

@@ -24,7 +24,7 @@ def postgres() -> Iterator[Postgres]:
 def test_while_the_database_is_away_the_api_says_so_and_then_recovers(
     postgres: Postgres, tmp_path: Path, spec: dict[str, Any]
 ) -> None:
-    with TestClient(create_app(Settings(data_dir=tmp_path, database_url=postgres.url))) as api:
+    with TestClient(create_app(Settings(data_dir=tmp_path, database_url=postgres.url)), "http://localhost") as api:
         where = api.post("/v1/jobs", json=spec).headers["Location"]
         postgres.kill()
         for _ in range(2):

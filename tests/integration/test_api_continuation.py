@@ -270,11 +270,14 @@ def test_a_process_that_ends_between_two_tables_leaves_none_behind(
 
 def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty: Database) -> None:
     migration.migrate(empty)
-    JobStore(empty).submit({"queue": "default", "priority": 0, "metadata": {}})
+    sae = {"name": "a", "hook_name": "hook_embed", "architecture": {"kind": "topk", "d_sae": 64, "k": 8}}
+    stream = {"model": {"name": "gpt2"}, "dataset": {"path": "some/text"}, "tokens": 1 << 20}
+    spec = {"queue": "default", "priority": 0, "metadata": {"team": "a"}, "stream": stream, "saes": [sae], "gpus": 2}
+    before = JobStore(empty).summary(JobStore(empty).submit(spec)[0].id)
     with empty.transaction() as connection:
         for table in ("workers", "labels", "keys"):
             connection.execute(sa.text(f"DROP TABLE {table}"))
-        for index in ("origin_key", "uncollected", "origin_job_id", "project", "project_status", "status"):
+        for index in ("origin_key", "uncollected", "origin_job_id", "project", "project_status", "status", "finished"):
             connection.execute(sa.text(f"DROP INDEX ix_jobs_{index}"))
         connection.execute(sa.text("CREATE INDEX ix_jobs_status ON jobs (status)"))
         connection.execute(sa.text("DROP INDEX ix_metrics_sae"))
@@ -289,6 +292,8 @@ def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty:
         assert connection.execute(sa.select(tables.checkpoints.c.score)).all() == []
         assert connection.execute(sa.select(tables.jobs.c.origin, tables.jobs.c.collected)).all() == [(None, False)]
         assert connection.execute(sa.select(tables.workers)).all() == []
+    assert JobStore(empty).find(10, metadata={"team": "a"}) == [before]
+    assert (before.summary.model, before.summary.gpus, before.summary.saes[0].d_sae) == ("gpt2", 2, 64)
 
 
 def test_the_tables_of_a_newer_release_are_left_alone_and_said_to_be_so(empty: Database) -> None:

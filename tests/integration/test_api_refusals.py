@@ -26,9 +26,9 @@ def changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "pointer", "text"),
     [
-        (changed("stream.tokenz", 5), "/stream/tokenz", "not permitted"),
-        (changed("saes.0.architecture.bandwith", 0.1), "/saes/0/architecture/bandwith", "not permitted"),
-        (changed("saes.0.architecture.kind", "transcoder"), "/saes/0/architecture", "jumprelu"),
+        (changed("stream.tokenz", 5), "/stream/tokenz", "did you mean 'tokens'?"),
+        (changed("saes.0.architecture.bandwith", 0.1), "/saes/0/architecture/bandwith", "did you mean 'bandwidth'?"),
+        (changed("saes.0.architecture.kind", "transcoder"), "/saes/0/architecture/kind", "jumprelu"),
         (changed("saes.0.architecture.d_sae", -4), "/saes/0/architecture/d_sae", "greater than 0"),
         (changed("saes.0.architecture.target_l0", 257), "/saes/0/architecture/target_l0", "at most d_sae"),
         (changed("saes.0.architecture", {"kind": "topk", "d_sae": 64, "k": 65}), "/saes/0/architecture/k", "at most d_sae"),
@@ -36,11 +36,11 @@ def changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (changed("saes.0.architecture.bandwidth", float("nan")), "/saes/0/architecture/bandwidth", "finite"),
         (changed("saes.1.optimizer", {"lr": float("inf")}), "/saes/1/optimizer/lr", "finite"),
         (changed("saes.1.name", "a"), "/saes/1/name", "unique"),
-        (changed("saes.1.name", "../a"), "/saes/1/name", "pattern"),
-        (changed("saes", []), "/saes", "at least 1"),
+        (changed("saes.1.name", "../a"), "/saes/1/name", "letters"),
+        (changed("saes", []), "/saes", "1 or more"),
         (changed("stream.tokens", -1), "/stream/tokens", "greater than 0"),
         (changed("stream.tokens", 100), "/stream/tokens", "at least batch"),
-        (changed("stream.tokens", "many"), "/stream/tokens", "integer"),
+        (changed("stream.tokens", "many"), "/stream/tokens", "whole number"),
         (changed("stream.context_size", 129), "/stream/context_size", "128"),
         (changed("stream.model", {"name": "/etc"}), "/stream/model/name", "SAE_SERVICE_ALLOWED_ROOTS"),
         (changed("stream.dataset", {"path": "/etc/passwd"}), "/stream/dataset/path", "SAE_SERVICE_ALLOWED_ROOTS"),
@@ -49,8 +49,8 @@ def changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (changed("saes.0.hook_name", "blocks.9.hook_resid_post"), "/saes/0/hook_name", "0 to 3"),
         (changed("saes.0.hook_name", "blocks.1.hook_resid_pots"), "/saes/0/hook_name", "blocks.1.hook_resid_post"),
         (changed("saes.0.hook_name", "blocks.1.attn.hook_pattern"), "/saes/0/hook_name", "vector"),
-        (changed("saes.0.hook_name", "resid post"), "/saes/0/hook_name", "pattern"),
-        (changed("metadata", {"a": 1}), "/metadata/a", "string"),
+        (changed("saes.0.hook_name", "resid post"), "/saes/0/hook_name", "such as blocks.8.hook_resid_post"),
+        (changed("metadata", {"a": 1}), "/metadata/a", "must be text"),
         (changed("stream.model.revision", "ma\0in"), "/stream/model/revision", "NUL"),
         (changed("stream.dataset.column", "te\0xt"), "/stream/dataset/column", "NUL"),
         (changed("saes.1.initial", {"path": "/saes/\0"}), "/saes/1/initial/path", "NUL"),
@@ -70,6 +70,39 @@ def test_what_cannot_run_is_refused_with_the_fields_path_and_leaves_nothing(
     assert problem["param"] == pointer
     assert problem["request_id"] == refused.headers["X-Request-ID"]
     assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_one_mistake_is_one_error(api: TestClient, spec: dict[str, Any]) -> None:
+    spec["saes"] = [spec["saes"][0] | {"architecture": {"kind": "topk", "d_sae": 64, "k": 100}}]
+    problem = api.post("/v1/jobs", json=spec).json()
+    assert problem["errors"] == [{"pointer": "/saes/0/architecture/k", "detail": "must be at most d_sae (64)"}]
+    assert problem["detail"] == "/saes/0/architecture/k: must be at most d_sae (64)"
+
+
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        (b"[]", "The body must be a mapping of names to values, not a list."),
+        (b'"job"', 'The body must be a mapping of names to values, not "job".'),
+        (b"", "The body is missing."),
+    ],
+)
+def test_a_body_that_is_no_job_is_said_to_be_none(api: TestClient, content: bytes, detail: str) -> None:
+    answer = api.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["detail"]) == (422, detail)
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("limit=many", 'limit: must be a whole number, not "many"'),
+        ("limit=101", "limit: must be at most 100"),
+        ("order=up", "order: must be 'asc' or 'desc'"),
+    ],
+)
+def test_a_parameter_is_refused_in_the_same_words(api: TestClient, query: str, detail: str) -> None:
+    answer = api.get(f"/v1/jobs?{query}")
+    assert (answer.status_code, answer.json()["detail"]) == (400, detail)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sae_service.errors import NotFound, StorageFailure
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
-from sae_service.jobs.collection import UNCOLLECTED, Collection
+from sae_service.jobs.collection import AT_ONCE, UNCOLLECTED, Collection
 from sae_service.jobs.database import Database
 from sae_service.jobs.lost_attempts import LostAttempts
 from sae_service.jobs.records import Job
@@ -254,12 +254,15 @@ def test_a_job_that_runs_again_because_its_database_has_lost_the_end_is_let_alon
 
 def test_jobs_that_were_collected_cost_nothing_however_many_they_are(database: Database, store: JobStore) -> None:
     row = dict.fromkeys(("priority", "attempt", "n_events", "created_at"), 0) | {"queue": "default", "spec": {}, "metadata": {}}
-    rows = [row | {"id": f"job_old{n}", "status": "succeeded", "collected": True} for n in range(3000)]
+    rows = [row | {"id": f"job_old{n}", "status": "succeeded", "finished_at": 0, "collected": True} for n in range(3000)]
+    rows += [row | {"id": f"job_old_queued{n}", "status": "queued", "finished_at": None, "collected": False} for n in range(3000)]
     job = ended(store)
-    query = sa.select(tables.jobs.c.id).where(*UNCOLLECTED)
+    query = sa.select(tables.jobs.c.id).where(*UNCOLLECTED).order_by(tables.jobs.c.id).limit(AT_ONCE)
     with database.transaction() as connection:
         connection.execute(sa.insert(tables.jobs), rows)
         assert job.id in connection.execute(query).scalars().all()
+        if not database.is_sqlite:
+            connection.execute(sa.text("ANALYZE jobs"))
         explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
         sql = str(query.compile(database.engine, compile_kwargs={"literal_binds": True}))
         plan = str(connection.execute(sa.text(f"{explain} {sql}")).all())
@@ -267,3 +270,30 @@ def test_jobs_that_were_collected_cost_nothing_however_many_they_are(database: D
     assert "ix_jobs_uncollected" in plan
     (index,) = (found for found in sa.inspect(database.engine).get_indexes("jobs") if found["name"] == "ix_jobs_uncollected")
     assert "collected" in str(index["dialect_options"][f"{database.engine.dialect.name}_where"]), "it has no others"
+
+
+def test_a_look_at_many_thousand_jobs_that_nobody_has_looked_at_takes_a_few_of_them(
+    database: Database, store: JobStore, collecting: Collecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = dict.fromkeys(("priority", "attempt", "n_events", "created_at", "finished_at"), 0) | {"queue": "default", "spec": {}}
+    rows = [row | {"id": f"job_many{n:04}", "status": "succeeded", "metadata": {}} for n in range(5 * AT_ONCE // 2)]
+    with database.transaction() as connection:
+        connection.execute(sa.insert(tables.jobs), rows)
+    listed, listing = collecting.storage.folders, list[str]()
+
+    def folders(prefix: str) -> set[str]:
+        listing.append(prefix)
+        return listed(prefix)
+
+    monkeypatch.setattr(collecting.storage, "folders", folders)
+    longest = 0
+    while not all(is_collected(database, row["id"]) for row in rows):
+        before = len(listing)
+        collecting.collection.look()
+        longest = max(longest, len(listing) - before)
+        collecting.clock.now += LEASE_S / 6
+    assert longest <= AT_ONCE
+    assert len({prefix for prefix in listing if "job_many" in prefix}) == len(rows)
+    assert sum("job_many" in prefix for prefix in listing) == len(rows), "each once"
+    with database.transaction() as connection:
+        connection.execute(sa.delete(tables.jobs).where(tables.jobs.c.id.like("job_many%")))

@@ -124,7 +124,7 @@ def test_what_is_asked_for_again_or_in_parts_is_converted_once(api: TestClient, 
     ("path", "status", "code", "param", "text"),
     [
         ("/a/download?format=pickle", 400, "invalid_request", "format", "'gemma_scope'"),
-        ("/a/download", 400, "invalid_request", "format", "required"),
+        ("/a/download", 400, "invalid_request", "format", "missing"),
         ("/b/download?format=gemma_scope", 422, "invalid_spec", "format", "Write it as"),
         ("/a/download?format=sparsify", 422, "invalid_spec", "format", "TopK SAEs only"),
         ("/c/download?format=saelens", 404, "not_found", "name", "it has a, b"),
@@ -169,7 +169,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from api.app import create_app
 from sae_service.settings import Settings
-with TestClient(create_app(Settings(data_dir=Path(sys.argv[1])))) as api:
+with TestClient(create_app(Settings(data_dir=Path(sys.argv[1]))), "http://localhost") as api:
     assert api.get(sys.argv[2]).status_code == 200
 assert "torch" not in sys.modules
 """
@@ -209,7 +209,7 @@ def test_the_client_writes_nothing_outside_its_folder(
     user: client.Client, job_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch(url: str, sha256: str | None, target: Path) -> None:
-        target.parent.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(target, "w") as archive:
             archive.writestr("../escaped", b"")
 
@@ -222,7 +222,7 @@ def test_the_client_writes_nothing_outside_its_folder(
 def test_the_command_line_downloads_in_a_format_and_lists_them(
     user: client.Client, job_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_service.cli.Client", lambda url, api_key: user)
+    monkeypatch.setattr("sae_service.cli.jobs.Client", lambda url, api_key: user)
     arguments = ["download", job_id, "--output", str(tmp_path / "out"), "--format", "dictionary_learning", "--json"]
     done = CliRunner().invoke(command_line, arguments)
     assert done.exit_code == 0, done.output

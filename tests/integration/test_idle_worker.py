@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
@@ -76,3 +78,38 @@ def test_a_storage_that_does_not_answer_holds_up_neither_the_signs_of_life_nor_t
         access = {"AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
         assert while_a_worker_runs(settings.data_dir, is_there_while_it_waits, **bucket, **access) < 20
         asked[0][0].close()
+
+
+def test_a_worker_without_a_job_keeps_two_connections_to_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    server, name = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT"), f"idle_{uuid4().hex}"
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    counts: list[int] = []
+    query = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name AND application_name = 'sae-service-worker'")
+
+    def counted() -> bool:
+        with server.connect() as connection:
+            found = connection.execute(query, {"name": name}).scalar_one()
+        if found:
+            counts.append(found)
+        return len(counts) == 60
+
+    url = sa.make_url(postgres_url).set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+    while_a_worker_runs(tmp_path, counted, SAE_SERVICE_DATABASE_URL=url)
+    server.dispose()
+    # Where two of its threads ask at the same moment, one more is opened, and closed at once.
+    assert sorted(counts)[len(counts) // 2] <= 2, counts
+
+
+def test_a_job_that_an_older_release_has_queued_is_taken_and_one_that_cannot_be_read_is_not_tried_again(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, lease_s=1)
+    database = Database(settings.resolved_database_url())
+    migrate(database)
+    store = JobStore(database, settings.lease_s)
+    job = submitted(store, checkpoints={"keep": 2})
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE workflow_status SET queue_name = 'default'"))
+    while_a_worker_runs(tmp_path, lambda: store.get(job.id).is_terminal)
+    found = store.get(job.id)
+    assert found.error is not None
+    assert (found.status, found.error.code, found.attempt) == ("failed", "wrong_version", 1)

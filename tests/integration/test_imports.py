@@ -32,7 +32,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from api.app import create_app
 from sae_service.settings import Settings
-with TestClient(create_app(Settings(data_dir=Path(sys.argv[1])))) as api:
+with TestClient(create_app(Settings(data_dir=Path(sys.argv[1]))), "http://localhost") as api:
     assert api.post("/v1/jobs", content=sys.argv[2], headers={"Content-Type": "application/json"}).status_code == 201
 assert "torch" not in sys.modules
 """

@@ -120,7 +120,7 @@ def test_every_format_can_be_started_from(tmp_path: Path, format: str, choice: s
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(data_dir=tmp_path / "data")), raise_server_exceptions=False) as found:
+    with TestClient(create_app(Settings(data_dir=tmp_path / "data")), "http://localhost", raise_server_exceptions=False) as found:
         yield found
 
 

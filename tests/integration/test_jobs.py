@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from sae_service.errors import Conflict, InvalidSpec, LeaseLost, NotFound, StorageFailure
-from sae_service.jobs import queue, tables
+from sae_service.jobs import tables
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
@@ -156,11 +156,6 @@ def test_text_may_hold_any_character(database: Database, store: JobStore) -> Non
     attempt = claimed(database, store)
     attempt.record_crash(CRASH | {"message": "the log says \0\x1b"})
     assert "the log says" in store.events(attempt.job_id)[-1].message
-
-
-def test_more_jobs_can_wait_than_a_query_has_room_for(database: Database) -> None:
-    names = [(f"job_{number}", 1) for number in range(70_000)]
-    assert queue.Queue(database).taken(names) == set(names)
 
 
 def test_events_count_from_one_without_a_gap(database: Database, store: JobStore) -> None:

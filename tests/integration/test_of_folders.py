@@ -61,7 +61,7 @@ def test_an_sae_in_a_folder_has_the_figures_that_its_job_has_measured(trained: P
     [
         (["--hook", "blocks.1.mlp.hook_post"], "have 512"),
         (["--hook", "blocks.1.hook_resid_pots"], "Close: blocks.1.hook_resid_post"),
-        (["--hook", "blocks.1.hook_resid_post", "--context-size", "1"], "/context_size"),
+        (["--hook", "blocks.1.hook_resid_post", "--context-size", "1"], "--context-size: must be at least 2"),
         (["--hook", "blocks.1.hook_resid_post", "--tokens", "5"], "at least context_size"),
         (["--hook", "blocks.1.hook_resid_post", "--format", "sparsify"], "sae.safetensors"),
     ],

@@ -1,6 +1,7 @@
 """The README's code runs, and what it lists is what there is."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ import yaml
 from api.app import create_app
 from sae_service.architectures import ARCHITECTURES
 from sae_service.cli import app
+from sae_service.cli.common import EXIT_CODES
 from sae_service.demo import show
 from sae_service.formats import FORMATS
 from sae_service.settings import Settings
-from sae_service.spec import InitialSpec
+from sae_service.spec import InitialSpec, JobSpec
 from tests.demo_figures import DEMO_FIGURES
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +63,28 @@ def test_the_start_that_the_readme_shows_is_valid() -> None:
 
 def test_the_commands_of_the_readme_are_known() -> None:
     text = (ROOT / "README.md").read_text()
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert set(re.findall(r"^    sae-service ([a-z]+)", text, flags=re.MULTILINE)) <= known
+    assert set(re.findall(r"^    sae-service ([a-z]+)", text, flags=re.MULTILINE)) <= known_commands()
+
+
+def known_commands() -> set[str]:
+    groups = {group.name for group in app.registered_groups}
+    return groups | {command.name for command in app.registered_commands if command.name}
+
+
+def test_the_job_that_the_readme_shows_becomes_a_body_for_curl_as_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(# job.yaml\n.*?)```", text, flags=re.DOTALL)
+    (command,) = re.findall(r"^    (python -c .*) < job.yaml > job.json$", text, flags=re.MULTILINE)
+    made = subprocess.run([sys.executable, *shlex.split(command)[1:]], input=shown, capture_output=True, text=True, check=True)
+    (sae,) = JobSpec.model_validate_json(made.stdout).saes
+    assert sae.name == "jumprelu_1024"
+
+
+def test_the_readme_names_every_command_and_every_exit_code() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    named = set(re.findall(r"sae-service ([a-z]+)|`([a-z]+)[ `]", text))
+    assert set(known_commands()) <= {name for names in named for name in names}
+    assert all(f" {code} " in text.split("Exit codes:")[1].split(".")[0] for code in (0, *EXIT_CODES.values(), 1, 5))
 
 
 def test_the_readme_shows_the_demos_figures() -> None:

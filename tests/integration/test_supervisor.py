@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from sae_service.errors import ServiceUnavailable
 from sae_service.jobs.attempts import Attempt
-from tests.integration.supervised import READ_ASSIGNMENT, Worker, eventually, says
+from tests.integration.supervised import READ_ASSIGNMENT, SPEC, Worker, eventually, says
 from workers import child as child_module
 from workers.job_process import failure
 
@@ -170,6 +171,35 @@ def test_a_host_that_cannot_start_a_process_says_so_and_the_job_is_tried_again(w
     assert said.startswith("The training process cannot be started: ")
     assert str(logs) in said
     assert said.endswith("(crash 1 of 3).")
+
+
+def test_an_error_that_nobody_foresaw_in_the_worker_itself_is_recorded_at_once_as_what_it_is(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    worker.job_id = worker.store.submit(SPEC | {"checkpoints": {"keep": 10**25}})[0].id
+    child_runs(says({"kind": "checkpoint", "checkpoint": worker.publish(3)}))
+    for attempt in (1, 2, 3):
+        worker.supervisor.work(worker.job_id, attempt)
+    job = worker.store.get(worker.job_id)
+    assert job.error is not None
+    assert (job.status, job.error.code, "OverflowError" in job.error.message) == ("failed", "internal", True)
+    said = [event.message for event in worker.store.events(worker.job_id) if "OverflowError" in event.message]
+    assert [f"(crash {crash} of 3)" in message for crash, message in enumerate(said, 1)] == [True] * 3
+
+
+def test_a_worker_does_not_ask_a_database_for_ever_that_refuses_what_it_asks(
+    worker: Worker, child_runs: Callable[[str], None]
+) -> None:
+    event = {"kind": "event", "level": "info", "message": "news"}
+    child_runs(says(event) + "\ntime.sleep(60)")
+    with worker.database.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE events RENAME TO away"))
+        # The claim says in an event that it has begun, so that one goes through.
+        connection.execute(sa.text("UPDATE jobs SET status = 'running', worker = 'w1'"))
+    working = threading.Thread(target=worker.supervisor.work, args=(worker.job_id, 1), daemon=True)
+    working.start()
+    working.join(20)
+    assert not working.is_alive()
 
 
 def test_an_error_that_nobody_has_foreseen_is_tried_again_and_ends_the_job_the_third_time(

@@ -1,13 +1,19 @@
 """The files in docker/ name what exists."""
 
+import json
 import os
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
+import sae_service
 from sae_service.settings import PREFIX, Settings
 from workers.ending import WORKER_EXTRA_S
 
@@ -25,7 +31,8 @@ def test_the_compose_file_builds_from_files_that_exist_and_sets_settings_that_ex
 
 
 def test_the_cluster_files_can_be_read_and_leave_time_to_save() -> None:
-    api, _, worker = yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text())
+    found = yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text())
+    api, worker = (item for item in found if item["kind"] == "Deployment")
     assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > WORKER_STOP_S
     assert api["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/readyz"
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["worker"]["stop_grace_period"]
@@ -75,7 +82,94 @@ def run_slurm_script(folder: Path, programs: dict[str, str], variables: dict[str
 def test_the_images_copy_what_exists_and_start_modules_that_exist() -> None:
     for file in DOCKER.glob("*.Dockerfile"):
         text = file.read_text()
-        for sources in re.findall(r"^COPY (.+) \S+$", text, flags=re.MULTILINE):
+        for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.MULTILINE):
             assert all((DOCKER.parent / source).exists() for source in sources.split())
         (module,) = re.findall(r'^CMD \["python", "-m", "(\w+)"', text, flags=re.MULTILINE)
         assert (DOCKER.parent / module / "__main__.py").is_file()
+
+
+def test_the_images_have_fixed_versions_before_the_code_and_run_as_nobody_special() -> None:
+    for name in ("api", "worker"):
+        text = (DOCKER / f"{name}.Dockerfile").read_text()
+        (base,) = re.findall(r"^ARG PYTHON=python:(\S+)$", text, flags=re.MULTILINE)
+        assert re.match(r"\d+\.\d+\.\d+-", base)
+        assert set(re.findall(r"^FROM (\S+)", text, flags=re.MULTILINE)) == {"${PYTHON}"}
+        assert text.index(f"--no-deps --require-hashes -r {name}.lock") < text.index("COPY sae_service")
+        assert "\nUSER 10001\n" in text
+
+
+def locked(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)(?:\[\w+\])?==(\S+)", (DOCKER / f"{name}.lock").read_text(), flags=re.MULTILINE))
+
+
+def test_the_locks_hold_what_the_package_asks_for_and_the_apis_neither_torch_nor_plots() -> None:
+    asked = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    unused = set(re.findall(r"^([\w-]+);", (DOCKER / "api.overrides.txt").read_text(), flags=re.MULTILINE))
+    assert {"torch", "transformer-lens", "matplotlib"} <= unused
+    assert unused.isdisjoint(locked("api"))
+    for requirement in map(Requirement, asked):
+        for name in ("api", "worker"):
+            if name == "worker" or requirement.name not in unused:
+                assert requirement.specifier.contains(locked(name)[requirement.name]), (name, requirement)
+
+
+def test_the_api_takes_a_job_without_what_its_image_lacks(tmp_path: Path, spec: dict[str, Any]) -> None:
+    unused = re.findall(r"^([\w-]+);", (DOCKER / "api.overrides.txt").read_text(), flags=re.MULTILINE)
+    code = """
+import json, sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+find, lacking = PathFinder.find_spec, {name.replace("-", "_").removesuffix("_checkpoint") for name in sys.argv[3:]}
+PathFinder.find_spec = lambda name, *rest: None if name in lacking else find(name, *rest)
+import api.__main__
+from fastapi.testclient import TestClient
+from sae_service.settings import Settings
+app = api.__main__.create_app(Settings(data_dir=Path(sys.argv[1])))
+with TestClient(app, base_url="http://localhost") as client:
+    made = client.post("/v1/jobs", json=json.loads(sys.argv[2]))
+    assert made.status_code == 201, made.text
+"""
+    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(spec), *unused, "transformers"]
+    subprocess.run(command, check=True, cwd=DOCKER.parent)
+
+
+def test_the_images_are_named_by_the_release_and_only_what_they_need_is_sent_to_the_builder() -> None:
+    for file in ("compose.yaml", "kubernetes.yaml", "api.Dockerfile", "worker.Dockerfile"):
+        names = re.findall(r"sae-service-(?:api|worker):(\S+?)(?=$|\s)", (DOCKER / file).read_text(), flags=re.MULTILINE)
+        assert names, file
+        assert set(names) == {sae_service.__version__}
+    assert (DOCKER.parent / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+def test_the_compose_file_has_no_password_and_is_reached_from_this_machine_only() -> None:
+    text = (DOCKER / "compose.yaml").read_text()
+    assert set(re.findall(r"\$\{POSTGRES_PASSWORD(..)", text)) == {":?"}
+    services = yaml.safe_load(text)["services"]
+    assert services["api"]["ports"] == ["127.0.0.1:8000:8000"]
+    for name in ("api", "worker"):
+        service = services[name]
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert {mount.rsplit(":/")[1].split(":")[0] for mount in service["volumes"]} == {"data", "cache", "models", "text"}
+        assert set(json.loads(service["environment"]["SAE_SERVICE_ALLOWED_ROOTS"])) == {"/models", "/text"}
+
+
+def test_pods_have_no_rights_limits_probes_and_a_budget() -> None:
+    found = list(yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text()))
+    budgets = {item["spec"]["selector"]["matchLabels"]["app"] for item in found if item["kind"] == "PodDisruptionBudget"}
+    claims = {item["metadata"]["name"] for item in found if item["kind"] == "PersistentVolumeClaim"}
+    deployments = [item for item in found if item["kind"] == "Deployment"]
+    assert {item["metadata"]["name"] for item in deployments} == budgets
+    for deployment in deployments:
+        pod = deployment["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert (pod["securityContext"]["runAsNonRoot"], pod["enableServiceLinks"]) == (True, False)
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        }  # fmt: skip
+        assert {"requests", "limits"} <= container["resources"].keys()
+        assert "livenessProbe" in container
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        used = {volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+        assert used == claims
+        for variable in container["env"]:
+            assert variable["name"].removeprefix(PREFIX).lower() in Settings.model_fields

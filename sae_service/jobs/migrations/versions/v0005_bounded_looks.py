@@ -14,9 +14,14 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("summary", sa.JSON, nullable=False, server_default="{}"))
     op.add_column("jobs", sa.Column("project", sa.String(64), nullable=False, server_default="default"))
     op.add_column("jobs", sa.Column("submitter", sa.String(64)))
+    op.add_column("jobs", sa.Column("trace", sa.String(64)))
     op.add_column("jobs", sa.Column("origin_job_id", sa.String(40)))
     op.drop_index("ix_jobs_status", "jobs")
     op.create_index("ix_jobs_status", "jobs", ["status", "id"])
+    op.drop_index("ix_jobs_uncollected", "jobs")
+    uncollected = sa.column("finished_at").is_not(None) & ~sa.column("collected", sa.Boolean)
+    op.create_index("ix_jobs_uncollected", "jobs", ["id"], sqlite_where=uncollected, postgresql_where=uncollected)
+    op.create_index("ix_jobs_finished", "jobs", ["finished_at"])
     op.create_index("ix_jobs_project", "jobs", ["project", "id"])
     op.create_index("ix_jobs_project_status", "jobs", ["project", "status", "id"])
     op.create_index("ix_jobs_origin_job_id", "jobs", ["origin_job_id"])
@@ -80,6 +85,7 @@ def _summary(spec: dict[str, Any]) -> dict[str, Any]:
         "model": (stream.get("model") or {}).get("name"),
         "dataset": (stream.get("dataset") or {}).get("path"),
         "tokens": stream.get("tokens"),
+        "gpus": spec.get("gpus", 1),
         "saes": [
             {
                 "name": sae["name"],

@@ -1,0 +1,147 @@
+"""The commands that make a job, look at it and fetch what it has made."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae_service import errors
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, full_id, reported
+from sae_service.cli.job_file import JobFile
+from sae_service.client import Client
+from sae_service.jobs.records import Job, Status
+from sae_service.schema import OWN_FORMAT, FormatName
+
+Labels = Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE, of the job's metadata; may be repeated.")]
+
+
+def submit(
+    spec: Annotated[str, typer.Argument(help="A job as YAML or JSON; - reads standard input.")],
+    label: Labels = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    idempotency_key: IdempotencyKey = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Queues a job and prints its id. Paths in the file that begin with '.' are relative to the file."""
+    with reported():
+        client, labels, file = Client(url, api_key), labels_of(label), JobFile(spec)
+
+    def place(pointer: str) -> str:
+        part, name = (*pointer.split("/"), "", "")[1:3]
+        return f"--label {name}" if part == "metadata" and name in labels else file.place(pointer)
+
+    with reported(place):
+        body = file.spec()
+        if labels:
+            body["metadata"] = (body.get("metadata") or {}) | labels
+        job = client.submit(body, idempotency_key)
+    typer.echo(job.model_dump_json(indent=1) if as_json and not follow else job.id)
+    if follow:
+        with reported():
+            raise typer.Exit(_watch(client, job.id, as_json))
+
+
+def labels_of(given: list[str] | None) -> dict[str, str]:
+    """`NAME=VALUE` as labels. Raises InvalidSpec."""
+    pairs = [label.partition("=") for label in given or []]
+    for name, equals, value in pairs:
+        if not (name and equals):
+            raise errors.InvalidSpec(f"must be NAME=VALUE, not {name + value!r}", "label")
+    return {name: value for name, _, value in pairs}
+
+
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
+    label: Labels = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists jobs, newest first."""
+    from sae_service import text_tables
+
+    with reported():
+        found = list(Client(url, api_key).jobs(status, labels_of(label), limit + 1))
+        if as_json:
+            typer.echo(json.dumps([job.model_dump() for job in found[:limit]], indent=1))
+            return
+        text_tables.show(text_tables.jobs(found[:limit]))
+        if len(found) > limit:
+            typer.echo(f"There are more; `--limit {2 * limit}` shows them.", err=True)
+
+
+def show(
+    job_id: JobId,
+    events: Annotated[int, typer.Option(min=0, help="Of what happened, the last so many.")] = 20,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shows one job: its state, its figures, its checkpoints and what happened last."""
+    from sae_service import text_tables
+
+    with reported():
+        client = Client(url, api_key)
+        job = client.job(full_id(client, job_id))
+        if as_json:
+            typer.echo(job.model_dump_json(indent=1))
+            return
+        checkpoints, happened = client.checkpoints(job.id), client.events(job.id)
+        newest = happened[max(0, len(happened) - events) :]
+        text_tables.show(text_tables.job(job), text_tables.checkpoints(checkpoints), text_tables.events(newest))
+        if checkpoints and checkpoints[0].is_final:
+            text_tables.show(text_tables.results(job, checkpoints[0]))
+
+
+def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Follows a job to its end. Exit code 0 if it succeeded, 1 if not."""
+    with reported():
+        client = Client(url, api_key)
+        raise typer.Exit(_watch(client, full_id(client, job_id), as_json))
+
+
+def _watch(client: Client, job_id: str, as_json: bool) -> int:
+    from sae_service import text_tables
+
+    if as_json:
+        last: Job | None = None
+        for last in client.watch(job_id):
+            typer.echo(last.model_dump_json(exclude={"spec"}))
+    else:
+        last = text_tables.follow(client.follow(job_id))
+    assert last is not None
+    if last.error is not None:
+        typer.echo(f"{last.error.code}: {last.error.message}", err=True)
+    return 0 if last.status == "succeeded" else 1
+
+
+def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Lists the workers that are there, and the jobs that they work on."""
+    from sae_service import text_tables
+
+    with reported():
+        found = Client(url, api_key).workers()
+        if as_json:
+            typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
+        else:
+            text_tables.show(text_tables.workers(found))
+
+
+def download(
+    job_id: JobId,
+    output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
+    format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = OWN_FORMAT,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Downloads the SAEs of a job's checkpoint. What is in the folder is never overwritten."""
+    with reported():
+        client = Client(url, api_key)
+        paths = [str(path) for path in client.download(full_id(client, job_id), output, checkpoint, format)]
+        typer.echo(json.dumps(paths, indent=1) if as_json else "\n".join(paths))
