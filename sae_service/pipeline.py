@@ -129,7 +129,8 @@ class _Training:
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         self.provenance = provenance(self.job, jax.devices()[0].device_kind, self.source.roots) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
-        harvest = self.source.harvest(self.position.fill_start)
+        self.limits = values.get("limits") or self.source.norm_limits(alive)
+        harvest = self.source.harvest(self.position.fill_start, self.limits)
         self.stream = ActivationStream(self.job.stream, harvest, self.position, alive, self.source.row_bytes)
 
     def train(self) -> bool:
@@ -146,11 +147,12 @@ class _Training:
     def steps(self) -> None:
         """All steps that are left. Raises Stopped."""
         for fill in self.stream.fills(self.should_stop):
-            memory.give_back()
             if self.trainer is None:
                 self.trainer = self.begin(fill.rows)
                 # An attempt may have been stopped as it measured the SAEs.
                 self.look()
+            self.trainer.at_hand = partial(self.stream.sample, fill)  # lets go of the fill before
+            memory.give_back()
             for batch, position in self.stream.batches(fill):
                 if self.should_stop():
                     raise errors.Stopped
@@ -198,7 +200,7 @@ class _Training:
     def finish(self) -> Checkpoint:
         """Evaluates the SAEs on held-out text and publishes the final checkpoint. Raises Stopped."""
         assert self.trainer is not None
-        self.trainer.check()
+        self.trainer.settle()
         trained_s, figures, values = self.trainer.seconds(), self.trainer.figures(), self.values()
         self.writer.finish()  # before there is another copy of the states
         state = snapshot(self.trainer.states)
@@ -206,7 +208,7 @@ class _Training:
         self.stream.close()
         for warning in self.source.warnings():
             self.reporter.event("warning", warning)
-        self.trainer.states.clear()
+        self.trainer.let_go()
         memory.give_back()
         try:
             parameters = {name: found.parameters for name, found in state.items()}
@@ -229,6 +231,7 @@ class _Training:
             "position": self.position.model_dump(mode="json"),
             "n_steps": self.trainer.n_steps,
             "scales": self.scales,
+            "limits": self.limits,
             "initial": self.hashes,
         }
 
@@ -248,7 +251,7 @@ class _Training:
     def prepare(self) -> Callable[[], Checkpoint]:
         """Copies what a checkpoint needs. Returns what is left to do: to publish it."""
         assert self.trainer is not None
-        self.trainer.check()
+        self.trainer.settle()
         return partial(self.publish, snapshot(self.trainer.states), self.values(), self.trainer.held_out)
 
     def files(

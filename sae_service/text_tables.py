@@ -16,8 +16,8 @@ BARS = " ▁▂▃▄▅▆▇█"
 FOUND = 0.9
 NAMED = 3
 """SAEs of a job that a list names."""
-HELD_OUT = {"fvu": "held-out fvu", "l0": "held-out l0", "ce_loss_recovered": "recovered"}
-RESULTS = ("l0", "fvu", "ce_loss_recovered", "dead_share", "tokens_per_s")
+HELD_OUT = {"fvu": "held-out fvu", "fvu_by_row": "by row", "l0": "held-out l0", "ce_loss_recovered": "recovered"}
+RESULTS = ("l0", "fvu", "fvu_by_row", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
 
 def _console(is_error: bool = False, width: int | None = None) -> Console:

@@ -164,7 +164,7 @@ def exports_as_trained(architecture: Architecture, parameters: Any, rows: Rows) 
     y_hat = written(architecture, example, parameters, rows, given)
     exported = architecture.export(example, parameters)
     acts = exported.encode(rows.x)
-    if architecture.chooses_over_the_batch:
+    if architecture.calibration is not None:
         # One threshold takes the place of the choice: the same number of latents, nearly the same error.
         assert float(jnp.sum(acts > 0)) == pytest.approx(float(output.n_active), rel=0.15)
         error, trained_error = squared_error(rows.y, exported.decode(acts, rows.x)), squared_error(rows.y, y_hat)

@@ -4,7 +4,7 @@ The buffer fills completely, is permuted with a key derived from (seed, index of
 Its content is a function of where the fill started to read, so a position is all that a checkpoint needs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Array, Int, UInt
 
 from sae_service.activations.model import LanguageModel, keep_mask
+from sae_service.activations.norms import norms
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.activations.torch_to_jax import to_jax
 from sae_service.errors import InvalidSpec, Stopped
@@ -36,9 +37,14 @@ class TextHarvest:
 
     def __init__(
         self, model: LanguageModel, tokens: PackedTokens, hook_names: tuple[str, ...], excluded: tuple[int, ...],
-        start: FillStart,
+        start: FillStart, limits: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
-        self._hook_names = hook_names
+        """Starts reading.
+
+        Args:
+            limits: the largest norm that a row may have, by hook point; a longer one is left out at all of them.
+        """
+        self._hook_names, self._limits = hook_names, limits or {}
         self._start = start
         self._pending: dict[str, torch.Tensor] = {}
         self._batches = self._read(model, tokens, excluded, start)
@@ -60,7 +66,14 @@ class TextHarvest:
                 continue
             found = model.activations(prompts.tokens, self._hook_names)
             kept = torch.from_numpy(keep).to(model.device)
-            yield {name: rows[kept] for name, rows in found.items()}, cursor
+            yield self._within_limits({name: rows[kept] for name, rows in found.items()}), cursor
+
+    def _within_limits(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The rows that are short enough at every hook point."""
+        if not self._limits:
+            return rows
+        fits = torch.stack([norms(rows[name]) <= limit for name, limit in self._limits.items()]).all(dim=0)
+        return {name: found[fits] for name, found in rows.items()}
 
     def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, jax.Array], FillStart]:
         """The next `n_rows` rows of every hook point, in reading order, and where the following fill starts.

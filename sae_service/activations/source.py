@@ -1,8 +1,9 @@
 """Where a job's rows come from: a language model reading text, or a synthetic generator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array
 
 from sae_service import tracing
@@ -14,6 +15,9 @@ from sae_service.activations.synthetic import SyntheticHarvest
 from sae_service.activations.tokens import PackedTokens
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.spec import JobSpec
+
+MEDIAN_ROWS = 1 << 13
+"""So many of the first rows tell the median norm."""
 
 
 @runtime_checkable
@@ -73,14 +77,27 @@ class Source:
         n_tokens = self._stream.prompts * self._stream.context_size
         return {"model": self.model.n_bytes, "logits": self.model.logits_bytes(n_tokens)}
 
-    def harvest(self, start: FillStart) -> Harvest:
-        """Rows from `start` on."""
+    def norm_limits(self, alive: Callable[[], None]) -> dict[str, float]:
+        """The largest norm that a row may have, by hook point, by the medians of the first rows; nothing without a limit."""
+        multiple = self._stream.max_activation_norm_multiple
+        if multiple is None:
+            return {}
+
+        def never() -> bool:
+            alive()
+            return False
+
+        rows, _ = self.harvest(FillStart()).fill(MEDIAN_ROWS, never)
+        return {name: multiple * float(np.median(np.linalg.norm(found, axis=1))) for name, found in _as_float32(rows).items()}
+
+    def harvest(self, start: FillStart, limits: Mapping[str, float] | None = None) -> Harvest:
+        """Rows from `start` on, those within the limits of `norm_limits`."""
         stream, model = self._stream, self.model
         if model is None:
             return SyntheticHarvest(stream, self._hook_names, start)
         tokens = PackedTokens(stream.text_source[1], "train", model, stream.context_size, stream.prompts, True, self.roots)
         self._documents = tokens.documents
-        return TextHarvest(model, tokens, self._hook_names, model.excluded_tokens(stream.exclude), start)
+        return TextHarvest(model, tokens, self._hook_names, model.excluded_tokens(stream.exclude), start, limits)
 
     def warnings(self) -> list[str]:
         """What is to be said of the text that has been read."""
@@ -88,3 +105,7 @@ class Source:
             return []
         column = self._stream.text_source[1].column
         return [f"stream.dataset.column: {self._documents.n_null} rows have nothing (NULL) in {column!r} and were left out."]
+
+
+def _as_float32(rows: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(found, np.float32) for name, found in rows.items()}

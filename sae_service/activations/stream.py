@@ -16,6 +16,9 @@ from sae_service.activations.source import Harvest
 from sae_service.schema import Frozen
 from sae_service.spec import StreamSpec
 
+SAMPLE_ROWS = 1 << 15
+"""So many rows of a fill, or those of one batch, stand for all of it."""
+
 
 class StreamPosition(Frozen):
     """Everything that the stream must remember: which fill, where it began, how many batches it has served, and how
@@ -74,7 +77,7 @@ class ActivationStream:
     @tracing.traced("fill")
     def _fill(self, position: StreamPosition) -> Fill:
         # Both the rows and their order depend on how many there are.
-        n_batches = position.n_batches or min(self._steps_in_fill, self.spec.n_steps - position.steps_before)
+        n_batches = position.n_batches or self._batches_of(self.spec.n_steps - position.steps_before)
         assert self._harvest is not None
         rows, fill_start = self._harvest.fill(n_batches * self.spec.batch, self._ends_here)
         order = permutation(self.spec.seed, position.fill_index, n_batches * self.spec.batch)
@@ -84,6 +87,10 @@ class ActivationStream:
             steps_before=position.steps_before + n_batches,
         )
         return Fill(rows, order, position.model_copy(update={"n_batches": n_batches}), following)
+
+    def _batches_of(self, left: int) -> int:
+        """How many batches the next fill has, of so many that are left. The last two are alike: a fill stands for the text."""
+        return min(self._steps_in_fill, left if left <= self._steps_in_fill else -(-left // 2))
 
     def _ends_here(self) -> bool:
         self._alive()
@@ -105,6 +112,12 @@ class ActivationStream:
         for index in range(fill.start.batches_served, min(n_batches, self.spec.n_steps - fill.start.steps_before)):
             after = fill.start.model_copy(update={"batches_served": index + 1}) if index + 1 < n_batches else fill.following
             yield {name: _take(rows, fill.order, index * batch, batch) for name, rows in fill.rows.items()}, after
+
+    def sample(self, fill: Fill) -> Iterator[dict[str, Float[Array, "batch d_in"]]]:
+        """The first batches of a fill, served already or not: a random sample of it, which depends on nothing else."""
+        batch = self.spec.batch
+        for index in range(min(fill.start.n_batches, -(-SAMPLE_ROWS // batch))):
+            yield {name: _take(rows, fill.order, index * batch, batch) for name, rows in fill.rows.items()}
 
     def close(self) -> None:
         """Stops reading ahead, waits for the forward pass in flight, and lets go of what was read."""

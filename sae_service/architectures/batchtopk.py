@@ -1,9 +1,10 @@
-"""BatchTopK: a batch keeps the k largest latents per row on average; one learned threshold takes their place later.
+"""BatchTopK: a batch keeps the k largest latents per row on average; one threshold takes their place later.
 
-Source: Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv:2412.06410, section 3. The threshold is the
-average over batches of the smallest latent that was kept. Unlike in the published code, `b_enc` is used in the
-encoder, rows are not standardised one by one, a latent is dead after tokens, not batches, and decoder rows are not held
-at norm 1: a latent is multiplied by its row's norm instead, which is the same SAE, learned faster (DECISIONS 22).
+Source: Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv:2412.06410, section 3. There the threshold is the
+average over batches of the smallest latent that was kept; here it leaves k of them a row over many rows at once
+(DECISIONS 44). Unlike in the published code, `b_enc` is used in the encoder, rows are not standardised one by one, a latent
+is dead after tokens, not batches, and decoder rows are not held at norm 1: a latent is multiplied by its row's norm
+instead, which is the same SAE, learned faster (DECISIONS 22).
 """
 
 from typing import Literal
@@ -14,6 +15,7 @@ from sae_service.sae.architecture import Architecture, LossContext, LossOutput, 
 from sae_service.sae.auxk import auxk_error
 from sae_service.sae.coder import completed
 from sae_service.sae.thresholded import (
+    CALIBRATION,
     OPTIMIZER,
     ThresholdedCoder,
     ThresholdedConfig,
@@ -34,7 +36,7 @@ class BatchTopKConfig(ThresholdedConfig):
 def loss(
     config: BatchTopKConfig, parameters: ThresholdedCoder, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, ThresholdedCoder]:
-    """Normalised error + AuxK; the second value carries the threshold on."""
+    """Normalised error + AuxK; the second value has the batch's threshold."""
     coder, latents, moved = latents_of_batch(config, parameters, rows, ops)
     y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
     aux = auxk_error(rows.y - y_hat, latents, coder.W_dec, context.is_dead, config.k_aux)
@@ -51,6 +53,6 @@ ARCHITECTURE = Architecture(
     optimizer=OPTIMIZER,
     normalization="sqrt_d_in",
     example=BatchTopKConfig(d_sae=64, k=4),
-    chooses_over_the_batch=True,
+    calibration=CALIBRATION,
     fit_to_rows=fit_to_rows,
 )

@@ -17,6 +17,7 @@ from sae_service.sae.architecture import Architecture, LossContext, LossOutput, 
 from sae_service.sae.auxk import auxk_error
 from sae_service.sae.coder import completed
 from sae_service.sae.thresholded import (
+    CALIBRATION,
     OPTIMIZER,
     ThresholdedCoder,
     ThresholdedConfig,
@@ -51,7 +52,7 @@ class MatryoshkaConfig(ThresholdedConfig):
 def loss(
     config: MatryoshkaConfig, parameters: ThresholdedCoder, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, ThresholdedCoder]:
-    """Mean normalised error of the prefixes + AuxK; the second value carries the threshold on."""
+    """Mean normalised error of the prefixes + AuxK; the second value has the batch's threshold."""
     coder, latents, moved = latents_of_batch(config, parameters, rows, ops)
     y_hat = completed(coder, jnp.zeros_like(rows.y), rows.x)
     errors, start = [], 0
@@ -73,6 +74,6 @@ ARCHITECTURE = Architecture(
     optimizer=OPTIMIZER,
     normalization="sqrt_d_in",
     example=MatryoshkaConfig(d_sae=64, k=4),
-    chooses_over_the_batch=True,
+    calibration=CALIBRATION,
     fit_to_rows=fit_to_rows,
 )

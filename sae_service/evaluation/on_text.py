@@ -13,9 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sae_service import tracing
 from sae_service.activations.model import LanguageModel, keep_mask
+from sae_service.activations.norms import kept_norms
 from sae_service.activations.text import check_splits
 from sae_service.activations.tokens import Cursor, PackedTokens
 from sae_service.errors import InvalidSpec, Stopped
+from sae_service.evaluation import outliers
 from sae_service.evaluation.held_out import ShouldStop
 from sae_service.evaluation.tally import Tally
 from sae_service.sae.inference import InferenceSAE, SAEs
@@ -27,14 +29,19 @@ from sae_service.spec import StreamSpec
 @partial(jax.jit, static_argnames="widths")
 def reconstructed(
     sae: InferenceSAE, x: Float[Array, "rows d_read"], y: Float[Array, "rows d_write"], weights: Float[Array, " rows"],
-    widths: tuple[int, ...],
-) -> tuple[Float[Array, "rows d_write"], dict[str, Any]]:  # fmt: skip
-    """What the SAE writes for each row, and the sums over those of weight 1; see `reconstruction_sums`."""
+    widths: tuple[int, ...], limits: Float[Array, " n_write"],
+) -> tuple[Float[Array, "rows d_write"], dict[str, Any], Float[Array, "rows n_write"]]:  # fmt: skip
+    """What the SAE writes for each row, the sums over those of weight 1, see `reconstruction_sums`, and the norms of y.
+
+    A row whose norm is beyond the limit at one of the hook points is left as it is, and out of the sums.
+    """
     # Where a model overflows it does so at the tokens that are left out, and 0 times infinity is not 0.
     x, y = (jnp.where(weights[:, None] > 0, rows.astype(jnp.float32), 0) for rows in (x, y))
+    norms = outliers.norms_by_site(y, widths)
+    fits = jnp.all(norms <= limits, axis=1)
     acts = sae.encode(x)
-    y_hat = sae.decode(acts, x)
-    return y_hat, reconstruction_sums(y, y_hat, acts, weights, widths)
+    y_hat = jnp.where(fits[:, None], sae.decode(acts, x), y)
+    return y_hat, reconstruction_sums(y, y_hat, acts, weights * fits, widths), norms
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,8 @@ class HeldOutText:
         self.n_tokens = sum(batch.n_rows for batch in self._batches) * stream.context_size
         self._n_predicted = sum(batch.n_predicted for batch in self._batches)
         self._zeroed: dict[tuple[str, ...], float] = {}
+        self._multiple = stream.max_activation_norm_multiple
+        self._medians: dict[str, float] = {}
         if not self._n_predicted:
             raise InvalidSpec(
                 f"of the {self.n_tokens} held-out tokens all are left out.",
@@ -157,12 +166,15 @@ class HeldOutText:
 
         ce_loss, _sae, _zero: mean next-token loss in nats, clean, spliced, zeroed. delta_ce_loss: sae - clean.
         ce_loss_recovered: (zero - sae) / (zero - clean). All of them are about every hook point that the SAE writes.
+
+        And those of `outliers.figures`.
         """
         sites = sae.sites
         assert sites is not None, "an SAE is measured where it reads and writes"
-        tally = Tally()
+        tally, norms = Tally(), list[np.ndarray]()
+        limits = self._norm_limits(sites.writes, should_stop)
         clean, zero = self._loss_with_zeros((), should_stop), self._loss_with_zeros(sites.writes, should_stop)
-        spliced = self._mean(partial(_spliced, self._model, sae, sites, tally), should_stop)
+        spliced = self._mean(partial(_spliced, self._model, sae, sites, tally, norms, limits), should_stop)
         return {
             "ce_loss": clean,
             "ce_loss_sae": spliced,
@@ -170,7 +182,22 @@ class HeldOutText:
             "delta_ce_loss": spliced - clean,
             "ce_loss_recovered": (zero - spliced) / (zero - clean) if zero != clean else math.nan,
             **reconstruction(tally.sums, sites.writes),
+            **outliers.figures(np.concatenate(norms)),
         }
+
+    def _norm_limits(self, hook_names: tuple[str, ...], should_stop: ShouldStop) -> Float[Array, " n_write"]:
+        """The largest norm of a row at each hook point, by the median over all batches; infinite without a limit."""
+        if self._multiple is None:
+            return jnp.full(len(hook_names), jnp.inf)
+        unknown = tuple(name for name in hook_names if name not in self._medians)
+        norms = {name: list[np.ndarray]() for name in unknown}
+        for batch in self._batches if unknown else ():
+            if should_stop():
+                raise Stopped
+            for name, rows in self._model.activations(batch.tokens, unknown).items():
+                norms[name].append(kept_norms(rows, batch.keep))
+        self._medians |= {name: float(np.median(np.concatenate(found))) for name, found in norms.items()}
+        return jnp.asarray([self._multiple * self._medians[name] for name in hook_names], jnp.float32)
 
     def _loss_with_zeros(self, hook_names: tuple[str, ...], should_stop: ShouldStop) -> float:
         """The model's loss with zeros at all these hook points."""
@@ -191,7 +218,8 @@ class HeldOutText:
 
 
 def _spliced(
-    model: LanguageModel, sae: InferenceSAE, sites: Sites, tally: Tally, batch: Batch
+    model: LanguageModel, sae: InferenceSAE, sites: Sites, tally: Tally, norms: list[np.ndarray],
+    limits: Float[Array, " n_write"], batch: Batch,
 ) -> Float[np.ndarray, "prompts predicted"]:
     """The losses of one batch with the SAE spliced in, which also counts in the tally."""
     anywhere, weights = sae.replace(sites=None), jnp.asarray(batch.keep.ravel(), jnp.float32)
@@ -200,8 +228,9 @@ def _spliced(
     def reconstruct(x: jax.Array, y: jax.Array) -> jax.Array:
         x, y = jax.device_put((x, y), jax.devices()[0])
         # Without its sites, or those of one structure at several hook points would be compiled for each.
-        y_hat, sums = reconstructed(anywhere, x, y, weights, widths)
+        y_hat, sums, found = reconstructed(anywhere, x, y, weights, widths, limits)
         tally.add(sums)
+        norms.append(np.asarray(found)[batch.keep.ravel()])
         return y_hat
 
     return model.spliced_losses(batch.tokens, batch.keep, sites, reconstruct)

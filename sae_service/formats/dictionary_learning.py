@@ -137,6 +137,12 @@ def _number(state: Tensors, name: str) -> Any:
 
 
 def _with_one_threshold(weights: Tensors, state: Tensors) -> InferenceSAE:
+    if "threshold" not in state:
+        raise InvalidSpec(
+            f"{WEIGHTS} has no threshold; it was written before dictionary_learning kept one, and without it the SAE chooses its "
+            "latents over a whole batch.",
+            hint="Measure the threshold that leaves k latents a row, and add it to the file as the tensor threshold.",
+        )
     threshold = np.full_like(weights["b_enc"], _number(state, "threshold"))
     return assembled({**centred(weights), "threshold": threshold})
 

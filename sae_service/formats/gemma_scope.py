@@ -1,8 +1,8 @@
 """The layout of Gemma Scope: `params.npz` with W_enc, b_enc, W_dec, b_dec and threshold in float32.
 
 A ReLU SAE is written with thresholds of 0. The file says nothing about model, hook or training. Gemma Scope's
-transcoders have the same names in a file of the same name, so that nothing tells them from SAEs of one width: such a
-file is read as an SAE, and no transcoder is written.
+transcoders without a bypass have the same names in a file of the same name, so that nothing tells them from SAEs of one
+width: such a file is read as an SAE, and its figures are then those of a bad one. No transcoder is written.
 
 Checked against the layout as Gemma Scope describes it; no released file was read.
 """

@@ -12,8 +12,12 @@ all the same (`to_own_files`), in the same two files under names of our own: `to
 and `crosscoder` with the same prefixes. A crosscoder's `metadata` has `reads` and `writes`, the widths of its hook
 points by name in the order in which their rows lie side by side. SAELens refuses those names, and ours reads them.
 
+A checkpoint of SAELens' own training of `batchtopk` or `matryoshka_batchtopk` is read as SAELens converts it when training
+ends: `topk_threshold` becomes the threshold of every latent.
+
 Checked with sae-lens 6.54.12: it reads the seven kinds that `to_files` writes, and ours reads its standard, gated,
-jumprelu, topk and four transcoders. Configs from before SAELens 6 are translated, but no file of that age was tried.
+jumprelu, topk and four transcoders. Configs from before SAELens 6 are translated, but no file of that age was tried. The
+training checkpoints were written after its source, and not by it.
 """
 
 import json
@@ -51,12 +55,23 @@ _AUTOENCODERS = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
 _TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _PREFIXES = {"relu": "", "jumprelu": "jumprelu_", "topk": "topk_"}
 _FORMS = ("transcoder", "crosscoder")
+_IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+_SCALINGS = {
+    "expected_average_only_in": (
+        "by one number for all rows, which these files do not hold",
+        "Fold it in with SAELens (fold_activation_norm_scaling_factor) and save it again.",
+    ),
+    "constant_norm_rescale": ("row by row, to one norm", "No SAE here does that to its input."),
+    "layer_norm": ("row by row, to mean 0 and variance 1", "No SAE here does that to its input."),
+}
+"""How SAELens scales an SAE's input, and what to do."""
 _LATENT = ("d_sae",)
 _BYPASS: Shapes = {"W_skip": ("d_write", "d_read")}
 _SHAPES: dict[str, Shapes] = {
     "standard": of_autoencoder(COMPLETE),
     "topk": of_autoencoder(COMPLETE),
     "jumprelu": of_autoencoder({**COMPLETE, "threshold": _LATENT}),
+    **dict.fromkeys(_IN_TRAINING, of_autoencoder({**COMPLETE, "topk_threshold": ()})),
     "gated": of_autoencoder({**MATRICES, "b_dec": ("d_write",), "r_mag": _LATENT, "b_gate": _LATENT, "b_mag": _LATENT}),
     **{
         prefix + skip + name: {**COMPLETE, **thresholds, **bypass}
@@ -143,7 +158,8 @@ def from_files(files: Mapping[str, bytes]) -> InferenceSAE:
     if not isinstance(kind, str) or kind not in _SHAPES:
         raise InvalidSpec(f"{CONFIG} must name the architecture {', '.join(_SHAPES)}; it says {str(kind)[:50]}")
     if scaling not in (None, False, "none"):
-        raise InvalidSpec(f"the SAE wants its input scaled ({str(scaling)[:50]}), which the files do not say how to fold in")
+        how, hint = _SCALINGS.get(str(scaling), ("in a way that is not known here", ""))
+        raise InvalidSpec(f"the SAE wants its input scaled {how} (normalize_activations: {str(scaling)[:50]}).", hint=hint)
     weights = _folded(checked(_without_idle_scale(tensors), _SHAPES[kind]), kind, config)
     k = config.get("k", DEFAULT_K) if kind.startswith("topk") else None
     return assembled(weights, k, _sites(weights, kind, config))
@@ -158,8 +174,11 @@ def _folded(weights: Tensors, kind: str, config: dict[str, Any]) -> Tensors:
         if not is_autoencoder:
             raise InvalidSpec(f"a {kind} cannot subtract b_dec from its input, as apply_b_dec_to_input says")
         weights = centred(weights)
-    if kind == "topk" and flag_of(config, "rescale_acts_by_decoder_norm", default=False):
+    if kind in ("topk", *_IN_TRAINING) and flag_of(config, "rescale_acts_by_decoder_norm", default=kind != "topk"):
         weights = with_unit_decoder(weights)
+    if kind in _IN_TRAINING:
+        threshold = np.full_like(weights["b_enc"], weights["topk_threshold"].item())
+        weights = {name: tensor for name, tensor in weights.items() if name != "topk_threshold"} | {"threshold": threshold}
     return {**weights, "W_skip": np.ascontiguousarray(weights["W_skip"].T)} if "W_skip" in weights else weights
 
 

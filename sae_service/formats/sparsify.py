@@ -85,7 +85,7 @@ def _is_transcoder(sae: InferenceSAE, description: Description) -> bool:
     if found == "crosscoder":
         raise InvalidSpec("sparsify cannot hold a crosscoder", hint=OWN_FILES)
     if activation(sae) != "topk":
-        others = "saelens" if found == "transcoder" else "saelens, dictionary_learning or gemma_scope"
+        others = "saelens" if found == "transcoder" else "saelens, dictionary_learning, gemma_scope or gemma_scope_2"
         raise InvalidSpec("sparsify has TopK SAEs only, and this SAE has no k", hint=f"Write it as {others}.")
     if d_read != d_write:
         widths = f"this one reads rows of {d_read} numbers and writes rows of {d_write}"

@@ -1,8 +1,14 @@
-"""The k largest of each row, or of a whole batch, with a k that may be traced."""
+"""The k largest of each row, or of a whole batch, with a k that may be traced; and those of more than fits in memory."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt
+
+DIGIT_BITS = 16
+N_DIGITS = 1 << DIGIT_BITS
 
 
 def kth_largest(values: Float[Array, "*rows n"], k: Float[Array, ""] | float | int) -> Float[Array, "*rows"]:
@@ -39,3 +45,35 @@ def keep_largest_of_batch(
     kept = keep_largest(flat, jnp.round(jnp.asarray(k, acts.dtype) * acts.shape[0]))
     smallest = jnp.min(jnp.where(kept > 0, kept, jnp.inf))
     return kept.reshape(acts.shape), jnp.where(jnp.isfinite(smallest), smallest, 0)
+
+
+def digit_counts(
+    values: Float[Array, "rows n"], shift: UInt[Array, ""] | int, prefix: UInt[Array, ""] | int
+) -> Int[Array, " n_digits"]:
+    """How many of the values above 0 have each digit, which is 16 of a float32's bits, where the bits before it are `prefix`.
+
+    Args:
+        shift: bits behind the digit: 16 for the first of the two digits, 0 for the second.
+    """
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32) >> jnp.asarray(shift, jnp.uint32)
+    counts = (values > 0) & (bits >> DIGIT_BITS == prefix)
+    digits = jnp.where(counts, bits & (N_DIGITS - 1), N_DIGITS)
+    return jnp.zeros(N_DIGITS, jnp.int32).at[digits.ravel()].add(1, mode="drop")
+
+
+def nth_largest(count: Callable[[int, int], Int[np.ndarray, " n_digits"]], n: int) -> float:
+    """The n-th largest of values above 0, exactly, in two passes over them; 0 if there are fewer.
+
+    Args:
+        count: (shift, prefix) -> the sum of `digit_counts` over all values.
+    """
+    prefix = 0
+    for shift in (DIGIT_BITS, 0):
+        counts = count(shift, prefix)
+        from_above = np.cumsum(counts[::-1])
+        if from_above[-1] < n:
+            return 0.0
+        index = int(np.searchsorted(from_above, n))
+        n -= int(from_above[index] - counts[-1 - index])
+        prefix = prefix << DIGIT_BITS | (N_DIGITS - 1 - index)
+    return float(np.uint32(prefix).view(np.float32))

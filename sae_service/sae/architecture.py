@@ -65,6 +65,21 @@ def _cannot_start(config: Any, sae: InferenceSAE) -> Any:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How one threshold takes the place of what a batch chooses, set so that it chooses as many on average over many rows.
+
+    Attributes:
+        k: config -> mean count of active latents a row.
+        values: (config, parameters, rows) -> what a batch chooses the largest of, [batch, d_sae]; those above 0 count.
+        with_threshold: (parameters, threshold) -> parameters that keep what is above it.
+    """
+
+    k: Callable[[Any], float]
+    values: Callable[[Any, Any, Rows], Float[Array, "batch d_sae"]]
+    with_threshold: Callable[[Any, Float[Array, ""]], Any]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One way to train an SAE, as pure functions over an immutable pytree of parameters.
 
@@ -72,14 +87,14 @@ class Architecture:
         config: the frozen config; its `kind` is the file's name.
         init: (config, sites, key) -> parameters, float32: a `PyTree` of the architecture's own, or a `Coder`.
         loss: (config, parameters, rows, context, ops) -> (LossOutput, next parameters). No side effect; the second
-            value carries what moves without a gradient, such as an averaged threshold.
+            value carries what moves without a gradient, such as a batch's threshold.
         export: (config, parameters) -> InferenceSAE in units of the rows that it was trained on.
         from_inference: (config, InferenceSAE) -> parameters, as NumPy arrays, whose export does the same; no device is
             touched. Raises InvalidSpec where there are none, as the default does.
         optimizer: the optimiser's defaults.
         normalization: the default scaling of the rows.
         example: a small config, for documentation and for the shared tests.
-        chooses_over_the_batch: whether a row's latents depend on the other rows of its batch while it trains.
+        calibration: for one whose latents depend on the other rows of their batch while it trains; None for the others.
         fit_to_rows: (config, parameters, rows) -> parameters, applied once to the initial parameters with a sample of
             the rows that it is to be trained on.
         resample: (parameters, rows, y_hat, is_dead, key) -> (parameters, touched): dead latents started anew, and a
@@ -96,7 +111,7 @@ class Architecture:
     normalization: Normalization
     example: ArchitectureConfig
     from_inference: Callable[[Any, InferenceSAE], Any] = _cannot_start
-    chooses_over_the_batch: bool = False
+    calibration: Calibration | None = None
     fit_to_rows: Callable[[Any, Any, Rows], Any] = lambda config, parameters, rows: parameters
     resample: Callable[[Any, Rows, Array, Array, Any], tuple[Any, Any]] | None = None
     constrain_gradients: Callable[[Any, Any], Any] = lambda parameters, gradients: gradients

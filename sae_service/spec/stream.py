@@ -154,6 +154,10 @@ class StreamSpec(Frozen):
     exclude: tuple[Excluded, ...] = Field(
         default=("bos", "eos", "pad"), description="Positions with these tokens (names or ids) are not trained on."
     )
+    max_activation_norm_multiple: float | None = Field(
+        default=None, gt=1, le=1e6, description="Rows longer than so many times the median, at any hook point, are left out of "
+        "training and of the figures of reconstruction, such as those of attention sinks; null leaves none out.",
+    )  # fmt: skip
     tokens: int = Field(gt=0, lt=1 << 53, description="Rows of activations to train on, one for each token.")
     batch: int = Field(default=4096, gt=0, le=1 << 24, description="Rows in a training step.")
     buffer_rows: int = Field(
@@ -173,6 +177,8 @@ class StreamSpec(Frozen):
             for name in ("model", "dataset"):
                 if getattr(self, name) is None:
                     refuse((name,), "is required (or synthetic in place of model and dataset)", None)
+        elif self.max_activation_norm_multiple is not None:
+            refuse(("max_activation_norm_multiple",), "is for the rows of a model; leave it out", self.max_activation_norm_multiple)
         elif self.model is not None or self.dataset is not None:
             refuse(("synthetic",), "takes the place of model and dataset; give one or the other", None)
         return self

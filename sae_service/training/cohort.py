@@ -1,6 +1,6 @@
 """SAEs of one structure on the same hook points, which share the compiled step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from sae_service.sae.sites import Sites
 from sae_service.schema import ArchitectureConfig
 from sae_service.spec import SAESpec
 from sae_service.training import metrics, optimizer
+from sae_service.training.calibration import calibrated
 from sae_service.training.step import Numbers, Served, TrainState, resample, step
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -45,6 +46,12 @@ class Cohort:
     def resample(self, state: TrainState, numbers: Numbers, served: Served, key: Any) -> TrainState:
         """The state with its dead latents started anew. `state` is consumed."""
         return compiled_resample(self.architecture, self.structure, state, numbers, served, key)
+
+    def calibrated(
+        self, config: ArchitectureConfig, state: TrainState, numbers: Numbers, batches: Callable[[], Iterable[Served]]
+    ) -> TrainState:
+        """The state with its threshold set on those batches; see `calibration`."""
+        return calibrated(self.architecture, config, state, numbers, batches)
 
     def read(self, config: ArchitectureConfig, state: TrainState, numbers: Numbers) -> tuple[TrainState, dict[str, Any]]:
         """The state with an empty window, and what a row of metrics is made of. `state` is consumed."""

@@ -1,7 +1,7 @@
 """The training loop over several SAEs that share one stream."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -76,6 +76,7 @@ class Trainer:
     Attributes:
         held_out: the held-out figures of each SAE as it is now, by name; empty unless a look has measured them.
         evaluate: what a look measures with.
+        at_hand: batches of the current fill, for what is set by looking at many rows.
     """
 
     job: JobSpec
@@ -88,11 +89,15 @@ class Trainer:
     observe: Callable[[InferenceSAE], dict[str, Any]] | None = None
     evaluate: Evaluate | None = None
     held_out: dict[str, Any] = field(default_factory=dict)
+    at_hand: Callable[[], Iterable[dict[str, Array]]] = tuple
     _members: list[Member] = field(default_factory=list)
     _started: tuple[float, int] | None = None
     _evaluated_s: float = 0.0
+    _settled_at: int = 0
 
     def __post_init__(self) -> None:
+        # A checkpoint holds what is settled; at the next position there are other rows at hand.
+        self._settled_at = self.n_steps
         for sae in self.job.saes:
             sites = self.sites[sae.name]
             numbers = self.placement.put(sae.name, numbers_of(self.job, sae, sites, self.scales[sae.name]))
@@ -138,7 +143,7 @@ class Trainer:
 
     def _measured(self) -> dict[str, Any]:
         assert self.evaluate is not None
-        self.check()
+        self.settle()
         began, figures = time.monotonic(), self.figures()
         parameters = {name: state.parameters for name, state in self.states.items()}
         measured = self.evaluate({sae.name: partial(self.exported, sae, parameters) for sae in self.job.saes})
@@ -181,12 +186,32 @@ class Trainer:
         unseen = np.asarray(self.states[sae.name].tokens_since_fired)
         return float(np.mean(unseen > self.job.dead_after_tokens(sae)))
 
-    def check(self) -> None:
-        """Raises NonFiniteLoss if a loss since the last reading or a parameter is not finite, so that it is not saved."""
+    def settle(self) -> None:
+        """Makes the states ready to be saved or measured: thresholds are set on the rows at hand.
+
+        Raises NonFiniteLoss if a loss since the last reading or a parameter is not finite, so that it is not saved.
+        """
+        for member in self._members if self._settled_at < self.n_steps else ():
+            if member.cohort.architecture.calibration is not None:
+                self._calibrate(member)
+        self._settled_at = self.n_steps
         for name, state in self.states.items():
             metrics.read(state.window, self.n_steps)
             if not all_finite(state):
                 raise NonFiniteLoss(f"the parameters of {name} became NaN or infinite in step {self.n_steps}.", hint=metrics.HINT)
+
+    def _calibrate(self, member: Member) -> None:
+        name, place = member.spec.name, self.placement.by_sae[member.spec.name]
+
+        def batches() -> Iterator[Served]:
+            return (member.cohort.served(rows, place) for rows in self.at_hand())
+
+        self.states[name] = member.cohort.calibrated(member.spec.architecture, self.states[name], member.numbers, batches)
+
+    def let_go(self) -> None:
+        """Frees the states and the rows at hand. Nothing is trained after it."""
+        self.states.clear()
+        self.at_hand = tuple
 
     def _read(self, member: Member) -> dict[str, Any]:
         sae = member.spec

@@ -54,7 +54,7 @@ def test_held_out_figures_are_shown_until_there_are_others_or_the_job_is_before_
     database: Database, store: JobStore
 ) -> None:
     attempt = claimed(database, store)
-    figures = {"a": {"step": 4, "fvu": 0.125, "l0": 31.0, "ce_loss_recovered": None}}
+    figures = {"a": {"step": 4, "fvu": 0.125, "fvu_by_row": 0.25, "l0": 31.0, "ce_loss_recovered": None}}
 
     def after(step: int, **more: Any) -> Progress:
         attempt.metrics([{"sae": "a", "step": step}], progress(step, **more))
@@ -66,7 +66,9 @@ def test_held_out_figures_are_shown_until_there_are_others_or_the_job_is_before_
     assert after(4, held_out=figures).held_out == figures
     assert after(5).held_out == figures
     shown = text_tables.figures(after(6))
-    assert [column.header for column in shown.columns] == ["sae", "loss", "fvu", "l0", "held-out fvu", "held-out l0", "recovered"]
-    assert [next(iter(column.cells)) for column in shown.columns] == ["a", "1.0000", "0.2500", "30.0", "0.1250", "31.0", "-"]
-    assert text_tables.held_out(after(6)) == "held out at step 4: a fvu 0.1250, l0 31.0, ce_loss_recovered -"
+    headers = ["sae", "loss", "fvu", "l0", "held-out fvu", "by row", "held-out l0", "recovered"]
+    assert [column.header for column in shown.columns] == headers
+    cells = ["a", "1.0000", "0.2500", "30.0", "0.1250", "0.2500", "31.0", "-"]
+    assert [next(iter(column.cells)) for column in shown.columns] == cells
+    assert text_tables.held_out(after(6)) == "held out at step 4: a fvu 0.1250, fvu_by_row 0.2500, l0 31.0, ce_loss_recovered -"
     assert after(2).held_out == {}

@@ -52,7 +52,7 @@ def test_training_halves_the_error_on_planted_features(architecture: Architectur
 
 
 def test_the_export_reconstructs_as_training_did(architecture: Architecture) -> None:
-    state, _ = trained(architecture, 400 if architecture.chooses_over_the_batch else 20)
+    state, _ = trained(architecture, 400 if architecture.calibration else 20)
     exports_as_trained(architecture, state.parameters, same(planted_rows(BATCH, seed=99)))
     exported = architecture.export(architecture.example, state.parameters)
     np.testing.assert_allclose(jnp.linalg.norm(exported.W_dec, axis=1), 1, atol=1e-5)

@@ -19,8 +19,8 @@ from sae_service.sae.inference import InferenceSAE
 from tests.saes import DESCRIPTION, KINDS, random_sae, results, rows
 
 WRITABLE = [("saelens", kind) for kind in KINDS] + [("dictionary_learning", kind) for kind in KINDS]
-WRITABLE += [("gemma_scope", "relu"), ("gemma_scope", "jumprelu"), ("sparsify", "topk")]
-REFUSED = [("gemma_scope", "topk"), ("sparsify", "relu"), ("sparsify", "jumprelu")]
+WRITABLE += [(name, kind) for name in ("gemma_scope", "gemma_scope_2") for kind in ("relu", "jumprelu")] + [("sparsify", "topk")]
+REFUSED = [("gemma_scope", "topk"), ("gemma_scope_2", "topk"), ("sparsify", "relu"), ("sparsify", "jumprelu")]
 X = rows()
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -37,7 +37,7 @@ def assert_reads_or_refuses(name: str, files: dict[str, bytes]) -> None:
 
 
 def test_every_format_is_found() -> None:
-    assert set(FORMATS) == {"saelens", "gemma_scope", "dictionary_learning", "sparsify"}
+    assert set(FORMATS) == {"saelens", "gemma_scope", "gemma_scope_2", "dictionary_learning", "sparsify"}
 
 
 @pytest.mark.parametrize(("name", "kind"), WRITABLE)
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(name: str, kind: str, d_in: int, d_sae: int, se
     sae, files = written(name, kind, d_in=d_in, d_sae=d_sae, seed=seed)
     read = FORMATS[name].from_files(files)
     assert read.k == sae.k
-    exact = name in ("saelens", "gemma_scope") or kind == "jumprelu"
+    exact = name in ("saelens", "gemma_scope", "gemma_scope_2") or kind == "jumprelu"
     for part in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
         assert getattr(read, part).dtype == np.float32
         np.testing.assert_allclose(getattr(read, part), getattr(sae, part), rtol=0, atol=0 if exact else 1e-5)
@@ -206,7 +206,7 @@ def test_a_missing_file_is_refused_by_name(name: str, kind: str) -> None:
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
     sae = random_sae("jumprelu").replace(b_enc=np.full(24, np.nan, np.float32))
-    for name in ("saelens", "gemma_scope", "dictionary_learning"):
+    for name in ("saelens", "gemma_scope", "gemma_scope_2", "dictionary_learning"):
         with pytest.raises(DamagedCheckpoint, match="b_enc"):
             FORMATS[name].from_files(FORMATS[name].to_files(sae, DESCRIPTION))
 

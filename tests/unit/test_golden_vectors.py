@@ -236,7 +236,7 @@ def test_batchtopk_keeps_the_largest_of_the_batch() -> None:
 
 def test_matryoshkas_prefixes_each_reconstruct_alone() -> None:
     config = matryoshka.MatryoshkaConfig(d_sae=4, k=4, widths=(1, 4))
-    parameters = ThresholdedCoder(coder(), array(0.0), array(0.0))
+    parameters = ThresholdedCoder(coder(), array(0.0))
     output, _ = measure(matryoshka, config, parameters)
     acts, x = relu_acts(), array(X)
     variance = variance_of(x)

@@ -1,13 +1,11 @@
-"""What is computed the same for many architectures, against values by hand: schedules, clipping, averages."""
+"""What is computed the same for many architectures, against values by hand: schedules, clipping, medians."""
 
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sae_service.numerics import geometric_median, spread
-from sae_service.sae.thresholded import ThresholdedCoder, followed
 from sae_service.schema import OptimizerConfig
 from sae_service.training import optimizer
 
@@ -36,15 +34,6 @@ def test_the_geometric_median_is_where_most_rows_are_and_not_drawn_away_by_one()
     np.testing.assert_allclose(geometric_median(rows), [1, 2], atol=1e-3)
     corners = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
     np.testing.assert_allclose(geometric_median(corners), [1, 1], atol=1e-6)
-
-
-def test_a_threshold_begins_at_the_first_batch_and_then_follows() -> None:
-    unseen: Any = ThresholdedCoder(None, jnp.array(0.0), jnp.array(0.0))  # pyright: ignore[reportArgumentType]
-    first = followed(unseen, jnp.array(0.5), 0.1)
-    assert float(first.threshold) == pytest.approx(0.5)
-    assert float(followed(first, jnp.array(1.5), 0.1).threshold) == pytest.approx(0.6)
-    assert float(followed(first, jnp.array(0.0), 0.1).threshold) == pytest.approx(0.5), "nothing fired"
-    assert followed(unseen, jnp.array(0.0), 0.1).has_seen == 0, "a batch in which nothing fires is none"
 
 
 @pytest.mark.parametrize(("n", "expected"), [(3, [0, 4, 8]), (10, list(range(10))), (100, list(range(10)))])

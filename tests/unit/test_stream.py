@@ -1,5 +1,6 @@
 """The buffer and the stream: each row once, the same order for all hook points, and any position can be gone back to."""
 
+import itertools
 import json
 import threading
 import time
@@ -124,9 +125,16 @@ def test_each_row_is_served_once_and_any_position_can_be_gone_back_to(
     whole = served(spec, StreamPosition())
     assert len(whole) == n_steps
     assert sorted(np.concatenate([batch for batch, _ in whole]).tolist()) == list(range(n_steps * 4))
-    per_fill = 4 * spec.steps_per_fill
-    for index, (batch, _) in enumerate(whole):
-        assert set(batch // per_fill) == {index // spec.steps_per_fill}, "a fill drains before the next one is served"
+    fills: dict[int, list[int]] = {}
+    for before, (batch, _) in zip([StreamPosition(), *(after for _, after in whole)], whole, strict=False):
+        fills.setdefault(before.fill_index, []).extend(batch.tolist())
+    served_before = 0
+    for found in fills.values():
+        assert sorted(found) == list(range(served_before, served_before + len(found))), "a fill drains before the next one"
+        assert len(found) <= 4 * spec.steps_per_fill
+        served_before += len(found)
+    sizes = [len(found) for found in fills.values()]
+    assert all(size - last <= 4 for size, last in itertools.pairwise(sizes[-2:])), "the last fill is not much smaller"
     back = data.draw(st.integers(0, n_steps - 1))
     position = StreamPosition.model_validate_json(whole[back][1].model_dump_json())
     again = served(spec, position)
@@ -206,6 +214,16 @@ def test_fills_of_any_size_lose_no_row_and_go_on_from_where_they_stopped(
     rest, again = collected(reader, FillStart.model_validate_json(middle.model_dump_json()), sizes[cut:])
     assert first + rest == whole
     assert again == end
+
+
+def test_rows_beyond_the_limit_are_left_out(reader: PackedTokens) -> None:
+    whole, _ = collected(reader, FillStart(), [200])
+    harvest = TextHarvest(Echo(), reader, ("hook",), (BOS,), FillStart(), {"hook": 98.0})
+    kept = [row for row in whole if row <= ord("b")]
+    assert 0 < len(kept) < 200
+    first, middle = harvest.fill(10)
+    rest, _ = TextHarvest(Echo(), reader, ("hook",), (BOS,), middle, {"hook": 98.0}).fill(len(kept) - 10)
+    assert [float(row[0]) for rows in (first, rest) for row in rows["hook"]] == kept
 
 
 @given(index=st.integers(0, 60))

@@ -182,7 +182,7 @@ def test_parameters_that_overflow_are_never_saved() -> None:
         parameters=jax.tree.map(lambda leaf: leaf * 10, training.states["standard"].parameters)
     )
     with pytest.raises(NonFiniteLoss, match="parameters of standard"):
-        training.check()
+        training.settle()
 
 
 @pytest.mark.parametrize(("normalization", "expected"), [("unit_mean_square", 1.0), ("sqrt_d_in", 4.0), ("none", None)])
