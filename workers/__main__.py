@@ -73,20 +73,10 @@ def _work(settings: Settings, queue_name: str, device: str | None) -> None:
     lost_attempts = LostAttempts(database, settings.lease_s)
     # A storage that hangs holds up nothing else, nor the end of this process.
     threading.Thread(target=keep_looking, args=(_tidying(database, settings), settings.lease_s, stop), daemon=True).start()
-
-    def is_current() -> bool:
-        presence.renew()
-        try:
-            migration.check(database)
-        except WrongVersion as error:
-            log.error("%s This worker stops.", error)
-            stop.set()
-        return not stop.is_set()
-
     attempts = queue.Queue(database)
 
     def look() -> None:
-        lost_attempts.look(is_current)
+        lost_attempts.look(lambda: _is_current(database, presence, stop))
         attempts.adopt(queue_name, gpus)
 
     keep_looking(look, settings.lease_s, stop)
@@ -99,6 +89,17 @@ def _work(settings: Settings, queue_name: str, device: str | None) -> None:
     tracing.finish()
     # Threads that still wait for a database that is away would keep the process; what they would write is durable.
     os._exit(0)
+
+
+def _is_current(database: Database, presence: Presence, stop: threading.Event) -> bool:
+    """Says that the worker is there, and whether it may look; it stops where a newer release has changed the tables."""
+    presence.renew()
+    try:
+        migration.check(database)
+    except WrongVersion as error:
+        log.error("%s This worker stops.", error)
+        stop.set()
+    return not stop.is_set()
 
 
 def _tidying(database: Database, settings: Settings) -> Callable[[], None]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from sae_service.plain_words import OURS
 from sae_service.schema import Dtype, Frozen, WeightProcessing, must, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
@@ -36,7 +37,7 @@ def _is_hub_name(name: str) -> bool:
 def _path_or_hub_name(name: str) -> str:
     if not is_path(name) and not _is_hub_name(name):
         raise PydanticCustomError(
-            "name",
+            OURS,
             "must be a path, which starts with '/', '.' or '~', or a name on a hub, such as gpt2 or owner/name; "
             "addresses (file://, http://, s3://, hf://) are not read",
         )
@@ -45,7 +46,7 @@ def _path_or_hub_name(name: str) -> str:
 
 def _revision(revision: str) -> str:
     if ".." in revision or revision.startswith("/"):
-        raise PydanticCustomError("revision", "must be a commit, a tag or a branch: no '..', and no '/' at its start")
+        raise PydanticCustomError(OURS, "must be a commit, a tag or a branch: no '..', and no '/' at its start")
     return revision
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import sae_service
 from sae_service.settings import PREFIX, Settings
@@ -110,7 +111,7 @@ def test_the_locks_hold_what_the_package_asks_for_and_the_apis_neither_torch_nor
     for requirement in map(Requirement, asked):
         for name in ("api", "worker"):
             if name == "worker" or requirement.name not in unused:
-                assert requirement.specifier.contains(locked(name)[requirement.name]), (name, requirement)
+                assert requirement.specifier.contains(locked(name)[canonicalize_name(requirement.name)]), (name, requirement)
 
 
 def test_the_api_takes_a_job_without_what_its_image_lacks(tmp_path: Path, spec: dict[str, Any]) -> None:
