@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="SAE training service", version=__version__, description=__doc__ or "", lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
-    app.state.settings, app.state.database = settings, database
+    app.state.settings = settings
     app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
     for module in (jobs, continuation, events, files, conversion, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(only_known_parameters)], responses=problems.RESPONSES)

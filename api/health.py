@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 
 from api import problems
 from sae_service.errors import ServiceUnavailable
-from sae_service.jobs import migration
 
 router = APIRouter(tags=["health"])
 log = logging.getLogger("api")
@@ -45,9 +44,9 @@ async def healthz(request: Request) -> dict[str, str]:
 def readyz(request: Request) -> dict[str, str]:
     """The database answers, and has the tables of this release."""
     try:
-        migration.check(request.app.state.database)
+        request.app.state.store.check()
     except ServiceUnavailable as error:
         # Where the database is, is nothing for whoever may ask this without a key.
         log.warning("not ready: %s", error)
-        raise ServiceUnavailable("the database does not answer; the service's log says more") from error
+        raise ServiceUnavailable("the database does not answer, or is a newer release's; the service's log says more") from error
     return {"status": "ok"}

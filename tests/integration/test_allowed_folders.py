@@ -13,7 +13,7 @@ import pytest
 
 from sae_service import preflight
 from sae_service.activations.model import LanguageModel
-from sae_service.activations.tokens import load_arguments, open_dataset
+from sae_service.activations.text import load_arguments, open_text
 from sae_service.errors import DataNotFound, InvalidSpec, ModelNotFound, SAEServiceError
 from sae_service.readable import Roots
 from sae_service.spec import DatasetSpec, JobSpec, ModelSpec
@@ -58,7 +58,7 @@ def of_text(root: Path, spec: dict[str, Any], path: str) -> list[SAEServiceError
     roots = Roots((root, DEMO))
     return [
         refusal(lambda: preflight.check(JobSpec.model_validate(spec), roots)),
-        refusal(lambda: open_dataset(DatasetSpec(path=path), "train", roots)),
+        refusal(lambda: open_text(DatasetSpec(path=path), "train", roots)),
     ]
 
 
@@ -161,7 +161,7 @@ def test_files_of_another_kind_than_text_are_not_read(root: Path) -> None:
     folder.mkdir()
     (folder / "a.h5").write_bytes(b"x")
     spec = DatasetSpec(path=str(folder))
-    assert isinstance(refusal(lambda: open_dataset(spec, "train", Roots((root,)))), DataNotFound)
+    assert isinstance(refusal(lambda: open_text(spec, "train", Roots((root,)))), DataNotFound)
     assert load_arguments(spec, "train", Roots((root,))) == {"path": str(folder)}
 
 
@@ -226,4 +226,4 @@ def test_a_training_process_opens_nothing_outside_the_folders_that_it_is_told(ro
 def test_text_that_cannot_be_opened_is_said_to_be_so_at_once(root: Path) -> None:
     (root / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
     spec = DatasetSpec(path=str(root / "broken.parquet"))
-    assert isinstance(refusal(lambda: open_dataset(spec, "train", Roots((root,)))), DataNotFound)
+    assert isinstance(refusal(lambda: open_text(spec, "train", Roots((root,)))), DataNotFound)

@@ -283,7 +283,7 @@ def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty:
         connection.execute(sa.text("DROP INDEX ix_metrics_sae"))
         if not empty.is_sqlite:
             connection.execute(sa.text("ALTER TABLE metrics RENAME CONSTRAINT metrics_by_step TO metrics_pkey"))
-        for column in ("origin", "origin_key", "origin_job_id", "collected", "summary", "project", "submitter"):
+        for column in ("origin", "origin_key", "origin_job_id", "collected", "summary", "project", "submitter", "trace"):
             connection.execute(sa.text(f"ALTER TABLE jobs DROP COLUMN {column}"))
         connection.execute(sa.text("ALTER TABLE checkpoints DROP COLUMN score"))
         connection.execute(sa.text("DROP TABLE alembic_version"))

@@ -184,7 +184,7 @@ def test_who_asks_whether_it_is_ready_does_not_hear_where_the_database_is(
     def away(*arguments: Any, **named: Any) -> None:
         raise ServiceUnavailable('connection to server at "10.1.2.3", port 5432 failed')
 
-    monkeypatch.setattr(JobStore, "find", away)
+    monkeypatch.setattr(JobStore, "check", away)
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert "10.1.2.3" not in answer.text

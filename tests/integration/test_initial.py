@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
-from sae_service.cli import read_spec
+from sae_service.cli.job_file import JobFile
 from sae_service.errors import InvalidSpec
 from sae_service.formats import FORMATS
 from sae_service.formats.folder import load
@@ -251,5 +251,5 @@ assert "torch" not in sys.modules
 
 def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("stream: {}\nsaes: [{initial: {path: ./sae}}, {initial: {path: /a}}, 3, {initial: 4}]\n")
-    found = read_spec(str(tmp_path / "job.yaml"))["saes"]
+    found = JobFile(str(tmp_path / "job.yaml")).spec()["saes"]
     assert [found[index]["initial"]["path"] for index in (0, 1)] == [str(tmp_path / "sae"), "/a"]

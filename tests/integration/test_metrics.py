@@ -41,7 +41,7 @@ def test_a_database_that_is_away_is_told_and_the_rest_as_well(settings: Settings
 
 def test_where_keys_are_asked_for_the_metrics_ask_for_one(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, api_key_sha256=(hashlib.sha256(b"sae_secret").hexdigest(),))
-    with TestClient(create_app(settings)) as api:
+    with TestClient(create_app(settings), "http://localhost") as api:
         assert api.get("/metrics").status_code == 401
         assert "sae_database_up 1.0" in api.get("/metrics", headers={"Authorization": "Bearer sae_secret"}).text
 

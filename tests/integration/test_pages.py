@@ -23,7 +23,8 @@ LAST_STEP = (1 << 31) - 1
 @pytest.fixture
 def api(database: Database, tmp_path: Path) -> Iterator[TestClient]:
     url = database.url if database.is_sqlite else database.url.replace("+psycopg", "")
-    with TestClient(create_app(Settings(data_dir=tmp_path, database_url=url)), raise_server_exceptions=False) as client:
+    app = create_app(Settings(data_dir=tmp_path, database_url=url))
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 
