@@ -9,7 +9,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 
 from api import problems
-from sae_service.errors import ServiceUnavailable
+from sae_service.errors import ServiceUnavailable, WrongVersion
 
 router = APIRouter(tags=["health"])
 log = logging.getLogger("api")
@@ -45,8 +45,10 @@ def readyz(request: Request) -> dict[str, str]:
     """The database answers, and has the tables of this release."""
     try:
         request.app.state.store.check()
+    except WrongVersion as error:
+        raise ServiceUnavailable(error.message, hint=error.hint) from error
     except ServiceUnavailable as error:
         # Where the database is, is nothing for whoever may ask this without a key.
         log.warning("not ready: %s", error)
-        raise ServiceUnavailable("the database does not answer, or is a newer release's; the service's log says more") from error
+        raise ServiceUnavailable("the database does not answer; the service's log says more") from error
     return {"status": "ok"}

@@ -16,7 +16,7 @@ from sae_service.client import Client
 
 EXIT_CODES = {
     errors.InvalidSpec: 2, errors.DataNotFound: 2, errors.ModelNotFound: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4,
-    errors.Conflict: 6,
+    errors.Conflict: 6, errors.InvalidSetting: 2,
 }  # fmt: skip
 JOB_ID = re.compile(r"job_[0-9a-f]{22}")
 LOOKED_AT = 1000

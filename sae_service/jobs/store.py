@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from sae_service import tracing
-from sae_service.errors import Conflict, KeyReused, NotFound, ServiceUnavailable, WrongVersion
+from sae_service.errors import Conflict, KeyReused, NotFound, ServiceUnavailable
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import HELD, end_job, requeue
@@ -270,11 +270,8 @@ class JobStore(History):
         return job
 
     def check(self) -> None:
-        """Raises ServiceUnavailable if the database does not answer, or is a newer release's by now."""
-        try:
-            check(self._database)
-        except WrongVersion as error:
-            raise ServiceUnavailable(error.message, hint=error.hint) from error
+        """Raises ServiceUnavailable if the database does not answer, WrongVersion if it is a newer release's by now."""
+        check(self._database)
 
     def workers(self) -> list[Worker]:
         """The workers that are there."""

@@ -155,10 +155,10 @@ def linked_outside(folder: Path, sae: dict[str, Any]) -> None:
     [
         (another("initial.path", "/etc"), "/saes/0/initial/path", "SAE_SERVICE_ALLOWED_ROOTS"),
         (linked_outside, "/saes/0/initial/path", "SAE_SERVICE_ALLOWED_ROOTS"),
-        (another("initial.path", "gemma-scope"), "/saes/0/initial/path", "pattern"),
+        (another("initial.path", "gemma-scope"), "/saes/0/initial/path", "path of a folder"),
         (another("initial.format", "pickle"), "/saes/0/initial/format", "'sparsify'"),
         (another("initial.sha256", "0" * 64), "/saes/0/initial/sha256", "have changed"),
-        (another("initial.url", "x"), "/saes/0/initial/url", "not permitted"),
+        (another("initial.url", "x"), "/saes/0/initial/url", "no field"),
         (another("initial.format", "gemma_scope"), "/saes/0/initial/path", "params.npz"),
         (another("architecture.d_sae", 512), "/saes/0/architecture/d_sae", "must be 256"),
         (another("architecture", {"kind": "standard", "d_sae": 256}), "/saes/0/architecture/kind", "jumprelu or gated"),
