@@ -9,7 +9,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request, Response
 
-from api.problems import problem
+from api.problems import RETRY_AFTER_S, problem
 from sae_service.errors import ServiceUnavailable
 from sae_service.jobs.keys import SCOPES, Key, Keys, Scope, hashed
 from sae_service.jobs.owner import DEFAULT_PROJECT
@@ -40,14 +40,17 @@ class Callers:
     def __init__(self, keys: Keys, digests: tuple[str, ...]) -> None:
         self._keys = keys
         self._given = {digest: Caller(f"environment-{digest[:8]}", digest) for digest in digests}
-        self._stored: dict[str, Key] = {}
+        self._stored: dict[str, Key] | None = None
         self._read_at = -FRESH_S
         self._reading = anyio.Lock()
         # No thread of its own pool: these may all wait for the database.
         self._limiter = CapacityLimiter(1)
 
     async def by(self, key: str | None) -> Caller | None:
-        """The holder of a key. Anybody while the service has never had one, nobody for one that is unknown or worthless."""
+        """The holder of a key. Anybody while the service has never had one, nobody for one that is unknown or worthless.
+
+        Raises ServiceUnavailable if the keys have never been read.
+        """
         digest = hashed(key) if key else ""
         if digest in self._given:
             return self._given[digest]
@@ -55,6 +58,8 @@ class Callers:
             async with self._reading:
                 if self._is_stale():
                     await self.read()
+        if self._stored is None:
+            raise ServiceUnavailable("the database does not answer")
         if not self._given and not self._stored:
             return Caller()
         found = self._stored.get(digest)
@@ -78,8 +83,10 @@ async def refusal(request: Request) -> Response | None:
     path = request.scope["path"]
     if OPEN.fullmatch(path):
         return None
-    kind, _, key = request.headers.get("authorization", "").partition(" ")
-    caller = await request.app.state.callers.by(key.strip() if kind.lower() == "bearer" else None)
+    try:
+        caller = await holder(request)
+    except ServiceUnavailable as error:
+        return problem(request, 503, error.code, error.message, headers={"Retry-After": RETRY_AFTER_S})
     if caller is None:
         detail = "Send one of the service's API keys as 'Authorization: Bearer KEY'."
         return problem(request, 401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
@@ -92,6 +99,12 @@ async def refusal(request: Request) -> Response | None:
         return problem(request, 403, "missing_scope", detail, headers=headers)
     request.state.caller = caller
     return None
+
+
+async def holder(request: Request) -> Caller | None:
+    """Who asks, by the key that is sent; see `Callers.by`."""
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    return await request.app.state.callers.by(key.strip() if kind.lower() == "bearer" else None)
 
 
 def needed(method: str, path: str) -> Scope:

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from api.access import holder
 from api.dependencies import Jobs
 from api.following import Following
 from api.jobs import Page, page
@@ -33,6 +34,7 @@ async def _following(request: Request) -> Following:
     responses={200: {"content": {"text/event-stream": {}}}, 204: {"description": "The stream has ended."}},
 )
 def list_events(
+    request: Request,
     job_id: str,
     jobs: Jobs,
     following: Annotated[Following, Depends(_following)],
@@ -48,7 +50,16 @@ def list_events(
         return page(jobs.events(job_id, after, limit + 1), limit)
     if job.is_terminal and not jobs.events(job_id, after, 1):
         return Response(status_code=204)
-    return StreamingResponse(_stream(jobs, following, job_id, after), media_type="text/event-stream", headers=STREAM_HEADERS)
+    parts = _while_allowed(request, _stream(jobs, following, job_id, after))
+    return StreamingResponse(parts, media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+async def _while_allowed(request: Request, parts: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The parts of a stream until the key that it was asked for with is revoked or has expired."""
+    async for part in parts:
+        if await holder(request) is None:
+            return
+        yield part
 
 
 async def _stream(jobs: JobStore, following: Following, job_id: str, after: int) -> AsyncIterator[str]:

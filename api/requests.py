@@ -1,4 +1,4 @@
-"""What all requests have in common: an id, headers that keep browsers in bounds, and what is refused before it is read."""
+"""What all requests have in common: headers that keep browsers in bounds, and what is refused before it is read."""
 
 import re
 from uuid import uuid4

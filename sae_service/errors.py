@@ -110,6 +110,10 @@ class ModelNotFound(SAEServiceError):
     code = "model_not_found"
 
 
+NO_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
+"""What the errors of libraries say when memory does not suffice."""
+
+
 class OutOfMemory(SAEServiceError):
     """The device's memory does not suffice."""
 

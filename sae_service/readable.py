@@ -15,9 +15,12 @@ HINT = "Whoever runs the service adds a folder with SAE_SERVICE_ALLOWED_ROOTS='[
 
 @dataclass(frozen=True)
 class Roots:
-    """The folders below which files may be read. None: everywhere, for a process that reads its own user's files."""
+    """The folders below which files may be read, but for those below closed ones. None: everywhere, for a process that reads
+    its own user's files.
+    """
 
     folders: tuple[Path, ...] | None
+    closed: tuple[Path, ...] = ()
 
     def hold(self, path: Path) -> bool:
         """Whether `path`, once its links are followed, lies below one of the folders."""
@@ -27,7 +30,8 @@ class Roots:
             found = path.resolve()
         except (OSError, RuntimeError, ValueError):  # a loop of links, a name that is too long, a null byte
             return False
-        return any(found.is_relative_to(folder) for folder in self.folders)
+        is_closed = any(found.is_relative_to(folder) for folder in self.closed)
+        return not is_closed and any(found.is_relative_to(folder) for folder in self.folders)
 
     def inside(self, name: str, param: str) -> Path:
         """The resolved path of what the field `param` names. Raises InvalidSpec if it lies outside, or can be no file."""

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -101,6 +102,13 @@ class Settings(BaseSettings):
         """The folders below which a job may read files."""
         demo = Path(__file__).parent / "demo"
         return tuple(root.expanduser().resolve() for root in (*self.allowed_roots, self.data_dir, demo, Path.cwd()))
+
+    def closed_folders(self) -> tuple[Path, ...]:
+        """The folders that no job may read: those with the files of all jobs, where a project is to see its own only."""
+        if not self.projects:
+            return ()
+        storage = () if self.storage_is_remote() else (Path(unquote(urlsplit(self.resolved_storage_url()).path)),)
+        return tuple(folder.expanduser().resolve() for folder in (self.data_dir, *storage))
 
 
 OF_CLIENTS = frozenset({"URL", "API_KEY"})

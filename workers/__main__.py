@@ -16,7 +16,7 @@ from contextlib import suppress
 from prometheus_client import start_http_server
 
 from sae_service import tracing
-from sae_service.errors import InvalidSetting, SAEServiceError, ServiceUnavailable, WrongVersion
+from sae_service.errors import InvalidSetting, SAEServiceError, ServiceUnavailable
 from sae_service.jobs import migration, queue
 from sae_service.jobs.collection import Collection
 from sae_service.jobs.database import Database
@@ -94,10 +94,7 @@ def _work(settings: Settings, queue_name: str, device: str | None) -> None:
 def _is_current(database: Database, presence: Presence, stop: threading.Event) -> bool:
     """Says that the worker is there, and whether it may look; it stops where a newer release has changed the tables."""
     presence.renew()
-    try:
-        migration.check(database)
-    except WrongVersion as error:
-        log.error("%s This worker stops.", error)
+    if not migration.is_current(database):
         stop.set()
     return not stop.is_set()
 

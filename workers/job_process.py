@@ -163,7 +163,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         begin_with=assignment["begin_with"],
         device="cuda" if jax.default_backend() == "gpu" else "cpu",
         alive=report.alive,
-        roots=Roots(tuple(map(Path, assignment["readable_roots"]))),
+        roots=Roots(*(tuple(map(Path, assignment[name])) for name in ("readable_roots", "closed_folders"))),
     )
     return {"kind": "stopped" if final is None else "finished"}
 
@@ -174,9 +174,9 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
     Args:
         has_trained: there is a checkpoint, so model, text and memory were there: it counts as a crash if they are not now.
     """
-    from sae_service.errors import DamagedText, DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
+    from sae_service.errors import NO_MEMORY, DamagedText, DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
 
-    is_full = isinstance(error, MemoryError) or any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory"))
+    is_full = isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
     if is_full and not isinstance(error, OutOfMemory):
         hint = "Reduce stream.buffer_rows, stream.prompts, stream.batch, d_sae or the number of saes."
         said = (str(error) or type(error).__name__).splitlines()[0]

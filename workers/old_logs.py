@@ -1,5 +1,6 @@
 """The logs of training processes on this machine, which go with their jobs."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from sae_service.jobs.store import JobStore
@@ -18,8 +19,9 @@ class OldLogs:
     def look(self) -> None:
         """Looks at the logs of the next jobs. Raises ServiceUnavailable."""
         if not self._ids:
-            self._ids = sorted({path.name.split(".")[0] for path in self._folder.glob("*.log")})
+            self._ids = sorted({path.name.split(".")[0] for path in self._folder.glob("job_*.log")})
         ids, self._ids = self._ids[:AT_ONCE], self._ids[AT_ONCE:]
         for job_id in set(ids) - self._store.signs(ids).keys():
             for path in self._folder.glob(f"{job_id}.*.log"):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)

@@ -89,6 +89,7 @@ class Supervisor:
                 for child in children:
                     child.kill()
             finally:
+                counters.TOKENS_PER_SECOND.set(0)
                 lease.close()
                 for child in children:
                     child.close()
@@ -99,7 +100,6 @@ class Supervisor:
             # A job that was being cancelled when its final checkpoint came has not succeeded by it.
             with suppress(LeaseLost):
                 _persist(attempt.release)
-        counters.TOKENS_PER_SECOND.set(0)
         log.info("the attempt has ended")
 
     def _without_storage(self, attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
@@ -137,6 +137,7 @@ class Supervisor:
             "spec": spec,
             # Of this machine, which opens the files; the API may have looked at others.
             "readable_roots": list(map(str, self._settings.readable_roots())),
+            "closed_folders": list(map(str, self._settings.closed_folders())),
             "storage_url": self._settings.resolved_storage_url(),
             "prefix": _prefix(attempt),
             "resume_from": committed,

@@ -5,9 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from sae_service.errors import OutOfMemory, SAEServiceError
-
-NO_MEMORY = ("out of memory", "can't allocate memory")
+from sae_service.errors import NO_MEMORY, OutOfMemory, SAEServiceError
 
 
 @contextmanager

@@ -57,6 +57,10 @@ def key() -> None:
 
 
 def _keys(data_dir: Path | None) -> Any:
+    from sqlalchemy import make_url
+
     from sae_service.jobs.keys import Keys
 
-    return Keys.at(load(data_dir).resolved_database_url())
+    url = load(data_dir).resolved_database_url()
+    typer.echo(f"Keys of {make_url(url).render_as_string()}", err=True)
+    return Keys.at(url)

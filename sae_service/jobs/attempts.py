@@ -147,9 +147,11 @@ class Attempt:
             add_event(connection, self.job_id, "checkpoint", message, data)
             if values["is_final"]:
                 self._end(connection, "succeeded", "The job succeeded.")
-                attempt_ended("running", "succeeded")
             given_up = replaced + self._retire(connection, keep)
-            return sorted(set(given_up) - promised(connection, given_up))
+            unneeded = sorted(set(given_up) - promised(connection, given_up))
+        if checkpoint["is_final"]:
+            attempt_ended("running", "succeeded")
+        return unneeded
 
     def _has(self, connection: sa.Connection, key: str) -> bool:
         columns = tables.checkpoints.c

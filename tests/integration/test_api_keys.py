@@ -1,6 +1,8 @@
 """Keys with names, scopes and projects: made and revoked on the command line, noticed by a service that runs."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from api import access
+from api import access, events
 from api.app import create_app
 from sae_service.cli import app
-from sae_service.errors import Conflict, InvalidSpec
+from sae_service.errors import Conflict, InvalidSpec, ServiceUnavailable
 from sae_service.jobs import tables
 from sae_service.jobs.database import Database
 from sae_service.jobs.keys import Keys, hashed
@@ -50,11 +52,11 @@ def run(*arguments: str, data_dir: Path) -> Any:
 def test_a_key_is_made_shown_once_listed_and_revoked(api: TestClient, settings: Settings, tmp_path: Path) -> None:
     assert api.get("/v1/jobs").status_code == 200
     made = run("create", "ci", "--scopes", "read,submit", "--expires", "30", data_dir=tmp_path)
-    key = made.output.strip()
+    key = made.stdout.strip()
     assert (made.exit_code, key[:4], len(key)) == (0, "sae_", 47)
     assert api.get("/v1/jobs").status_code == 401, "from the first key on everybody needs one"
     assert api.get("/v1/jobs", headers=bearer(key)).status_code == 200
-    (listed,) = json.loads(run("list", "--json", data_dir=tmp_path).output)
+    (listed,) = json.loads(run("list", "--json", data_dir=tmp_path).stdout)
     assert (listed["name"], listed["scopes"], listed["is_valid"]) == ("ci", ["read", "submit"], True)
     assert listed["expires_at"] == listed["created_at"] + 30 * 86_400
     assert "ci" in run("list", data_dir=tmp_path).output
@@ -183,3 +185,33 @@ def test_a_key_in_place_of_its_hash_is_no_setting_and_is_not_repeated(tmp_path: 
     with pytest.raises(ValueError, match="64 hex digits") as error:
         Settings()
     assert "sae_mykey" not in str(error.value) + refused.output
+
+
+def test_with_projects_no_job_reads_the_files_of_jobs(
+    divided: TestClient, keys: Keys, spec: dict[str, Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = bearer(keys.create("theirs", ("submit",), "theirs"))
+    stored = settings.data_dir / "storage" / "jobs" / "job_of_ours"
+    stored.mkdir(parents=True)
+    (stored / "manifest.jsonl").write_text('{"text": "secret"}\n')
+    # Below a folder that jobs may read, as the default one is.
+    monkeypatch.chdir(settings.data_dir.parent)
+    changed = spec | {"stream": spec["stream"] | {"dataset": {"path": str(stored)}}}
+    refused = divided.post("/v1/jobs", json=changed, headers=theirs)
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/stream/dataset/path")
+    assert "outside the folders" in refused.json()["detail"]
+
+
+def test_a_stream_ends_with_its_key(api: TestClient, keys: Keys, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "FRESH_S", 0)
+    reader = bearer(keys.create("reader", ("read", "submit")))
+    job = api.post("/v1/jobs", json=spec, headers=reader).headers["Location"]
+    threading.Timer(1, lambda: keys.revoke("reader")).start()
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.5)
+    assert "queued" in api.get(f"{job}/events?stream=true", headers=reader).text, "and it comes to an end"
+
+
+def test_before_the_keys_have_been_read_nobody_is_let_in() -> None:
+    away = access.Callers(Keys(Database("postgresql+psycopg://sae@127.0.0.1:1/sae")), ())
+    with pytest.raises(ServiceUnavailable):
+        asyncio.run(away.by(None))
