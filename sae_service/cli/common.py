@@ -70,11 +70,13 @@ def full_id(client: Client, given: str) -> str:
     """The id of the job that is meant by an id, its beginning or its end, or `latest`. Raises NotFound."""
     if JOB_ID.fullmatch(given):
         return given
+    if not given:
+        raise errors.NotFound("the job's id is empty")
     if given == "latest":
         found = [job.id for job in client.jobs(limit=1)]
     else:
         newest = (job.id for job in islice(client.jobs(), LOOKED_AT))
-        found = [one for one in newest if given and (one.startswith((given, f"job_{given}")) or one.endswith(given))]
+        found = [one for one in newest if one.startswith((given, f"job_{given}")) or one.endswith(given)]
     if len(found) > 1:
         raise errors.NotFound(f"{given} can be any of {len(found)} jobs: {', '.join(found[:3])}...")
     if not found:

@@ -189,15 +189,15 @@ def test_the_readmes_own_model_and_text_are_trained_on(service: Service, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["show", "job_nothing"], 3, "there is no job job_nothing"),
+        (["show", "job_nothing"], 3, "there is no job 'job_nothing'"),
         (["submit", "nothing.yaml"], 2, "cannot read nothing.yaml"),
-        (["submit", "bad.yaml"], 2, "/stream: Field required"),
+        (["submit", "bad.yaml"], 2, "stream: is missing"),
         (["list", "--url", "http://127.0.0.1:1"], 4, "does not answer"),
         (["watch"], 2, "Missing argument"),
         (["show", ""], 3, "is empty"),
-        (["show", "a?b"], 3, "there is no job a?b"),
-        (["submit", "nan.yaml"], 2, "/stream/tokens: nan"),
-        (["submit", "date.yaml"], 2, "/metadata/day: datetime.date"),
+        (["show", "a?b"], 3, "there is no job 'a?b'"),
+        (["submit", "nan.yaml"], 2, "stream.tokens: nan"),
+        (["submit", "date.yaml"], 2, "metadata.day: datetime.date"),
     ],
 )
 def test_exit_codes_mean_something(service: Service, tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
