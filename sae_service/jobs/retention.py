@@ -28,6 +28,7 @@ class Retention:
     def __init__(self, database: db.Database, storage: Storage, keep_days: float | None) -> None:
         self._database, self._storage, self._keep_days = database, storage, keep_days
         self._store = JobStore(database)
+        self._failed = set[str]()
 
     def look(self) -> None:
         """Deletes the next jobs whose time is over. What cannot be deleted is tried again. Raises ServiceUnavailable."""
@@ -39,6 +40,7 @@ class Retention:
                     self._store.delete(job_id, lambda job_id=job_id: self._storage.delete(f"jobs/{job_id}"))
             except StorageFailure as error:
                 log.warning("cannot delete job %s: %s", job_id, error)
+                self._failed.add(job_id)
 
     def _over(self, before: int) -> list[str]:
         columns, heirs = tables.jobs.c, tables.jobs.alias()
@@ -46,4 +48,9 @@ class Retention:
         over = (columns.finished_at < before, columns.status.in_(TERMINAL), ~needed.exists())
         query = sa.select(columns.id).where(*over).order_by(columns.finished_at).limit(AT_ONCE)
         with self._database.transaction() as connection:
-            return list(connection.execute(query).scalars())
+            # Those whose turn has come in vain are tried again once it has come to all others.
+            found = list(connection.execute(query.where(columns.id.not_in(self._failed))).scalars())
+            if not found:
+                self._failed.clear()
+                found = list(connection.execute(query).scalars())
+        return found

@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from sae_service.errors import NotFound, StorageFailure
+from sae_service.jobs import retention as retention_module
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
@@ -85,8 +86,8 @@ def test_a_job_whose_files_cannot_be_deleted_keeps_no_other_one(
     database: Database, store: JobStore, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, sound = (finished(database, store, storage).job_id for _ in range(2))
-    for job_id in (broken, sound):
-        ended_before(database, job_id, days=30)
+    for job_id, days in ((broken, 31), (sound, 30)):
+        ended_before(database, job_id, days)
     delete = storage.delete
 
     def fails(key: str) -> None:
@@ -97,6 +98,8 @@ def test_a_job_whose_files_cannot_be_deleted_keeps_no_other_one(
     retention = Retention(database, storage, 29)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete", fails)
+        patch.setattr(retention_module, "AT_ONCE", 1)
+        retention.look()
         retention.look()
     assert store.get(broken).status == "succeeded"
     with pytest.raises(NotFound):
