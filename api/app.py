@@ -49,7 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
         thread.join()
 
     app = FastAPI(
-        title="SAE training service", version=__version__, description=__doc__ or "", lifespan=lifespan,
+        title="SAE training service", version=__version__, lifespan=lifespan,
+        description="Trains sparse autoencoders: submit a job, follow it, download SAEs.",
         docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     app.state.settings = settings

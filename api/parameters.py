@@ -24,5 +24,5 @@ async def only_known_parameters(request: Request) -> None:
         if name not in names and not (name.endswith("]") and name.partition("[")[0] in families):
             known = [*names, *(f"{family}[name]" for family in families)]
             near = get_close_matches(name[:LONGEST], known, n=1)
-            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
-            raise BadRequest(f"there is no parameter {name!r};", name, meant)
+            meant = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known) or 'none'}."
+            raise BadRequest(f"there is no parameter {name!r}", name, meant)

@@ -128,7 +128,8 @@ def revivals(architecture: Architecture, *, revive: bool) -> int:
 
 
 def test_training_brings_dead_latents_back_and_without_reviving_none_comes(architecture: Architecture) -> None:
-    assert revivals(architecture, revive=True) > SILENT / 2
+    # A third: what comes back has to be among the largest of a batch as well, to be above its threshold.
+    assert revivals(architecture, revive=True) > SILENT / 3
     assert revivals(architecture, revive=False) == 0
 
 
