@@ -36,6 +36,7 @@ def main() -> None:
         settings = start(log, "serve")
     except InvalidSetting as error:
         sys.exit(f"serve: {error}")
+    _check_port(arguments.host, arguments.port)
     stop = threading.Event()
     set_on_stop_signals(stop)
     devices = arguments.devices.split(";") if arguments.devices else [None] * arguments.workers
@@ -43,6 +44,17 @@ def main() -> None:
     workers = [_start("workers", *_worker(settings, index, device)) for index, device in enumerate(devices)]
     threading.Thread(target=_greet, args=(settings, api, arguments.host, arguments.port), daemon=True).start()
     sys.exit(_watch(stop, api, workers, settings.stop_s + SERVICE_EXTRA_S))
+
+
+def _check_port(host: str, port: int) -> None:
+    """Ends the process if nothing can listen there: before workers start, and before another's answer is taken for ours."""
+    try:
+        (family, kind, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        sys.exit(f"serve: cannot listen on {host} port {port}: {error.strerror}. Name another one with --port.")
 
 
 def _worker(settings: Settings, index: int, device: str | None) -> list[str]:
