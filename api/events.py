@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated
@@ -18,7 +17,6 @@ from sae_service.errors import SAEServiceError
 from sae_service.jobs.records import Event
 from sae_service.jobs.store import JobStore
 
-log = logging.getLogger("api")
 router = APIRouter(tags=["events"])
 KEEP_ALIVE_S = 15.0
 STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
@@ -74,9 +72,6 @@ async def _stream(jobs: JobStore, following: Following, job_id: str, after: int)
                 found = await asyncio.to_thread(jobs.events, job_id, after)
             except SAEServiceError:
                 # The client comes back by itself, with the last id that it has seen; or the job was deleted, as it then hears.
-                return
-            except Exception:  # whatever it is, it will be an answer of its own when the client comes back
-                log.exception("the events of job %s cannot be read", job_id)
                 return
             for event in found:
                 after = event.id

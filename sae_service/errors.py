@@ -24,6 +24,8 @@
 `code` is stable and is what programs look at; `retryable` is all that a worker looks at.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -186,3 +188,20 @@ class DatabaseFailure(SAEServiceError):
 
 class Stopped(Exception):
     """Work that was asked to stop has not come to its end."""
+
+
+@contextmanager
+def translated(translate: Callable[[Exception], Exception | None]) -> Iterator[None]:
+    """Raises what `translate` makes of an error of a library: they raise all kinds for files and models that are broken.
+
+    Our own errors and MemoryError are left as they are, and so is one of which it makes None.
+    """
+    try:
+        yield
+    except (SAEServiceError, MemoryError):
+        raise
+    except Exception as error:
+        ours = translate(error)
+        if ours is None:
+            raise
+        raise ours from error

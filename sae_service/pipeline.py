@@ -210,15 +210,14 @@ class _Training:
             self.reporter.event("warning", warning)
         self.trainer.let_go()
         memory.give_back()
-        try:
+        with ExitStack() as if_it_fails:
+            # What has been trained is not lost with its evaluation.
+            if values["n_steps"] > self.saved[0]:
+                if_it_fails.callback(self.publish, state, values, {})
             parameters = {name: found.parameters for name, found in state.items()}
             saes = {sae.name: partial(self.trainer.exported, sae, parameters) for sae in self.job.saes}
             measured = self.held_out.evaluate(saes, self.ends_here)
-        except BaseException:
-            # What has been trained is not lost with its evaluation.
-            if values["n_steps"] > self.saved[0]:
-                self.publish(state, values, {})
-            raise
+            if_it_fails.pop_all()
         if self.writer.waited_s:
             share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
             self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")

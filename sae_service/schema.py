@@ -4,7 +4,7 @@ import pkgutil
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -30,9 +30,19 @@ class Frozen(BaseModel):
     @classmethod
     def _say_it_plainly(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
+            for name, field in cls.model_fields.items():
+                if isinstance(data, dict) and isinstance(data.get(name), bool) and _is_number(field.annotation):
+                    # pydantic takes true for 1.
+                    refuse((name,), f"must be a number, not {str(data[name]).lower()}", data[name])
             return handler(data)
         except ValidationError as error:
             raise ValidationError.from_exception_data(cls.__name__, retold(error, cls.model_fields)) from None
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a type takes numbers and no true or false."""
+    kinds = {annotation, *get_args(annotation), *(kind for part in get_args(annotation) for kind in get_args(part))}
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 def must(words: str) -> WrapValidator:

@@ -20,6 +20,7 @@ PREFIX = "SAE_SERVICE_"
 OWN = (PREFIX, "PG", "WANDB_API_KEY")
 CLOUD = ("AWS_", "AZURE_", "GOOGLE_")
 """How variables begin that are the service's own, and the credentials of a storage that is no folder."""
+DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
 COMPILED_BYTES = 1 << 30
 """Largest size of the compiled programs that are kept; those that have not been used for longest go first."""
 
@@ -72,6 +73,18 @@ class Settings(BaseSettings):
     tracing: bool = Field(
         default=False, description="Send traces to where the OTEL_* variables say (needs the extra sae-service[tracing])."
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_address(cls, url: str | None) -> str | None:
+        try:
+            is_known = url is None or (urlsplit(url).scheme in DATABASES and urlsplit(url).port != 0)
+        except ValueError:
+            is_known = False
+        if not is_known:
+            # Not the value itself: a password may be in it.
+            raise ValueError("it is no address such as postgresql://user:password@host:5432/database")
+        return url
 
     @field_validator("api_key_sha256")
     @classmethod

@@ -1,26 +1,28 @@
-"""Errors of libraries, turned into errors that name the field to blame."""
+"""Errors of torch and of the model's library, turned into errors that name the field to blame."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 
-from sae_service.errors import NO_MEMORY, OutOfMemory, SAEServiceError
+from sae_service.errors import NO_MEMORY, OutOfMemory, SAEServiceError, translated
 
 
-@contextmanager
-def blamed(kind: type[SAEServiceError], said: str, param: str | None, hint: str = "") -> Iterator[None]:
+def blamed(kind: type[SAEServiceError], said: str, param: str | None, hint: str = "") -> AbstractContextManager[None]:
     """Raises `kind` for whatever a library raises, once: it would come again.
 
     Memory that does not suffice is OutOfMemory. A failure of the device itself is nobody's fault and is left as it is.
     """
-    try:
-        yield
-    except (SAEServiceError, MemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0].removesuffix(".")
+
+    def translate(error: Exception) -> SAEServiceError | None:
+        if isinstance(error, torch.AcceleratorError):
+            return None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # A line that ends with a colon only announces the next.
+        n_lines = 2 if lines and lines[0].endswith(":") else 1
+        reason = " ".join(lines[:n_lines]).removesuffix(".") or "no reason given"
         if any(sign in str(error) for sign in NO_MEMORY):
-            hint = "Load the model in another dtype, or take a smaller one."
-            raise OutOfMemory(f"the device's memory does not suffice: {reason}.", "/stream/model", hint) from error
-        raise kind(f"{said}: {type(error).__name__}: {reason}.", param, hint) from error
+            remedy = "Load the model in another dtype, or take a smaller one."
+            return OutOfMemory(f"the device's memory does not suffice: {reason}.", "/stream/model", remedy)
+        return kind(f"{said}: {type(error).__name__}: {reason}.", param, hint)
+
+    return translated(translate)

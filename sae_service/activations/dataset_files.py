@@ -5,13 +5,13 @@ folder, so that nothing outside is listed and nothing is fetched; then the files
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sae_service.activations.model_files import check_hub_name
-from sae_service.errors import DataNotFound, InvalidSpec, SAEServiceError
+from sae_service.errors import DataNotFound, InvalidSpec, translated
 from sae_service.readable import Roots, content
 from sae_service.spec import DatasetSpec, is_path
 
@@ -66,15 +66,9 @@ def builder(spec: DatasetSpec, arguments: dict[str, Any], roots: Roots) -> Any:
     return made
 
 
-@contextmanager
-def reading(name: str) -> Iterator[None]:
+def reading(name: str) -> AbstractContextManager[None]:
     """Makes DataNotFound of whatever a reader of foreign files raises."""
-    try:
-        yield
-    except (SAEServiceError, MemoryError):
-        raise
-    except Exception as error:
-        raise DataNotFound(f"{name} cannot be read: {error}", param=FIELD) from error
+    return translated(lambda error: DataNotFound(f"{name} cannot be read: {error}", param=FIELD))
 
 
 def local(file: str) -> str:

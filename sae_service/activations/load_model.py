@@ -1,12 +1,13 @@
 """Loads a language model as a TransformerLens bridge."""
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from sae_service.activations import model_files
 from sae_service.activations.blame import blamed
-from sae_service.errors import ModelNotFound
+from sae_service.errors import ModelNotFound, translated
 from sae_service.hub import check_model
 from sae_service.readable import Roots
 from sae_service.settings import hub_host
@@ -27,17 +28,20 @@ def load_bridge(spec: ModelSpec, device: str, roots: Roots) -> Any:
         _check_hub(spec)
     dtype = getattr(torch, spec.dtype)
     with blamed(ModelNotFound, f"cannot load {spec.name}", PARAM):
-        try:
+        with translated(partial(_of_weights, spec.name)):
             bridge = TransformerBridge.boot_transformers(
                 name, device=device, dtype=dtype, revision=spec.revision, tokenizer=_no_text()
             )
-        except Exception as error:
-            if "weights_only" in str(error):  # torch then tells its user to run what the file says
-                message = f"cannot load {spec.name}: its weights (*.bin) hold more than tensors, or are broken."
-                raise ModelNotFound(message, PARAM, "Save them as safetensors.") from error
-            raise
         _complete(bridge, dtype)
     return bridge
+
+
+def _of_weights(name: str, error: Exception) -> ModelNotFound | None:
+    """The error for weights that torch does not read without running them, which is what its own message advises."""
+    if "weights_only" not in str(error):
+        return None
+    message = f"cannot load {name}: its weights (*.bin) hold more than tensors, or are broken."
+    return ModelNotFound(message, PARAM, "Save them as safetensors.")
 
 
 def _no_text() -> Any:

@@ -14,6 +14,12 @@ WEIGHTS = (".safetensors", ".bin")
 INDEX = ".index.json"
 TEMPLATES = ("chat_templates", "additional_chat_templates")
 """The only folders in a model's folder that are read."""
+LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 10_000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner"), 1 << 20),
+    "vocab_size": 1 << 24,
+}
+"""Sizes in a configuration, and the largest of each that is believed."""
 
 
 def check_hub_name(name: str, param: str = FIELD) -> None:
@@ -38,6 +44,7 @@ def checked_folder(name: str, roots: Roots) -> tuple[Path, dict[str, Any]]:
     if folder / CONFIG not in files:
         raise ModelNotFound(f"{name} is no folder with a {CONFIG}", param=FIELD)
     config = _object(folder / CONFIG, f"{name}/{CONFIG}", roots)
+    _check_sizes(config, f"{name}/{CONFIG}")
     for index in (file for file in files if file.name.endswith(INDEX)):
         files += [folder / shard for shard in _shards(name, index, roots)]
     for file in files:
@@ -86,6 +93,15 @@ def _object(file: Path, name: str, roots: Roots) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelNotFound(f"{name} is not a JSON object", param=FIELD)
     return value
+
+
+def _check_sizes(config: dict[str, Any], name: str) -> None:
+    """Raises ModelNotFound for a size that no model has: a library would build such a model before it looks at the weights."""
+    for part in (config, config.get("text_config")):
+        for key, largest in LARGEST.items():
+            size = part.get(key) if isinstance(part, dict) else None
+            if type(size) is int and not 0 < size <= largest:
+                raise ModelNotFound(f"{name}: {key} must be from 1 to {largest}: {size}", param=FIELD)
 
 
 def _check_length(file: Path) -> None:

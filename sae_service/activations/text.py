@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import httpx
 
 from sae_service.activations import dataset_files
-from sae_service.errors import DamagedText, DataNotFound, InvalidSpec, SAEServiceError
+from sae_service.errors import DamagedText, DataNotFound, InvalidSpec, translated
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.spec import DatasetSpec, is_path
 
@@ -239,14 +239,16 @@ def located(name: str, is_local: bool) -> Iterator[Place]:
         DataNotFound: it may be there another time.
     """
     at = Place()
-    try:
-        yield at
-    except (SAEServiceError, MemoryError):
-        raise
-    except Exception as error:
-        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+    def translate(error: Exception) -> DataNotFound:
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         where = f"line {at.line + getattr(error, 'lineno', 1) - 1} of {name}" if at.line else name
         of_the_moment = isinstance(error, OSError) and (error.errno is not None or not is_local)
         kind = DataNotFound if of_the_moment or isinstance(error, httpx.HTTPError) else DamagedText
         hint = "" if is_local else "A hub dataset needs a network; a folder's name starts with '/', '.' or '~'."
-        raise kind(f"{where} cannot be read: {reason or type(error).__name__}", "/stream/dataset/path", hint) from error
+        return kind(f"{where} cannot be read: {reason or type(error).__name__}", "/stream/dataset/path", hint)
+
+    with translated(translate):
+        yield at

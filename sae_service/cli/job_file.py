@@ -8,6 +8,8 @@ from typing import Any
 
 from sae_service import errors
 
+MOST_PARTS = 100_000
+
 
 class JobFile:
     """A job as YAML or JSON. The file is read when it is first asked for something.
@@ -32,6 +34,8 @@ class JobFile:
         import yaml
 
         try:
+            node = yaml.compose(self._text, yaml.SafeLoader)
+            self._check_nodes(node)
             spec = yaml.safe_load(self._text)
         except yaml.YAMLError as error:
             raise errors.InvalidSpec(f"cannot read {self._source}: {error}") from error
@@ -43,6 +47,26 @@ class JobFile:
             raise errors.InvalidSpec(f"{self._name} is nested too deeply, or a part of it contains itself") from None
         self._make_absolute(spec)
         return spec
+
+    def _check_nodes(self, root: Any) -> None:
+        """Raises InvalidSpec for a key that stands twice, and for a file whose aliases make many parts of few lines."""
+        import yaml
+
+        n_parts, left = 0, [root]
+        while left and n_parts <= MOST_PARTS:
+            node, n_parts = left.pop(), n_parts + 1
+            if isinstance(node, yaml.SequenceNode):
+                left += node.value
+            elif isinstance(node, yaml.MappingNode):
+                seen = set[str]()
+                for key, value in node.value:
+                    if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                        where = f"{self._name}, line {key.start_mark.line + 1}"
+                        raise errors.InvalidSpec(f"{where}: {key.value} stands twice; leave one of the two out")
+                    seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+                    left.append(value)
+        if n_parts > MOST_PARTS:
+            raise errors.InvalidSpec(f"{self._name} has more than {MOST_PARTS} parts, or a part of it contains itself")
 
     def _make_absolute(self, spec: dict[str, Any]) -> None:
         folder = Path.cwd() if self._source == "-" else Path(self._source).expanduser().resolve().parent

@@ -57,10 +57,8 @@ def key() -> None:
 
 
 def _keys(data_dir: Path | None) -> Any:
-    from sqlalchemy import make_url
-
     from sae_service.jobs.keys import Keys
 
-    url = load(data_dir).resolved_database_url()
-    typer.echo(f"Keys of {make_url(url).render_as_string()}", err=True)
-    return Keys.at(url)
+    found = Keys.at(load(data_dir).resolved_database_url())
+    typer.echo(f"Keys of {found.where}", err=True)
+    return found

@@ -96,6 +96,15 @@ def refuse_all_but_autoencoders(sae: InferenceSAE, description: Description, for
     raise InvalidSpec(f"{format} cannot hold a {found}", hint=hint)
 
 
+def refuse_k(sae: InferenceSAE, format: str) -> None:
+    """Raises InvalidSpec for an SAE with k, for which `format` has no place."""
+    if activation(sae) == "topk":
+        raise InvalidSpec(
+            f"{format} has thresholds but no k, so it cannot hold a TopK SAE",
+            hint="Write it as saelens, dictionary_learning or sparsify.",
+        )
+
+
 def activation(sae: InferenceSAE) -> Literal["relu", "jumprelu", "topk"]:
     """What chooses the latents of `sae`."""
     thresholds = np.asarray(sae.threshold)

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from sae_service.errors import DamagedCheckpoint, InvalidSpec
+from sae_service.errors import DamagedCheckpoint
 from sae_service.formats.file_format import (
     Description,
-    activation,
     assembled,
     checked,
     content_of,
     opened_zip,
     refuse_all_but_autoencoders,
+    refuse_k,
     unzipped,
 )
 from sae_service.sae.inference import InferenceSAE
@@ -35,11 +35,7 @@ FILES = (WEIGHTS,)
 def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
     """The file. Raises InvalidSpec for an SAE with k, and for what is no autoencoder."""
     refuse_all_but_autoencoders(sae, description, "Gemma Scope's format")
-    if activation(sae) == "topk":
-        raise InvalidSpec(
-            "Gemma Scope's format has thresholds but no k, so it cannot hold a TopK SAE",
-            hint="Write it as saelens, dictionary_learning or sparsify.",
-        )
+    refuse_k(sae, "Gemma Scope's format")
     file = io.BytesIO()
     tensors: dict[str, Any] = {**arrays(sae)}
     np.savez(file, **tensors)

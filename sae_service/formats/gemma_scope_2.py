@@ -16,10 +16,10 @@ from safetensors.numpy import save
 from sae_service.errors import InvalidSpec
 from sae_service.formats.file_format import (
     Description,
-    activation,
     assembled,
     checked,
     refuse_all_but_autoencoders,
+    refuse_k,
     safetensors_of,
     safetensors_shape,
 )
@@ -35,11 +35,7 @@ _SHAPES: Shapes = {**of_autoencoder(COMPLETE), "threshold": ("d_sae",)}
 def to_files(sae: InferenceSAE, description: Description) -> dict[str, bytes]:
     """The file. Raises InvalidSpec for an SAE with k, and for what is no autoencoder."""
     refuse_all_but_autoencoders(sae, description, "Gemma Scope 2's format")
-    if activation(sae) == "topk":
-        raise InvalidSpec(
-            "Gemma Scope 2's format has thresholds but no k, so it cannot hold a TopK SAE",
-            hint="Write it as saelens, dictionary_learning or sparsify.",
-        )
+    refuse_k(sae, "Gemma Scope 2's format")
     return {WEIGHTS: save({name.lower(): np.ascontiguousarray(tensor) for name, tensor in arrays(sae).items()})}
 
 

@@ -65,6 +65,11 @@ class Keys:
         migrate(database)
         return Keys(database)
 
+    @property
+    def where(self) -> str:
+        """The database's address, without its password."""
+        return self._database.engine.url.render_as_string()
+
     def create(
         self, name: str, scopes: tuple[str, ...], project: str = DEFAULT_PROJECT, expires_days: int | None = None
     ) -> str:

@@ -79,7 +79,7 @@ class MemoryPlan:
         if limits is not None:
             for parts, has, whose in ((self.saes, limits.jax, "JAX"), (self.model, limits.torch, "torch")):
                 if _sum(parts) > has:
-                    largest, param, remedy = _blamed(parts)
+                    largest, param, remedy = _largest(parts)
                     needed = f"the job needs about {readable(_sum(parts))} for {', '.join(parts)}"
                     there = f"the device has {readable(has)} for {whose}; {largest} takes the most."
                     raise OutOfMemory(f"{needed}, and {there}", param=param, hint=remedy)
@@ -88,7 +88,7 @@ class MemoryPlan:
         needed, has = _sum(parts) + self.checkpoint, host_memory()
         if needed <= has:
             return None
-        largest, _, remedy = _blamed(parts)
+        largest, _, remedy = _largest(parts)
         return f"the job needs about {readable(needed)}, and this machine has {readable(has)}; {largest} takes the most. {remedy}"
 
 
@@ -121,7 +121,7 @@ def _sum(parts: dict[str, int]) -> int:
     return sum(parts.values())
 
 
-def _blamed(parts: dict[str, int]) -> tuple[str, str, str]:
+def _largest(parts: dict[str, int]) -> tuple[str, str, str]:
     """The purpose that takes the most, its field, and what to do."""
     largest = max(parts, key=lambda name: parts[name])
     return (largest, *REMEDIES[largest])

@@ -154,7 +154,7 @@ def check(spec: SAESpec, index: int, widths: Mapping[str, int], roots: Roots = E
     initial = spec.initial
     if initial is None:
         return
-    with _blamed(index):
+    with _of_sae(index):
         folder, format = folder_of(initial, roots), FORMATS[initial.format]
         d_in, d_sae = format.sizes(folder)
         _check_sizes(spec, d_in, d_sae, widths)
@@ -171,7 +171,7 @@ def load_all(job: JobSpec, widths: Mapping[str, int], roots: Roots = EVERYWHERE)
 def load(spec: SAESpec, index: int, widths: Mapping[str, int], roots: Roots = EVERYWHERE) -> Initial:
     """What the SAE at `index` starts from. Raises InvalidSpec, with the field's pointer, if that is not possible."""
     assert spec.initial is not None
-    with _blamed(index):
+    with _of_sae(index):
         reads, writes = spec.reads, spec.writes
         if len(reads) != 1 or len(writes) != 1:
             raise InvalidSpec("a crosscoder cannot start from weights that were trained before", "/initial")
@@ -209,7 +209,7 @@ def _check_sizes(spec: SAESpec, d_in: int, d_sae: int, widths: Mapping[str, int]
 
 
 @contextmanager
-def _blamed(index: int) -> Iterator[None]:
+def _of_sae(index: int) -> Iterator[None]:
     """Makes what is wrong with the files or the SAE an error of a field of the SAE at `index`."""
     try:
         yield

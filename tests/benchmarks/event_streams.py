@@ -9,9 +9,6 @@ the CPU time of the API.
 import argparse
 import asyncio
 import os
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,26 +22,9 @@ from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.store import JobStore
+from tests.api_process import started
 
 SPEC: dict[str, Any] = {"queue": "default", "priority": 0, "metadata": {}}
-
-
-def started_api(folder: Path, core: int) -> tuple[subprocess.Popen[bytes], str]:
-    """An API on a core of its own, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["taskset", "-c", str(core), sys.executable, "-m", "api", "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | {"SAE_SERVICE_DATA_DIR": str(folder)})
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        try:
-            httpx.get(f"{url}/readyz").raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.2)
-        else:
-            return process, url
-    raise SystemExit("the API does not answer")
 
 
 def report(database: Database, job_ids: list[str], over: threading.Event) -> None:
@@ -109,7 +89,7 @@ def main() -> None:
         migrate(database)
         store, over = JobStore(database), threading.Event()
         job_ids = [store.submit(SPEC)[0].id for _ in range(given.streams)]
-        process, url = started_api(Path(folder), given.core)
+        process, url = started(Path(folder), "taskset", "-c", str(given.core))
         threading.Thread(target=report, args=(database, job_ids[::20], over), daemon=True).start()
         try:
             before, began = cpu_s(process.pid), time.perf_counter()

@@ -188,7 +188,12 @@ def without_width(model: Path) -> None:
     (model / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": "many"}))
 
 
-@pytest.mark.parametrize("change", [damaged_header, cut_off, pickled, of_unknown_type, without_width])
+def of_many_layers(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"n_layer": 10**9, "num_hidden_layers": 10**9}))
+
+
+@pytest.mark.parametrize("change", [damaged_header, cut_off, pickled, of_unknown_type, without_width, of_many_layers])
 def test_a_model_that_cannot_be_read_is_said_to_be_so_at_once(root: Path, change: Callable[[Path], None]) -> None:
     change(root / "model")
     error = refusal(lambda: LanguageModel(ModelSpec(name=str(root / "model")), "cpu", Roots((root,))))
