@@ -55,7 +55,10 @@ class Problem(BaseModel):
 
 
 MEDIA_TYPE = "application/problem+json"
-_CONTENT = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+_SCHEMA = Problem.model_json_schema()
+# In place, since a reference would mean a part of the whole document.
+_SCHEMA["properties"]["errors"]["items"] = _SCHEMA.pop("$defs")["FieldProblem"]
+_CONTENT = {MEDIA_TYPE: {"schema": _SCHEMA}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": HTTPStatus(status).phrase, "content": _CONTENT}
     for status in (400, 401, 403, 404, 409, 411, 413, 415, 421, 422, 500, 503)

@@ -20,14 +20,21 @@ SCHEMATHESIS = ROOT / ".venv-contract" / "bin" / "st"
 EXAMPLES = os.environ.get("CONTRACT_EXAMPLES", "40")
 KEY = "contract"
 pytestmark = pytest.mark.slow
-# What an OpenAPI document cannot say, or says of a service with keys alone.
-EXPLAINED = ("positive_data_acceptance", "ignored_auth")
+# What an OpenAPI document cannot say: rules across fields, and whether files are there.
+EXPLAINED = ("positive_data_acceptance",)
 # A stream lasts as long as its job waits; tests of their own follow some.
 CONFIG = """
 [[operations]]
 include-path = "/v1/jobs/{job_id}/events"
 [operations.parameters]
 "query.stream" = false
+
+# Each of 64 SAEs has some twenty fields: the tool does not come to the end of all their combinations.
+[[operations]]
+include-path = "/v1/jobs"
+include-method = "POST"
+[operations.phases.coverage]
+enabled = false
 """
 
 

@@ -1,6 +1,7 @@
 """What all answers have in common, and what is refused about the form of a request."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,13 @@ def test_who_asks_whether_it_is_ready_does_not_hear_where_the_database_is(
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert "10.1.2.3" not in answer.text
+
+
+def test_the_description_refers_to_nothing_that_it_lacks(api: TestClient) -> None:
+    document = api.get("/openapi.json").json()
+    references = set(re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(document)))
+    assert references
+    for reference in references:
+        part = document
+        for name in reference.split("/"):
+            part = part[name]
