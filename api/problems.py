@@ -103,7 +103,7 @@ def _cut(text: str) -> str:
 def bug(request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that came to an error which nobody has foreseen."""
     log.error("%s: unexpected error", request.scope["request_id"], exc_info=error)
-    return problem(request, 500, "internal", "Something went wrong in the service; its log has the details.")
+    return problem(request, 500, SAEServiceError.code, "Something went wrong in the service; its log has the details.")
 
 
 def _status(error: SAEServiceError) -> int:

@@ -174,7 +174,7 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
     Args:
         has_trained: there is a checkpoint, so model, text and memory were there: it counts as a crash if they are not now.
     """
-    from sae_service.errors import NO_MEMORY, DamagedText, DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
+    from sae_service.errors import NO_MEMORY, DamagedText, DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError, as_stored
 
     is_full = isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
     if is_full and not isinstance(error, OutOfMemory):
@@ -185,8 +185,7 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
         was_there = isinstance(error, DataNotFound | ModelNotFound | OutOfMemory) and not isinstance(error, DamagedText)
         return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable or (has_trained and was_there)}
     # Nobody has foreseen it, so nobody knows that it would come again: it counts as a crash, three of which are the end.
-    described = {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
-    return {"kind": "failed", "error": described, "retryable": True}
+    return {"kind": "failed", "error": as_stored(error), "retryable": True}
 
 
 if __name__ == "__main__":

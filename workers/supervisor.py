@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from sae_service import counters, logs, tracing
-from sae_service.errors import DatabaseFailure, LeaseLost, SAEServiceError, ServiceUnavailable, StorageFailure, WorkerCrashed
+from sae_service.errors import DatabaseFailure, LeaseLost, ServiceUnavailable, StorageFailure, WorkerCrashed, as_stored
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.settings import Settings, child_environment
@@ -46,7 +46,7 @@ class Supervisor:
                 self._begin(attempt)
             except Exception as error:  # the last resort: without it the job would stand still until its lease is over
                 log.exception("the attempt has met an unexpected error")
-                described = _described(error)
+                described = as_stored(error)
                 with suppress(LeaseLost, DatabaseFailure):
                     _persist(lambda: attempt.record_crash(described))
 
@@ -253,13 +253,6 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
         return attempt.release
     text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
     return _crash(attempt, text)
-
-
-def _described(error: Exception) -> dict[str, Any]:
-    """An error as it is stored with a job."""
-    if isinstance(error, SAEServiceError):
-        return error.as_dict()
-    return {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
 
 
 def _crash(attempt: Attempt, text: str) -> Callable[[], None]:

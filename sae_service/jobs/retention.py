@@ -9,12 +9,11 @@ from sae_service.errors import Conflict, NotFound, StorageFailure
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.records import TERMINAL
-from sae_service.jobs.rows import now
+from sae_service.jobs.rows import DAY_S, now
 from sae_service.jobs.store import JobStore
 from sae_service.storage.objects import Storage
 
 log = logging.getLogger("retention")
-DAY_S = 86_400
 AT_ONCE = 20
 """Jobs in one look."""
 
