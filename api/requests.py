@@ -58,7 +58,7 @@ class Requests:
         try:
             answer = await access.refusal(request) or _refusal(request) or self._app
             await answer(scope, receive, completed)
-        except Exception as error:
+        except Exception as error:  # the outermost: Starlette's own answer to a bug is made outside, without our headers
             if has_begun:
                 raise
             await bug(request, error)(scope, receive, completed)

@@ -207,7 +207,7 @@ def translated(translate: Callable[[Exception], Exception | None]) -> Iterator[N
         yield
     except (SAEServiceError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # libraries have no class in common for what is wrong with a file; what is unknown goes on as it is
         ours = translate(error)
         if ours is None:
             raise

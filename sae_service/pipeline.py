@@ -1,5 +1,6 @@
 """A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -277,8 +278,10 @@ class _Training:
         """
         n_steps = values["n_steps"]
         key = f"{self.prefix}/step-{n_steps:09d}-{uuid4().hex[:12]}"
+        began = time.monotonic()
         entries = self.storage.publish(key, self.files(states, values, metrics))
+        written_s = time.monotonic() - began
         tokens, is_final = n_steps * self.job.stream.batch, bool(metrics) and n_steps == self.job.stream.n_steps
-        written = Checkpoint(key, n_steps, tokens, is_final, entries, metrics, score(self.job, n_steps, metrics))
+        written = Checkpoint(key, n_steps, tokens, is_final, entries, metrics, score(self.job, n_steps, metrics), written_s)
         self.reporter.checkpoint(written)
         return written

@@ -196,10 +196,8 @@ class Supervisor:
             case "metrics":
                 counters.TOKENS_PER_SECOND.set(message["progress"]["tokens_per_s"])
                 _persist(lambda: attempt.metrics(message["rows"], message["progress"]), lease)
-            case "written":
-                counters.CHECKPOINT_SECONDS.observe(message["seconds"])
-                return
             case "checkpoint":
+                counters.CHECKPOINT_SECONDS.observe(message["seconds"])
                 for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
                     self.deletions.add(key)
             case _:

@@ -26,10 +26,9 @@ from sae_service.sae.inference import InferenceSAE, unscaled
 from sae_service.sae.sites import Sites, columns
 from sae_service.schema import ArchitectureConfig, Normalization
 from sae_service.spec import InitialSpec, JobSpec, SAESpec
+from sae_service.spec.stream import SAMPLE_ROWS
 from sae_service.training.placement import Placement
 from sae_service.training.step import Served, TrainState, begun
-
-SAMPLE_ROWS = 32_768
 
 Scales = dict[str, float]
 """The scalar of each hook point of an SAE."""
