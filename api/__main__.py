@@ -8,6 +8,7 @@ import sys
 from api.app import create_app
 from api.server import serve
 from sae_service.errors import SAEServiceError
+from sae_service.schema import DEFAULT_PORT
 from sae_service.startup import start
 
 log = logging.getLogger("api")
@@ -17,7 +18,7 @@ def main() -> None:
     """Serves until it is stopped. What it cannot start without is one line, and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     arguments = parser.parse_args()
     try:
         settings = start(log, "api")

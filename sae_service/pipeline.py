@@ -19,6 +19,7 @@ from sae_service.evaluation.score import score
 from sae_service.news import Checkpoint, Reporter
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
+from sae_service.schema import SAES
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
@@ -267,7 +268,7 @@ class _Training:
             if metrics:
                 found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
             for name in sorted(found):
-                yield f"saes/{sae.name}/{name}", found.pop(name)
+                yield f"{SAES}{sae.name}/{name}", found.pop(name)
 
     def publish(self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]) -> Checkpoint:
         """Writes the state and the SAEs under a key of their own, and reports them once they are complete.

@@ -11,6 +11,7 @@ from sae_service import counters, logs, tracing
 from sae_service.errors import DatabaseFailure, LeaseLost, ServiceUnavailable, StorageFailure, WorkerCrashed, as_stored
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
+from sae_service.jobs.records import folder
 from sae_service.settings import Settings, child_environment
 from sae_service.storage.objects import Storage
 from workers.child import ORPHANED, Child
@@ -109,7 +110,7 @@ class Supervisor:
         began, told = time.monotonic(), False
         while time.monotonic() - began < self._settings.hang_s:
             try:
-                self._storage.folders(_prefix(attempt))
+                self._storage.folders(folder(attempt.job_id))
                 return None
             except StorageFailure as error:
                 text = f"{error} The job waits for the storage."
@@ -139,7 +140,7 @@ class Supervisor:
             "readable_roots": list(map(str, self._settings.readable_roots())),
             "closed_folders": list(map(str, self._settings.closed_folders())),
             "storage_url": self._settings.resolved_storage_url(),
-            "prefix": _prefix(attempt),
+            "prefix": folder(attempt.job_id),
             "resume_from": committed,
             "begin_with": _persist(attempt.origin_key),
             "lease_s": self._settings.lease_s,
@@ -208,7 +209,7 @@ class Supervisor:
         """Deletes what was written for the job but never became part of it. Returns what did."""
         written: set[str] = set()
         try:
-            written = self._storage.folders(_prefix(attempt))
+            written = self._storage.folders(folder(attempt.job_id))
         except StorageFailure as error:
             log.warning("%s", error)
         if not is_over:
@@ -218,11 +219,6 @@ class Supervisor:
         for key in _persist(lambda: attempt.orphans(written)):
             self.deletions.add(key)
         return committed
-
-
-def _prefix(attempt: Attempt) -> str:
-    """The key below which the files of the job are."""
-    return f"jobs/{attempt.job_id}"
 
 
 def _over(attempt: Attempt, lease: Lease) -> Callable[[], None] | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_service import errors
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, full_id, reported
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, CheckpointId, IdempotencyKey, JobId, Url, full_id, reported
 from sae_service.client import Client
 from sae_service.jobs.records import Job
 from sae_service.plain_words import unknown_name
@@ -45,7 +45,7 @@ def fork(
         list[str] | None,
         typer.Option("--set", help="SAE.FIELD=VALUE: a number of its optimizer or architecture, such as a.lr=1e-4."),
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
+    checkpoint: CheckpointId = "latest",
     tokens: Annotated[int | None, typer.Option(help="Tokens in all. Default: as many as the job's.")] = None,
     idempotency_key: IdempotencyKey = None,
     url: Url = DEFAULT_URL,

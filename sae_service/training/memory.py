@@ -12,7 +12,7 @@ from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import OutOfMemory
 from sae_service.sae.sites import Sites
 from sae_service.settings import jax_memory_share
-from sae_service.spec import JobSpec
+from sae_service.spec import JobSpec, fields
 from sae_service.training import start
 from sae_service.training.placement import Placement
 
@@ -27,7 +27,7 @@ REMEDIES = {
     "step": ("/saes", "Lower stream.batch or d_sae."),
     "evaluation": ("/stream/prompts", "Lower stream.prompts or d_sae."),
     "fills": ("/stream", "Lower stream.buffer_bytes or stream.buffer_rows."),
-    "model": ("/stream/model", "Load the model in another dtype, or take a smaller one."),
+    "model": (fields.MODEL, fields.SMALLER_MODEL),
     "logits": ("/stream/prompts", "Lower stream.prompts or stream.context_size."),
 }
 """The field to blame for each purpose, and what to do."""

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from api.events import _stream as stream_of_events
+from api.events import stream_of_events
 from api.following import Following
 from sae_service.errors import StorageFailure
 from sae_service.jobs import tables

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 from sqlalchemy.exc import OperationalError
 
 from sae_service.errors import ServiceUnavailable
@@ -115,6 +116,18 @@ def test_what_is_recorded_is_a_sign_of_life_where_the_renewals_do_not_get_their_
     worker.supervisor.work(worker.job_id, 1)
     assert (worker.status, worker.store.get(worker.job_id).attempt) == ("succeeded", 1)
     assert sum("renewed" in event.message for event in worker.store.events(worker.job_id)) == 15
+
+
+def test_what_a_checkpoint_took_to_be_written_is_counted(worker: Worker, child_runs: Callable[[str], None]) -> None:
+    def seconds() -> float:
+        return REGISTRY.get_sample_value("sae_checkpoint_seconds_sum") or 0.0
+
+    before = seconds()
+    child_runs(says(saved(worker.publish(3)), saved(worker.publish(9, is_final=True)), {"kind": "finished"}))
+    # They were published before their job was taken.
+    worker.supervisor._storage.folders = lambda prefix: set()
+    worker.supervisor.work(worker.job_id, 1)
+    assert (worker.status, seconds() - before) == ("succeeded", 2 * 0.5)
 
 
 def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(
