@@ -17,6 +17,7 @@ from sae_service.errors import (
     Conflict,
     DamagedCheckpoint,
     DatabaseFailure,
+    InvalidSpec,
     NotFound,
     SAEServiceError,
     ServiceUnavailable,
@@ -103,7 +104,7 @@ def _cut(text: str) -> str:
 def bug(request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that came to an error which nobody has foreseen."""
     log.error("%s: unexpected error", request.scope["request_id"], exc_info=error)
-    return problem(request, 500, "internal", "Something went wrong in the service; its log has the details.")
+    return problem(request, 500, SAEServiceError.code, "Something went wrong in the service; its log has the details.")
 
 
 def _status(error: SAEServiceError) -> int:
@@ -141,7 +142,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=sentence(item)) for item in found]
     status = 422 if found[0]["loc"][0] == "body" else 400
     detail = f"{errors[0].pointer}: {errors[0].detail}" if errors[0].pointer else f"The body {errors[0].detail}."
-    return problem(request, status, "invalid_spec" if status == 422 else "invalid_request", detail, errors[0].pointer, errors)
+    code = InvalidSpec.code if status == 422 else BadRequest.code
+    return problem(request, status, code, detail, errors[0].pointer, errors)
 
 
 def _pointer(location: tuple[Any, ...], body: Any) -> str:

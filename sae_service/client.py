@@ -14,9 +14,9 @@ import httpx
 from sae_service import downloads, errors
 from sae_service.answers import Answers
 from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, MetricsRow, Worker
-from sae_service.schema import OWN_FORMAT
+from sae_service.schema import DEFAULT_PORT, OWN_FORMAT, SAES
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 OUTAGE_S = 60.0
 CHUNK = 1 << 20
 
@@ -146,10 +146,10 @@ class Client:
         folder = Path(folder)
         chosen = self._checkpoint(self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints/{_quoted(checkpoint)}"))
         base = f"/v1/jobs/{_quoted(job_id)}/checkpoints/{chosen.id}"
-        hashes = {entry.path.removeprefix("saes/"): entry.sha256 for entry in chosen.files if entry.path.startswith("saes/")}
+        hashes = {entry.path.removeprefix(SAES): entry.sha256 for entry in chosen.files if entry.path.startswith(SAES)}
         if format == OWN_FORMAT:
             for path, target in downloads.missing(folder, hashes).items():
-                self._fetch(f"{base}/files/saes/{path}", hashes[path], target)
+                self._fetch(f"{base}/files/{SAES}{path}", hashes[path], target)
             return [folder / path for path in hashes]
         names = dict.fromkeys(path.split("/")[0] for path in hashes)
         with tempfile.TemporaryDirectory() as scratch:

@@ -4,9 +4,9 @@ from functools import partial
 
 from sae_service.errors import ModelNotFound, translated
 from sae_service.settings import hub_host, is_offline
+from sae_service.spec import fields
 
 TIMEOUT_S = 3
-PARAM = "/stream/model/name"
 
 
 def check_model(name: str, revision: str | None) -> None:
@@ -31,12 +31,12 @@ def _said(name: str, revision: str | None, error: Exception) -> Exception:
     match error:
         case of_hub.GatedRepoError():
             hint = "Accept its terms there, and give the service's processes a token (HF_TOKEN)."
-            return ModelNotFound(f"{hub_host()} gives {name} only to users who have accepted its terms.", PARAM, hint)
+            return ModelNotFound(f"{hub_host()} gives {name} only to users who have accepted its terms.", fields.MODEL_NAME, hint)
         case of_hub.RepositoryNotFoundError():
             hint = "A folder's name starts with '/', '.' or '~'; a private model needs a token (HF_TOKEN)."
-            return ModelNotFound(f"{hub_host()} has no model {name}.", PARAM, hint)
+            return ModelNotFound(f"{hub_host()} has no model {name}.", fields.MODEL_NAME, hint)
         case of_hub.RevisionNotFoundError():
             return ModelNotFound(f"{hub_host()} has no revision {revision} of {name}.", "/stream/model/revision")
         case of_hub.EntryNotFoundError():
-            return ModelNotFound(f"{name} on {hub_host()} has no config.json.", PARAM)
+            return ModelNotFound(f"{name} on {hub_host()} has no config.json.", fields.MODEL_NAME)
     return ConnectionError(f"{hub_host()} does not answer: {error}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sae_service.errors import InvalidSpec
+from sae_service.spec import fields
 
 Message = dict[str, Any]
 MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -15,7 +16,7 @@ def check_template(tokenizer: Any, train_on: str) -> None:
     if getattr(tokenizer, "chat_template", None) is None:
         raise InvalidSpec(
             "the model's tokenizer has no chat template.",
-            param="/stream/dataset/chat",
+            param=fields.CHAT,
             hint="Name a model that was made for chat, or put a chat_template.jinja into the model's folder.",
         )
     if train_on != "all" and not tokenizer.is_fast:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sae_service.activations import chat
 from sae_service.errors import InvalidSpec
-from sae_service.spec import DatasetSpec
+from sae_service.spec import DatasetSpec, fields
 
 Part = Literal["train", "held_out"]
 Place = Callable[[int], str]
@@ -86,7 +86,7 @@ def check_kind(spec: DatasetSpec, value: Any, where: str) -> str:
         if not spec.chat and spec.rows != "kept":
             wanted += f" or {SAID['ids']}"
         hint = "" if kind is None else HINTS[kind]
-        raise InvalidSpec(f"{where} holds {described(value)}; {wanted} are needed.", param="/stream/dataset/column", hint=hint)
+        raise InvalidSpec(f"{where} holds {described(value)}; {wanted} are needed.", param=fields.COLUMN, hint=hint)
     return kind
 
 
@@ -130,7 +130,7 @@ class Documents:
         kind = check_kind(self.spec, value, place(index))
         if self._kind not in (None, kind):
             raise InvalidSpec(
-                f"{place(index)} holds {SAID[kind]}, and rows before it {SAID[self._kind]}.", param="/stream/dataset/column"
+                f"{place(index)} holds {SAID[kind]}, and rows before it {SAID[self._kind]}.", param=fields.COLUMN
             )
         self._kind = kind
         self.n_seen += 1
@@ -148,7 +148,7 @@ class Documents:
             if not 0 <= token < self.model.n_vocab:
                 raise InvalidSpec(
                     f"{where} holds token {token}; the model's are 0 to {self.model.n_vocab - 1}.",
-                    param="/stream/dataset/column",
+                    param=fields.COLUMN,
                     hint="The ids must come from this model's tokenizer.",
                 )
         if self.spec.rows == "kept" and len(ids) < self.context_size:
@@ -166,5 +166,5 @@ class Documents:
             try:
                 found.append(chat.rendered(tokenizer, messages) if is_whole else chat.answers_only(tokenizer, messages))
             except ValueError as error:
-                raise InvalidSpec(f"{place(index)} {error}.", param="/stream/dataset/chat") from error
+                raise InvalidSpec(f"{place(index)} {error}.", param=fields.CHAT) from error
         return self.model.encode(found) if is_whole and found else found

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 
 from sae_service.activations.documents import Documents, Part, Tokenizing
 from sae_service.activations.text import open_text
-from sae_service.errors import DataNotFound
+from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.schema import Frozen
 from sae_service.spec import DatasetSpec
@@ -146,3 +146,9 @@ class PackedTokens:
                     pending = []
         if pending:
             yield _prompts(pending), pending_start
+
+
+def all_left_out(message: str, spec: DatasetSpec) -> InvalidSpec:
+    """The error for text of which no position is trained on or measured."""
+    param = "/stream/exclude" if spec.train_on == "all" else "/stream/dataset/train_on"
+    return InvalidSpec(message, param, "Leave out fewer tokens.")

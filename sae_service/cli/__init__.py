@@ -13,6 +13,7 @@ from sae_service import __version__
 from sae_service.cli import changes, jobs, keys, saes
 from sae_service.cli.common import DataDir, reported
 from sae_service.cli.config import config
+from sae_service.schema import DEFAULT_PORT
 from sae_service.settings import environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -21,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 def serve(
     data_dir: DataDir = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = DEFAULT_PORT,
     workers: Annotated[int, typer.Option(min=0, help="Jobs that are trained at the same time.")] = 1,
     devices: Annotated[
         str | None, typer.Option(help="GPUs of each worker, such as '0;1' for two workers; overrides --workers.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_service import errors
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, full_id, reported
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, CheckpointId, IdempotencyKey, JobId, Url, full_id, reported
 from sae_service.client import Client
 from sae_service.jobs.records import Job
 from sae_service.plain_words import unknown_name
@@ -18,17 +18,17 @@ Tokens = Annotated[int, typer.Option(help="Tokens in all, those already trained 
 
 def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Ends a job. What it has saved stays."""
-    _said(Client.cancel, url, api_key, job_id, as_json)
+    _tell(Client.cancel, "status", url, api_key, job_id, as_json)
 
 
 def pause(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Saves a job and holds it; its worker is free for another."""
-    _said(Client.pause, url, api_key, job_id, as_json)
+    _tell(Client.pause, "status", url, api_key, job_id, as_json)
 
 
 def resume(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Lets a paused job go on."""
-    _said(Client.resume, url, api_key, job_id, as_json)
+    _tell(Client.resume, "status", url, api_key, job_id, as_json)
 
 
 def extend(
@@ -36,7 +36,7 @@ def extend(
     api_key: ApiKey = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Trains the SAEs of a finished job on more tokens, as a new job. Prints its id."""
-    _made(lambda client, parent: client.extend(parent, tokens, idempotency_key), url, api_key, job_id, as_json)
+    _tell(lambda client, parent: client.extend(parent, tokens, idempotency_key), "id", url, api_key, job_id, as_json)
 
 
 def fork(
@@ -45,7 +45,7 @@ def fork(
         list[str] | None,
         typer.Option("--set", help="SAE.FIELD=VALUE: a number of its optimizer or architecture, such as a.lr=1e-4."),
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
+    checkpoint: CheckpointId = "latest",
     tokens: Annotated[int | None, typer.Option(help="Tokens in all. Default: as many as the job's.")] = None,
     idempotency_key: IdempotencyKey = None,
     url: Url = DEFAULT_URL,
@@ -58,7 +58,7 @@ def fork(
         body: dict[str, Any] = {"saes": numbers(changes or [], client.job(parent).spec)}
         return client.fork(parent, body | ({"tokens": tokens} if tokens is not None else {}), checkpoint, idempotency_key)
 
-    _made(forked, url, api_key, job_id, as_json)
+    _tell(forked, "id", url, api_key, job_id, as_json)
 
 
 def numbers(changes: list[str], spec: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def retry(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Tries a failed or cancelled job again from its last checkpoint, as a new job. Prints its id."""
-    _made(lambda client, parent: client.retry(parent, idempotency_key), url, api_key, job_id, as_json)
+    _tell(lambda client, parent: client.retry(parent, idempotency_key), "id", url, api_key, job_id, as_json)
 
 
 def delete(
@@ -110,21 +110,9 @@ def delete(
         client.delete(job_id)
 
 
-def _said(
-    change: Callable[[Client, str], Job], url: str, api_key: str | None, job_id: str, as_json: bool
-) -> None:
-    """Changes a job, and prints its state."""
+def _tell(change: Callable[[Client, str], Job], what: str, url: str, api_key: str | None, job_id: str, as_json: bool) -> None:
+    """Changes a job, or makes another of it, and prints `what`, a field of the job that it then is."""
     with reported():
         client = Client(url, api_key)
         job = change(client, full_id(client, job_id))
-        typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
-
-
-def _made(
-    make: Callable[[Client, str], Job], url: str, api_key: str | None, job_id: str, as_json: bool
-) -> None:
-    """Makes a job of another, and prints its id."""
-    with reported():
-        client = Client(url, api_key)
-        job = make(client, full_id(client, job_id))
-        typer.echo(job.model_dump_json(indent=1) if as_json else job.id)
+        typer.echo(job.model_dump_json(indent=1) if as_json else getattr(job, what))

@@ -31,6 +31,7 @@ ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, its beginning or its end if that is one job's only, or latest.")]
 IdempotencyKey = Annotated[str | None, typer.Option(help="A repetition with the same key returns the first job.")]
+CheckpointId = Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sae_service import errors
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, full_id, reported
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, CheckpointId, IdempotencyKey, JobId, Url, full_id, reported
 from sae_service.cli.job_file import JobFile
 from sae_service.client import Client
 from sae_service.jobs.records import Job, Status
@@ -134,7 +134,7 @@ def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson
 def download(
     job_id: JobId,
     output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
+    checkpoint: CheckpointId = "latest",
     format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = OWN_FORMAT,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,

@@ -146,7 +146,7 @@ class Attempt:
             message = f"Checkpoint at step {values['step']}."
             add_event(connection, self.job_id, "checkpoint", message, data)
             if values["is_final"]:
-                self._end(connection, "succeeded", "The job succeeded.")
+                end_job(connection, self.job_id, "succeeded", "The job succeeded.")
             given_up = replaced + self._retire(connection, keep)
             unneeded = sorted(set(given_up) - promised(connection, given_up))
         if checkpoint["is_final"]:
@@ -179,13 +179,13 @@ class Attempt:
     def fail(self, error: dict[str, Any]) -> None:
         """Ends the job in failure."""
         with self._owned() as (connection, _):
-            self._end(connection, "failed", f"The job failed: {error['message']}", error=error)
+            end_job(connection, self.job_id, "failed", f"The job failed: {error['message']}", error=error)
         attempt_ended("running", "failed")
 
     def cancel(self) -> None:
         """Ends the job as its user asked; its training process is gone."""
         with self._owned() as (connection, _):
-            self._end(connection, "cancelled", "The job was cancelled.")
+            end_job(connection, self.job_id, "cancelled", "The job was cancelled.")
         attempt_ended("cancelling", "cancelled")
 
     def release(self) -> None:
@@ -201,9 +201,6 @@ class Attempt:
             if not settle(connection, row):
                 count_crash(connection, self._queue, row, error)
         attempt_ended(row.status, "crashed")
-
-    def _end(self, connection: sa.Connection, status: str, message: str, error: dict[str, Any] | None = None) -> None:
-        end_job(connection, self.job_id, status, message, error)
 
     @contextmanager
     def _owned(self, *more: sa.Column[Any]) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:

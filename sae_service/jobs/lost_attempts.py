@@ -150,5 +150,5 @@ def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event
             look()
         except (ServiceUnavailable, DatabaseFailure, StorageFailure) as error:
             log.warning("%s", error)
-        except Exception:  # jobs in hand must not lose their worker by that
+        except Exception:  # a bug in one look: without the next ones nobody finds lost jobs, and a worker loses its own
             log.exception("a look at the jobs has failed")

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +50,10 @@ Content = bytes | Parts
 
 
 class Storage:
-    """Objects by key below one root.
-
-    Attributes:
-        published_s: how long the last set of files took to be published.
-    """
+    """Objects by key below one root."""
 
     def __init__(self, url: str) -> None:
         """Opens the storage at `file:///folder` (made if absent) or `s3://bucket/prefix`."""
-        self.published_s = 0.0
         self.root = Path(unquote(urlparse(url).path)) if url.startswith("file:") else None
         try:
             if self.root is not None:
@@ -197,13 +191,12 @@ class Storage:
 
         Returns the manifest's entries, sorted by path. A file is let go of before the next one is asked for.
         """
-        began, entries = time.monotonic(), list[dict[str, str | int]]()
+        entries = list[dict[str, str | int]]()
         for path, content in files if isinstance(files, Iterator) else files.items():
             entries.append({"path": path, "size": len(content), "sha256": self.put(f"{prefix}/{path}", content)})
             del content
         entries.sort(key=lambda entry: str(entry["path"]))
         self.put(f"{prefix}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
-        self.published_s = time.monotonic() - began
         return entries
 
     def has_published(self, prefix: str) -> bool:
@@ -220,11 +213,6 @@ class Storage:
             return {str(entry["path"]): entry["sha256"] for entry in listed}
         except (NotFound, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"{prefix} has no readable manifest") from error
-
-    def read_published(self, prefix: str, below: str = "") -> dict[str, bytes]:
-        """The files of a published set whose path starts with `below`, each checked against the manifest."""
-        hashes = self.hashes(prefix)
-        return self.read(prefix, {path: sha256 for path, sha256 in hashes.items() if path.startswith(below)})
 
     def checked(self, key: str, sha256: str) -> Iterator[bytes]:
         """A whole object in pieces. Raises DamagedCheckpoint after the last one if they are not what `sha256` says."""

@@ -1,24 +1,20 @@
-"""The command line and the client before a service that trains nothing, and before servers that are none."""
+"""The command line and the client before a service that trains nothing."""
 
 import copy
-import http.server
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import uvicorn
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from api.app import create_app
-from sae_service import __version__, errors
-from sae_service.cli import PANELS, app
+from sae_service import errors
+from sae_service.cli import app
 from sae_service.client import Client
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import Attempt
@@ -30,6 +26,7 @@ from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
 from sae_service.storage.objects import Content, Storage
 from tests.saes import random_sae
+from tests.served import served
 
 MARKUP = ("org/m[/b]", "[bold]x", ":smile:", "[/red]")
 
@@ -38,14 +35,8 @@ MARKUP = ("org/m[/b]", "[bold]x", ":smile:", "[/red]")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
     """The address of a service without a worker, and its settings."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("service"))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", settings
-    server.should_exit = True
-    thread.join()
+    with served(settings) as address:
+        yield address, settings
 
 
 @pytest.fixture
@@ -147,53 +138,6 @@ def test_what_a_jobs_state_does_not_allow_has_an_exit_code_of_its_own(
     assert (refused.exit_code, refused.stderr) == (6, f"sae-service: job {job_id} has ended: it is succeeded\n")
 
 
-class Answer(http.server.BaseHTTPRequestHandler):
-    """Some other web server."""
-
-    status, content = 404, b"<html>nothing here</html>"
-
-    def do_GET(self) -> None:
-        self.send_response(self.status)
-        self.end_headers()
-        self.wfile.write(self.content)
-
-    do_POST = do_GET
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("status", "content"),
-    [
-        (404, b"<html>nothing here</html>"), (404, b'{"detail": "Not Found"}'), (422, b'{"errors": [{"message": "no"}]}'),
-        (400, b'{"code": 7}'), (200, b"hello"), (200, b'{"status": "ok"}'), (200, b"[]"), (200, b'{"data": [{"id": 1}]}'),
-        (200, b'{"data": [], "has_more": true}'), (302, b""),
-    ],
-)  # fmt: skip
-def test_another_server_is_said_to_be_no_sae_service(status: int, content: bytes, tmp_path: Path) -> None:
-    kind = type("Other", (Answer,), {"status": status, "content": content})
-    job = tmp_path / "job.yaml"
-    job.write_text("stream: {}\n")
-    with http.server.HTTPServer(("127.0.0.1", 0), kind) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        for command in (["list"], ["show", "job_" + "0" * 22], ["submit", str(job)]):
-            told = CliRunner().invoke(app, [*command, "--url", url])
-            assert told.exit_code == 4, (command, told.output)
-            assert f"what answers at {url} is no SAE training service" in told.stderr
-        server.shutdown()
-
-
-@pytest.mark.parametrize("url", ["127.0.0.1:1", "http://127.0.0.1:1", "ftp://127.0.0.1", "http://["])
-def test_an_address_without_a_service_is_told_with_what_to_do(url: str) -> None:
-    told = CliRunner().invoke(app, ["list", "--url", url])
-    assert told.exit_code in (2, 4)
-    assert ".." not in told.stderr
-    assert url.split("//")[-1] in told.stderr
-    assert "--url" in told.stderr
-
-
 def test_a_job_is_found_by_the_beginning_or_the_end_of_its_id(
     run: Callable[..., Result], service: Client, spec: dict[str, Any]
 ) -> None:
@@ -291,30 +235,6 @@ def test_before_its_first_step_a_job_is_followed_by_what_it_does(
 def _end(database: Database, job_id: str) -> None:
     with database.transaction() as connection:
         connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(status="cancelled"))
-
-
-def test_the_commands_are_listed_in_the_order_of_a_days_work() -> None:
-    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
-    places = [shown.index(f"│ {name} ") for commands in PANELS.values() for name in commands]
-    assert places == sorted(places)
-
-
-def test_the_release_is_said() -> None:
-    assert CliRunner().invoke(app, ["--version"]).output == f"sae-service {__version__}\n"
-
-
-def test_a_key_that_the_service_does_not_know_is_told_with_the_option_for_it(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, api_key_sha256=("0" * 64,))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    told = CliRunner().invoke(app, ["list", "--url", f"127.0.0.1:{port}"])
-    server.should_exit = True
-    thread.join()
-    assert (told.exit_code, "--api-key" in told.stderr) == (5, True)
 
 
 def test_a_job_that_is_not_there_is_not_found(service: Client) -> None:
