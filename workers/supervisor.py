@@ -100,7 +100,6 @@ class Supervisor:
             # A job that was being cancelled when its final checkpoint came has not succeeded by it.
             with suppress(LeaseLost):
                 _persist(attempt.release)
-        log.info("the attempt has ended")
 
     def _without_storage(self, attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
         """Waits until the storage answers: a process that needs it at once would crash. Returns how the attempt is to be
