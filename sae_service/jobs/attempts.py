@@ -17,6 +17,7 @@ from sae_service.jobs.endings import attempt_ended
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE, TERMINAL
 from sae_service.jobs.rows import GPUS, add_event, add_status_event, best_step, new_id, now, storable
+from sae_service.storage import attempt_logs
 
 MAX_CRASHES = 3
 STOPPING = "worker_stopping"
@@ -241,9 +242,10 @@ def orphans(connection: sa.Connection, job_id: str, written: set[str]) -> set[st
 
 
 def uncommitted(connection: sa.Connection, job_id: str, written: set[str]) -> set[str]:
-    """Those of the keys below which there are files of a job that are no checkpoint of it."""
+    """Those of the keys below which there are files of a job that are no checkpoint of it, nor its logs while it is there."""
     query = sa.select(tables.checkpoints.c.key).where(tables.checkpoints.c.job_id == job_id)
-    return written - set(connection.execute(query).scalars())
+    is_there = connection.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == job_id)).one_or_none() is not None
+    return written - set(connection.execute(query).scalars()) - ({attempt_logs.folder(job_id)} if is_there else set())
 
 
 def end_job(
