@@ -22,13 +22,11 @@ def get_log(
     job_id: str,
     jobs: Jobs,
     storage: Files,
-    attempt: Annotated[
-        int | None, Query(ge=1, lt=1 << 31, description="Whose log; without it, that of the last attempt that has one.")
-    ] = None,
+    attempt: Annotated[int | None, Query(ge=1, lt=1 << 31, description="By default the last one that has a log.")] = None,
     lines: Annotated[int | None, Query(ge=1, le=10_000, description="Only the last so many lines.")] = None,
 ) -> PlainTextResponse:
-    """The end of an attempt's log, as plain text: what its training process has said, with the traceback if it broke. While it
-    runs, the log is at most half a minute old; 404 before there is any.
+    """The end of an attempt's log as plain text: what its training process has said, with the traceback if it broke. While the
+    process runs, the log is at most half a minute old. 404 before there is one.
     """
     jobs.summary(job_id)
     number = attempt_logs.latest(storage, job_id) if attempt is None else attempt

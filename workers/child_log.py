@@ -1,6 +1,7 @@
 """The log of a training process: a bounded file on this machine, whose end is kept where users can read it."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -38,7 +39,7 @@ class ChildLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._keep, self._clock = path, keep, clock
         # The longest first: one may begin with another.
-        self._credentials = [word.encode() for word in sorted(credentials, key=len, reverse=True)]
+        self._credentials = [os.fsencode(word) for word in sorted(credentials, key=len, reverse=True)]
         self._reading, self._kept, self._due = threading.Lock(), b"", clock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
         self._keeping: Future[None] | None = None

@@ -121,7 +121,7 @@ def _watch(client: Client, job_id: str, as_json: bool) -> int:
 
 def logs(
     job_id: JobId,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Whose log; by default that of the last one that has any.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="The attempt; by default the last one that has a log.")] = None,
     lines: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last so many lines.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is added too, until the job has ended.")] = False,
     url: Url = DEFAULT_URL,

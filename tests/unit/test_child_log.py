@@ -1,5 +1,6 @@
 """The log of a training process, which may say anything for as long as it likes."""
 
+import os
 import sys
 import threading
 import time
@@ -112,7 +113,7 @@ def test_a_store_that_hangs_is_waited_for_no_longer_than_was_said(tmp_path: Path
 def test_no_credential_of_the_process_is_kept_or_quoted(tmp_path: Path) -> None:
     kept = Kept()
     said = b"a request with hf_abcdefgh_more has failed\n" + b"hf_abcdefgh\n" * 10_000
-    log = log_of(tmp_path / "log", said, kept, credentials={"hf_abcdefgh", "hf_abcdefgh_more"})
+    log = log_of(tmp_path / "log", said, kept, credentials={"hf_abcdefgh", "hf_abcdefgh_more", os.fsdecode(b"no text \xff")})
     log.keep(5)
     assert b"hf_" not in kept.ends[0] + log.last_words().encode()
     assert set(kept.ends[0].splitlines()) == {b"[withheld]"}
