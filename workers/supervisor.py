@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from sae_service import counters, logs, tracing
@@ -12,11 +13,13 @@ from sae_service.errors import DatabaseFailure, LeaseLost, ServiceUnavailable, S
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.records import folder
-from sae_service.settings import Settings, child_environment
+from sae_service.settings import Settings, child_environment, credentials
+from sae_service.storage import attempt_logs
 from sae_service.storage.objects import Storage
 from workers.child import ORPHANED, Child
+from workers.child_log import ChildLog
 from workers.deletions import Deletions
-from workers.ending import DELETIONS_S
+from workers.ending import DELETIONS_S, LOG_S
 from workers.lease import Lease
 
 log = logging.getLogger("workers")
@@ -89,6 +92,7 @@ class Supervisor:
                 # First of all: it may be what the lease's thread waits for.
                 for child in children:
                     child.kill()
+                    child.log.keep(LOG_S)
             finally:
                 counters.TOKENS_PER_SECOND.set(0)
                 lease.close()
@@ -101,7 +105,6 @@ class Supervisor:
             # A job that was being cancelled when its final checkpoint came has not succeeded by it.
             with suppress(LeaseLost):
                 _persist(attempt.release)
-        log.info("the attempt has ended")
 
     def _without_storage(self, attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
         """Waits until the storage answers: a process that needs it at once would crash. Returns how the attempt is to be
@@ -150,8 +153,9 @@ class Supervisor:
         }
         environment = child_environment(self._settings, self._device)
         path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"
+        keep = partial(attempt_logs.save, self._storage, attempt.job_id, attempt.number)
         try:
-            children.append(Child(environment, path, assignment))
+            children.append(Child(environment, ChildLog(path, keep, credentials(environment)), assignment))
         except OSError as error:
             return _crash(attempt, f"The training process cannot be started: {error}")
         return None
@@ -179,6 +183,9 @@ class Supervisor:
             if message is None:
                 continue
             heard = time.monotonic()
+            if message["kind"] == "checkpoint" and message["checkpoint"]["is_final"]:
+                # Whoever reads "succeeded" finds the log.
+                child.log.keep(LOG_S)
             if message["kind"] in ("failed", "stopped"):
                 result = message
                 break
@@ -245,7 +252,7 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
     if status == ORPHANED:
         # The lease could not be renewed for a while, which is no crash; it may have come back just now.
         return attempt.release
-    text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
+    text = f"The training process ended with status {status}. Its last lines:\n{child.log.last_words()}"
     return _crash(attempt, text)
 
 

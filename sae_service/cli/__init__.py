@@ -73,7 +73,8 @@ def main(
 PANELS = {
     "Start": {"demo": demo, "serve": serve},
     "Jobs": {
-        "submit": jobs.submit, "watch": jobs.watch, "list": jobs.list_jobs, "show": jobs.show, "download": jobs.download,
+        "submit": jobs.submit, "watch": jobs.watch, "list": jobs.list_jobs, "show": jobs.show, "logs": jobs.logs,
+        "download": jobs.download,
         "pause": changes.pause, "resume": changes.resume, "cancel": changes.cancel, "delete": changes.delete,
     },
     "New jobs from old ones": {"extend": changes.extend, "fork": changes.fork, "retry": changes.retry},

@@ -119,6 +119,22 @@ def _watch(client: Client, job_id: str, as_json: bool) -> int:
     return 0 if last.status == "succeeded" else 1
 
 
+def logs(
+    job_id: JobId,
+    attempt: Annotated[int | None, typer.Option(min=1, help="The attempt; by default the last one that has a log.")] = None,
+    lines: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last so many lines.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is added too, until the job has ended.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Prints the end of what a job's training process has logged."""
+    with reported():
+        client = Client(url, api_key)
+        full = full_id(client, job_id)
+        for part in client.follow_logs(full, attempt, lines) if follow else [client.logs(full, attempt, lines)]:
+            typer.echo(part, nl=False)
+
+
 def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Lists the workers that are there, and the jobs that they work on."""
     from sae_service import text_tables

@@ -1,6 +1,6 @@
 """Files of finished writes, in a folder or in an S3 bucket, through one small interface.
 
-Nothing is ever overwritten: a set of files is published once under a prefix of its own, its manifest last, and
+Nothing is ever overwritten but a log: a set of files is published once under a prefix of its own, its manifest last, and
 readers trust only what a manifest lists.
 """
 
@@ -86,6 +86,13 @@ class Storage:
             raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
         self._flush(key)
         return hashlib.sha256(content).hexdigest()
+
+    def replace(self, key: str, content: bytes) -> None:
+        """Writes a short object in place of one that may be there; whoever reads it finds either. Raises StorageFailure."""
+        try:
+            obstore.put(self._store, key, content, mode="overwrite", use_multipart=False)
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
 
     def _put_parts(self, key: str, content: Parts) -> str:
         sha256 = hashlib.sha256()

@@ -23,7 +23,7 @@ from sae_service.jobs.rows import add_event
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
-from sae_service.storage import artifacts
+from sae_service.storage import artifacts, attempt_logs
 from sae_service.storage.objects import Content, Storage
 from tests.saes import random_sae
 from tests.served import served
@@ -240,3 +240,19 @@ def _end(database: Database, job_id: str) -> None:
 def test_a_job_that_is_not_there_is_not_found(service: Client) -> None:
     with pytest.raises(errors.NotFound):
         service.job("job_nothing")
+
+
+def test_the_log_of_a_job_is_printed_as_it_is_and_followed_to_its_end(
+    run: Callable[..., Result], service: Client, running: tuple[str, Settings], spec: dict[str, Any]
+) -> None:
+    job, storage = service.submit(spec), Storage(running[1].resolved_storage_url())
+    none = run("logs", job.id)
+    assert (none.exit_code, f"job {job.id} has no log yet" in none.stderr) == (3, True)
+    attempt_logs.save(storage, job.id, 1, b"[bold]one\ntwo\n")
+    attempt_logs.save(storage, job.id, 2, b"three\nfour\n")
+    assert run("logs", job.id, "--attempt", "1").stdout == "[bold]one\ntwo\n"
+    assert run("logs", job.id, "--lines", "1").stdout == "four\n"
+    service.cancel(job.id)
+    assert run("logs", job.id, "-f").stdout == "three\nfour\n"
+    missing = run("logs", job.id, "--attempt", "7")
+    assert (missing.exit_code, "--attempt: attempt 7 of job" in missing.stderr) == (3, True)

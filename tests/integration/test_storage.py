@@ -25,6 +25,13 @@ def test_nothing_is_overwritten(storage: Storage) -> None:
     assert storage.get("jobs/j/file") == b"first"
 
 
+def test_what_is_written_in_place_of_another_object_is_all_that_is_there(storage: Storage, tmp_path: Path) -> None:
+    for content in (b"first and longer", b"second"):
+        storage.replace("jobs/j/logs/1.log", content)
+    assert storage.get("jobs/j/logs/1.log") == b"second"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["1.log"]
+
+
 def test_a_write_that_meets_itself_on_its_way_can_be_tried_again(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
