@@ -13,12 +13,12 @@ from typing import Any
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
+from sae_service import hub
 from sae_service.activations import dataset_files, model_files
 from sae_service.activations.documents import check_kind
 from sae_service.activations.text import check_column, check_splits, load_arguments, loader_of
 from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
-from sae_service.hub import check_model
 from sae_service.readable import LARGEST_LOOK, Look, Roots
 from sae_service.spec import DatasetSpec, JobSpec, is_path
 from sae_service.training import start
@@ -30,10 +30,9 @@ LONGEST_LINE = 1 << 20
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 
 
-def looks_at_files(job: JobSpec) -> bool:
-    """Whether there is anything to be looked at that can take long."""
-    named = () if job.stream.synthetic is not None else (job.stream.text_source[0].name, job.stream.text_source[1].path)
-    return any(map(is_path, named)) or any(sae.initial is not None for sae in job.saes)
+def may_take_long(job: JobSpec) -> bool:
+    """Whether there are files to be looked at, or a hub to be asked."""
+    return job.stream.synthetic is None or any(sae.initial is not None for sae in job.saes)
 
 
 def check(job: JobSpec, roots: Roots) -> None:
@@ -77,10 +76,12 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
             check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
-    if not is_path(model.name):
-        # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
-        with suppress(ConnectionError):
-            check_model(model.name, model.revision)
+    # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
+    with suppress(ConnectionError):
+        if not is_path(model.name):
+            hub.check_model(model.name, model.revision)
+        if not is_path(dataset.path):
+            hub.check_dataset(dataset.path, dataset.revision)
     return config
 
 
