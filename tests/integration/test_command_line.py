@@ -285,7 +285,18 @@ def test_before_its_first_step_a_job_is_followed_by_what_it_does(
     threading.Timer(1.0, service.cancel, (job_id,)).start()
     threading.Timer(2.0, _end, (database, job_id)).start()
     told = run("watch", job_id)
-    assert (told.exit_code, told.stderr.splitlines()[:2]) == (1, [job_id, "running: Loading the model [/]."])
+    assert (told.exit_code, told.stdout.splitlines()[:2]) == (1, [job_id, "running: Loading the model [/]."])
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_paused_job_is_followed_to_its_pause_and_how_it_goes_on_is_said(
+    run: Callable[..., Result], service: Client, spec: dict[str, Any], arguments: tuple[str, ...]
+) -> None:
+    job_id = service.submit(spec).id
+    service.pause(job_id)
+    told = run("watch", job_id, *arguments)
+    assert (told.exit_code, told.stderr) == (6, f"The job is paused; `sae-service resume {job_id}` lets it go on.\n")
+    assert "paused" in told.stdout
 
 
 def _end(database: Database, job_id: str) -> None:
