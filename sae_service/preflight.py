@@ -15,15 +15,17 @@ from fsspec.utils import infer_compression
 
 from sae_service import hub
 from sae_service.activations import dataset_files, model_files
+from sae_service.activations.chat import no_template
 from sae_service.activations.documents import check_kind
 from sae_service.activations.text import check_column, check_splits, load_arguments, loader_of
 from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
-from sae_service.readable import LARGEST_LOOK, Look, Roots
+from sae_service.readable import LARGEST_LOOK, Look, Roots, content
 from sae_service.spec import DatasetSpec, JobSpec, is_path
 from sae_service.training import start
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 WIDTH = ("hidden_size", "n_embd", "d_model")
 LONGEST_LINE = 1 << 20
 """Bytes of a line that is parsed while a job is submitted."""
@@ -58,7 +60,9 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
     check_splits(dataset)
     config: dict[str, Any] = {}
     if is_path(model.name):
-        _, config = model_files.checked_folder(model.name, roots)
+        folder, config = model_files.checked_folder(model.name, roots)
+        if dataset.chat:
+            _check_chat(folder)
     else:
         model_files.check_hub_name(model.name)
     limit = _first(config, CONTEXT)
@@ -83,6 +87,16 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
         if not is_path(dataset.path):
             hub.check_dataset(dataset.path, dataset.revision)
     return config
+
+
+def _check_chat(folder: Path) -> None:
+    """Raises InvalidSpec if a model's folder has no chat template, in its tokenizer's configuration or in a file beside it."""
+    if any((folder / name).exists() for name in CHAT_TEMPLATES):
+        return
+    with suppress(OSError, ValueError, RecursionError):  # what cannot be read, the training process reports
+        found = json.loads(content(folder / "tokenizer_config.json"))
+        if isinstance(found, dict) and not found.get("chat_template"):
+            raise no_template()
 
 
 def _width(job: JobSpec, config: dict[str, Any], hook_name: str) -> int | None:
@@ -132,11 +146,13 @@ def columns_of(file: str) -> dict[str, Any] | None:
         if loader not in ("json", "csv"):
             return None
         line = _first_line(look, infer_compression(path.name))
+        if not line:
+            raise DataNotFound(f"{path.name} is empty", param="/stream/dataset/path")
         if len(line) > LONGEST_LINE or (line[:1] == b"[" and ".json" in path.suffixes):
             return None
         if loader == "csv":
             return dict.fromkeys(next(csv.reader([line.decode("utf-8-sig")])), "a cell")
-        first = json.loads(line or b"null")
+        first = json.loads(line)
     if not isinstance(first, dict):
         raise DataNotFound(f"the first line of {path.name} is not a JSON object", param="/stream/dataset/path")
     return first

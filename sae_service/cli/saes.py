@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sae_service.cli.common import AsJson, reported
+from sae_service.cli.common import AsJson, count, reported
 from sae_service.schema import Dtype, FormatName, WeightProcessing
 
 Folder = Annotated[Path, typer.Argument(help="The folder of an SAE.")]
@@ -31,7 +31,9 @@ def evaluate(
     ] = None,
     column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     context_size: Annotated[int, typer.Option(help="Tokens in each row that the model reads.")] = 128,
-    tokens: Annotated[int, typer.Option(help="Tokens to measure on; all that there are, if fewer.")] = 65_536,
+    tokens: Annotated[
+        int, typer.Option(parser=count, metavar="TOKENS", help="Tokens to measure on; all that there are, if fewer.")
+    ] = 65_536,
     as_json: AsJson = False,
 ) -> None:
     """Measures an SAE on held-out text, as every job measures those that it has trained."""

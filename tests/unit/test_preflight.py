@@ -257,3 +257,20 @@ def test_checking_a_job_does_not_import_torch(spec: dict[str, Any]) -> None:
         "preflight.check(JobSpec.model_validate(job), Roots((Path(root),))); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, json.dumps([spec, str(DEMO)])], check=True)
+
+
+def test_conversations_for_a_model_without_a_chat_template_are_refused_at_submit(folder: Path, spec: dict[str, Any]) -> None:
+    (folder / "text" / "train.jsonl").write_text('{"text": [{"role": "user", "content": "a"}]}\n')
+    stream = spec["stream"] | {"model": {"name": str(folder / "model")}, "dataset": {"path": str(folder / "text"), "chat": True}}
+    job = JobSpec.model_validate(spec | {"stream": stream})
+    with pytest.raises(InvalidSpec, match="no chat template") as caught:
+        preflight.check(job, Roots((folder,)))
+    assert caught.value.param == "/stream/dataset/chat"
+    (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    preflight.check(job, Roots((folder,)))
+
+
+def test_an_empty_file_is_said_to_be_empty(folder: Path, spec: dict[str, Any]) -> None:
+    (folder / "text" / "train.jsonl").write_text("\n")
+    error = refused(folder, spec)
+    assert (error.param, error.message) == ("/stream/dataset/path", "train.jsonl is empty")
