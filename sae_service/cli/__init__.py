@@ -36,7 +36,7 @@ def serve(
 def worker(
     data_dir: DataDir = None,
     queue: Annotated[str, typer.Option(help="The queue to take jobs from.")] = "default",
-    device: Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of its training processes.")] = None,
+    device: Annotated[str | None, typer.Option(help="The GPUs that it trains on, as in CUDA_VISIBLE_DEVICES.")] = None,
 ) -> None:
     """Runs one worker. Many machines share SAE_SERVICE_DATABASE_URL (PostgreSQL) and SAE_SERVICE_STORAGE_URL (S3)."""
     _become("workers", ["--queue", queue, *(["--device", device] if device else [])], data_dir)

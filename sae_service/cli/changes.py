@@ -15,17 +15,17 @@ from sae_service.plain_words import shown, unknown_name
 
 
 def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Ends a job. What it has saved stays."""
+    """Cancels a job. The checkpoints that it has saved stay."""
     _said(Client.cancel, url, api_key, job_id, as_json)
 
 
 def pause(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Saves a job and holds it; its worker is free for another."""
+    """Saves a job and stops it until it is resumed; its worker takes another."""
     _said(Client.pause, url, api_key, job_id, as_json)
 
 
 def resume(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Lets a paused job go on."""
+    """Queues a paused job again; it goes on where it stopped."""
     _said(Client.resume, url, api_key, job_id, as_json)
 
 
@@ -52,7 +52,7 @@ def fork(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Goes on from a job's checkpoint with other numbers, as a new job; the old one is not touched. Prints the new id."""
+    """Makes a new job that goes on from a job's checkpoint with other numbers; the old job stays as it is. Prints its id."""
 
     def forked(client: Client, parent: str) -> Job:
         body: dict[str, Any] = {"saes": numbers(changes or [], client.job(parent).spec)}
@@ -104,7 +104,7 @@ def retry(
 
 def delete(
     job_id: JobId,
-    is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    is_sure: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:

@@ -41,12 +41,12 @@ def count(text: str | int) -> int:
     return int(number)
 
 
-Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
+Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="The address of the service.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="The API key, if the service asks for one.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
-JobId = Annotated[str, typer.Argument(help="The job's id, its beginning or its end if that is one job's only, or latest.")]
+JobId = Annotated[str, typer.Argument(help="The job's id, the beginning or end of one, or latest.")]
 Tokens = Annotated[int, typer.Option(parser=count, metavar="TOKENS", help="Tokens in all, those already trained on included.")]
-IdempotencyKey = Annotated[str | None, typer.Option(help="A repetition with the same key returns the first job.")]
+IdempotencyKey = Annotated[str | None, typer.Option(help="A name for this request; repeated with it, it returns the same job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

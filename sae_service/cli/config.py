@@ -13,7 +13,7 @@ PASSWORD = re.compile(r"(://[^/:@]*:).*(?=@)|(?<=[?&]password=)[^&]*")
 
 
 def config(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Shows the settings that a service started here would have, passwords and keys hidden."""
+    """Shows the settings that a service started here would use, with passwords and keys hidden."""
     from sae_service import settings
 
     with reported():

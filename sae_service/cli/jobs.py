@@ -16,7 +16,7 @@ from sae_service.jobs.records import Job, Status
 from sae_service.schema import OWN_FORMAT, FormatName
 
 T = TypeVar("T")
-Labels = Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE, of the job's metadata; may be repeated.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE in the job's metadata; may be repeated.")]
 
 
 def submit(
@@ -57,7 +57,7 @@ def labels_of(given: list[str] | None) -> dict[str, str]:
 
 
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
     status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
     label: Labels = None,
     url: Url = DEFAULT_URL,
@@ -79,12 +79,12 @@ def list_jobs(
 
 def show(
     job_id: JobId,
-    events: Annotated[int, typer.Option(min=0, help="Of what happened, the last so many.")] = 20,
+    events: Annotated[int, typer.Option(min=0, help="How many of the last events to show.")] = 20,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Shows one job: its state, its figures, its checkpoints and what happened last."""
+    """Shows one job: its state, figures, checkpoints and latest events."""
     from sae_service import text_tables
 
     with reported():
@@ -134,7 +134,7 @@ def _until_paused(changes: Iterable[T], job_of: Callable[[T], Job]) -> Iterator[
 
 
 def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Lists the workers that are there, and the jobs that they work on."""
+    """Lists the workers that are running, and the job that each works on."""
     from sae_service import text_tables
 
     with reported():
@@ -147,9 +147,9 @@ def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson
 
 def download(
     job_id: JobId,
-    output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
+    output: Annotated[Path, typer.Option(help="The folder to write to; each SAE gets a folder of its own in it.")],
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
-    format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = OWN_FORMAT,
+    format: Annotated[FormatName, typer.Option(help="The library that will read them.")] = OWN_FORMAT,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
