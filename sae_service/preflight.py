@@ -58,11 +58,9 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
     else:
         dataset_files.check_name(dataset.path)
     check_splits(dataset)
-    config: dict[str, Any] = {}
+    folder, config = None, dict[str, Any]()
     if is_path(model.name):
         folder, config = model_files.checked_folder(model.name, roots)
-        if dataset.chat:
-            _check_chat(folder)
     else:
         model_files.check_hub_name(model.name)
     limit = _first(config, CONTEXT)
@@ -80,6 +78,8 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
             check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
+    if dataset.chat and folder is not None:
+        _check_chat(folder)
     # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
     with suppress(ConnectionError):
         if not is_path(model.name):
