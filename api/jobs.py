@@ -57,7 +57,7 @@ async def create_job(
 async def checked(looks: Apart, spec: JobSpec, settings: Settings) -> None:
     """Raises what `preflight.check` raises, and InvalidSpec if the files of the job take too long to be looked at."""
     roots = Roots(settings.readable_roots(), settings.closed_folders())
-    if not preflight.looks_at_files(spec):
+    if not preflight.may_take_long(spec):
         preflight.check(spec, roots)
         return
     try:

@@ -156,11 +156,25 @@ def _pointer(location: tuple[Any, ...], body: Any) -> str:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and error.__cause__ is not None:
+        # Of a body that Python's own reader of JSON gives up; FastAPI says no more of it.
+        return problem(request, 400, "malformed_json", f"The body {_unreadable(error.__cause__)}.")
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed(request))
-    return problem(request, error.status_code, code, str(error.detail), headers=headers)
+    detail = "There is nothing at this address; /docs lists what there is." if error.status_code == 404 else str(error.detail)
+    return problem(request, error.status_code, code, detail, headers=headers)
+
+
+def _unreadable(error: BaseException) -> str:
+    """Why a body cannot be read as JSON."""
+    match error:
+        case RecursionError():
+            return "is nested too deeply"
+        case UnicodeDecodeError():
+            return f"is not UTF-8: byte {error.start + 1} is wrong"
+    return f"cannot be read as JSON: {error}"
 
 
 def _allowed(request: Request) -> list[str]:

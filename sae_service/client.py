@@ -265,4 +265,6 @@ def _quoted(name: str) -> str:
     """A name as one part of a path."""
     if not name:
         raise errors.NotFound("the id of a job or checkpoint is empty")
+    if "/" in name or name in (".", ".."):
+        raise errors.NotFound(f"{name!r} is no job or checkpoint: jobs have ids, checkpoints an id, latest or best")
     return quote(name, safe="")

@@ -13,6 +13,7 @@
       NonFiniteLoss        a loss became NaN or infinite
       StorageFailure       a file could not be written or read
         DamagedCheckpoint  a stored file does not match its manifest
+      AccessDenied         the API key is missing or unknown, or does not allow it
       NotFound             no such job, checkpoint or file
       Conflict             the job's state does not allow it
       LeaseLost            another worker owns the job now
@@ -140,6 +141,12 @@ class DamagedCheckpoint(StorageFailure):
 
     code = "damaged_checkpoint"
     retryable = False
+
+
+class AccessDenied(SAEServiceError):
+    """The API key is missing or unknown, or does not allow it."""
+
+    code = "access_denied"
 
 
 class NotFound(SAEServiceError):

@@ -66,7 +66,7 @@ def run(
     setting.check_memory(reporter)
     try:
         # Before anything is computed: what is wrong with the held-out text is said at once.
-        held_out = held_out_of(job, source.model, lambda: _ends_here(should_stop, alive), partial(reporter.event, "warning"))
+        held_out = held_out_of(job, source.model, lambda: _ends_here(should_stop, alive), reporter.event)
     except errors.Stopped:
         return None
     found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))

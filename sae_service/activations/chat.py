@@ -11,14 +11,19 @@ Message = dict[str, Any]
 MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
+def no_template() -> InvalidSpec:
+    """What to say of a model whose tokenizer has no chat template."""
+    return InvalidSpec(
+        "the model's tokenizer has no chat template.",
+        param=fields.CHAT,
+        hint="Name a model that was made for chat, or put a chat_template.jinja into the model's folder.",
+    )
+
+
 def check_template(tokenizer: Any, train_on: str) -> None:
     """Raises InvalidSpec if the tokenizer cannot make tokens of conversations."""
     if getattr(tokenizer, "chat_template", None) is None:
-        raise InvalidSpec(
-            "the model's tokenizer has no chat template.",
-            param=fields.CHAT,
-            hint="Name a model that was made for chat, or put a chat_template.jinja into the model's folder.",
-        )
+        raise no_template()
     if train_on != "all" and not tokenizer.is_fast:
         raise InvalidSpec(
             "the model's tokenizer does not say which token comes from where in the text.",

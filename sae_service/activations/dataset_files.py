@@ -12,7 +12,9 @@ from typing import Any
 
 from sae_service.activations.model_files import check_hub_name
 from sae_service.errors import DataNotFound, InvalidSpec, translated
+from sae_service.hub import check_dataset
 from sae_service.readable import Roots, content
+from sae_service.settings import hub_host
 from sae_service.spec import DatasetSpec, fields, is_path
 
 KINDS = ("json", "text", "csv", "parquet", "arrow")
@@ -49,6 +51,7 @@ def builder(spec: DatasetSpec, arguments: dict[str, Any], roots: Roots) -> Any:
 
     if not is_path(spec.path):
         check_name(spec.path)
+        _check_hub(spec)
     elif (folder := roots.inside(spec.path, fields.DATASET_PATH)).is_dir():
         with reading(spec.path):
             roots.refuse_links_out_of(folder, spec.path, fields.DATASET_PATH)
@@ -64,6 +67,15 @@ def builder(spec: DatasetSpec, arguments: dict[str, Any], roots: Roots) -> Any:
             if not (roots.hold(Path(local(file))) if is_path(spec.path) else file.startswith(HUB)):
                 raise roots.refusal(f"A file that {spec.path} names", fields.DATASET_PATH)
     return made
+
+
+def _check_hub(spec: DatasetSpec) -> None:
+    """Raises DataNotFound at once if the hub does not have a dataset, or is away."""
+    try:
+        check_dataset(spec.path, spec.revision)
+    except ConnectionError as error:
+        hint = "Text can also be read from a file or a folder; its name starts with '/', '.' or '~'."
+        raise DataNotFound(f"{spec.path} is on {hub_host()}, which cannot be reached.", fields.DATASET_PATH, hint) from error
 
 
 def reading(name: str) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sae_service.activations.documents import Documents, Part, Tokenizing
+from sae_service.activations.documents import Documents, Part, Tokenizing, no_text
 from sae_service.activations.text import open_text
 from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.readable import EVERYWHERE, Roots
@@ -107,6 +107,8 @@ class PackedTokens:
             if not self.repeat:
                 return
             if not found and is_whole:
+                if not self.documents.n_seen:
+                    raise no_text(self.spec, self.documents, self.split)
                 holds = f"is shorter than one row of {self.context_size} tokens" if self.documents.n_chosen else "has no text"
                 raise DataNotFound(f"split {self.split!r} of {self.spec.path} {holds}", param="/stream/dataset")
             at, is_whole = Cursor(epoch=at.epoch + 1), True

@@ -254,7 +254,7 @@ class JobStore(History):
         add_status_event(connection, job_id, status, message)
 
     def _take_out_of_queue(self, row: sa.Row[Any]) -> None:
-        # Only for tidiness: a worker that takes the attempt finds that it may not claim it.
+        # Only for tidiness: a worker that has taken the attempt finds that it may not claim it.
         if row.status == "queued":
             with suppress(ServiceUnavailable):
                 self._queue.drop(row.id, row.attempt)

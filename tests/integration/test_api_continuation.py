@@ -90,6 +90,44 @@ def test_only_a_job_that_has_failed_or_was_cancelled_is_tried_again(api: TestCli
     assert first.json()["origin"]["step"] == 6
 
 
+@pytest.mark.parametrize(
+    ("code", "param", "status"),
+    [
+        ("invalid_spec", "/saes/0/hook_name", 409), ("invalid_spec", None, 409), ("invalid_spec", "/stream/dataset/column", 201),
+        ("invalid_spec", "/saes/1/initial/path", 201), ("data_not_found", "/stream/dataset", 201),
+    ],
+)  # fmt: skip
+def test_a_job_that_its_own_spec_has_failed_is_tried_again_only_if_files_may_have_been_mended(
+    api: TestClient, begun: Attempt, code: str, param: str | None, status: int
+) -> None:
+    begun.fail({"code": code, "message": "It cannot be.", "param": param})
+    answer = api.post(f"/v1/jobs/{begun.job_id}/retry")
+    assert answer.status_code == status
+    if status == 409:
+        assert "would fail again" in answer.json()["detail"]
+        assert "submit it as a new job" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("what", ["extend", "fork", "retry", "conversion"])
+def test_a_job_of_a_newer_release_is_not_gone_on_with(
+    api: TestClient, begun: Attempt, settings: Settings, database: Database, what: str
+) -> None:
+    if what != "retry":
+        commit(begun, settings, 40, is_final=True)
+    else:
+        begun.fail({"code": "nan_loss", "message": "The loss is not finite.", "param": None})
+    with database.transaction() as connection:
+        newer = JobStore(database).get(begun.job_id).spec | {"schema_version": 99}
+        connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == begun.job_id).values(spec=newer))
+    path = f"/v1/jobs/{begun.job_id}"
+    if what == "conversion":
+        answer = api.get(f"{path}/checkpoints/latest/saes/a/download?format=saelens")
+    else:
+        answer = api.post(f"{path}/{what}", json={"tokens": 80 * 256} if what != "retry" else None)
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_version"), answer.text
+    assert "version 99" in answer.json()["detail"]
+
+
 def test_a_job_that_was_trained_but_not_evaluated_is_tried_again_and_forked(
     api: TestClient, begun: Attempt, settings: Settings
 ) -> None:

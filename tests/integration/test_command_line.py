@@ -118,9 +118,12 @@ def test_the_remedy_for_a_fork_is_an_option_of_fork(
     for arguments, message in (
         (("--set", "topk_64.k=8"), "--tokens: must be at least 10496: the checkpoint has 10240 tokens, a step 256"),
         (("--set", "topk_64.k=65", "--tokens", "20480"), "--set topk_64.k: must be at most d_sae (64)"),
-        (("--set", "topk_64.kk=8"), "--set topk_64: there is no field 'kk'; did you mean 'k'?"),
-        (("--set", "topk_64.lr=fast"), "--set topk_64.lr: must be a number, not 'fast'"),
-        (("--set", "b.lr=1"), "--set: 'b.lr=1' is not SAE.FIELD=NUMBER of one of the SAEs topk_64"),
+        (("--set", "topk_64.kk=8"), "--set topk_64.kk: there is no field 'kk'; did you mean 'k'?"),
+        (("--set", "topk_64.lr=fast"), '--set topk_64.lr: must be a number, not "fast"'),
+        (("--set", "b.lr=1"), "--set b.lr: there is no SAE 'b'; there are topk_64"),
+        (("--set", "a/b.lr=1"), "--set a/b.lr: there is no SAE 'a/b'; there are topk_64"),
+        (("--set", "lr=1"), "--set lr: must be SAE.FIELD=NUMBER, such as topk_64.lr=1e-4"),
+        (("--set", "topk_64.lr"), "--set topk_64.lr: must be SAE.FIELD=NUMBER, such as topk_64.lr=1e-4"),
     ):
         refused = run("fork", job_id, *arguments)
         assert (refused.exit_code, refused.stderr) == (2, f"sae-service: {message}\n")
@@ -128,6 +131,25 @@ def test_the_remedy_for_a_fork_is_an_option_of_fork(
     assert (refused.exit_code, refused.stderr.startswith("sae-service: --tokens: must be at least")) == (2, True)
     missing = run("fork", job_id, "--tokens", "20480", "--checkpoint", "nothing")
     assert (missing.exit_code, missing.stderr.startswith("sae-service: --checkpoint: job ")) == (3, True)
+
+
+def test_a_checkpoint_that_is_not_there_is_told_in_words(
+    run: Callable[..., Result], service: Client, of_topk: dict[str, Any], tmp_path: Path
+) -> None:
+    job_id = service.submit(of_topk).id
+    for arguments, message in (
+        ((), f"job {job_id} has no checkpoint yet"),
+        (("--checkpoint", "first"), f"job {job_id} has no checkpoint 'first'; name one by its id, or as latest or best"),
+        (("--checkpoint", "../x"), "'../x' is no job or checkpoint: jobs have ids, checkpoints an id, latest or best"),
+    ):
+        told = run("download", job_id, "--output", str(tmp_path), *arguments)
+        assert (told.exit_code, told.stderr) == (3, f"sae-service: {message}\n")
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[bold]x", "a b"])
+def test_a_name_that_no_key_can_have_is_blamed_on_the_name(name: str, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["keys", "create", name, "--scopes", "read", "--data-dir", str(tmp_path)])
+    assert (told.exit_code, told.stderr.splitlines()[-1].startswith(f"sae-service: NAME: {name!r} cannot be used")) == (2, True)
 
 
 def test_what_a_jobs_state_does_not_allow_has_an_exit_code_of_its_own(
@@ -229,7 +251,18 @@ def test_before_its_first_step_a_job_is_followed_by_what_it_does(
     threading.Timer(1.0, service.cancel, (job_id,)).start()
     threading.Timer(2.0, _end, (database, job_id)).start()
     told = run("watch", job_id)
-    assert (told.exit_code, told.stderr.splitlines()[:2]) == (1, [job_id, "running: Loading the model [/]."])
+    assert (told.exit_code, told.stdout.splitlines()[:2]) == (1, [job_id, "running: Loading the model [/]."])
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_paused_job_is_followed_to_its_pause_and_how_it_goes_on_is_said(
+    run: Callable[..., Result], service: Client, spec: dict[str, Any], arguments: tuple[str, ...]
+) -> None:
+    job_id = service.submit(spec).id
+    service.pause(job_id)
+    told = run("watch", job_id, *arguments)
+    assert (told.exit_code, told.stderr) == (6, f"The job is paused; `sae-service resume {job_id}` lets it go on.\n")
+    assert "paused" in told.stdout
 
 
 def _end(database: Database, job_id: str) -> None:

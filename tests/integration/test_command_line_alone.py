@@ -75,4 +75,4 @@ def test_a_key_that_the_service_does_not_know_is_told_with_the_option_for_it(tmp
     settings = Settings(data_dir=tmp_path, api_key_sha256=("0" * 64,))
     with served(settings) as address:
         told = CliRunner().invoke(app, ["list", "--url", address])
-    assert (told.exit_code, "--api-key" in told.stderr) == (5, True)
+    assert (told.exit_code, "--api-key" in told.stderr) == (7, True)

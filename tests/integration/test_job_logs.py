@@ -87,7 +87,7 @@ def test_a_store_that_keeps_no_log_harms_no_job(
         raise StorageFailure("cannot write: the disk is full")
 
     monkeypatch.setattr(worker.supervisor._storage, "replace", refuses)
-    final = {"kind": "checkpoint", "checkpoint": worker.publish(9, is_final=True)}
+    final = {"kind": "checkpoint", "seconds": 0.1, "checkpoint": worker.publish(9, is_final=True)}
     child_runs(logs("a word\n", final, {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 1)
     assert worker.status == "succeeded"
@@ -97,7 +97,7 @@ def test_a_store_that_keeps_no_log_harms_no_job(
 def test_who_reads_that_a_job_has_succeeded_finds_its_log(
     worker: Worker, api: TestClient, child_runs: Callable[[str], None]
 ) -> None:
-    final = {"kind": "checkpoint", "checkpoint": worker.publish(9, is_final=True)}
+    final = {"kind": "checkpoint", "seconds": 0.1, "checkpoint": worker.publish(9, is_final=True)}
     child_runs(logs("first\n" * 3, final) + "\ntime.sleep(2)\n" + "print(json.dumps({'kind': 'finished'}), flush=True)")
     working = threading.Thread(target=worker.supervisor.work, args=(worker.job_id, 1))
     working.start()
@@ -156,7 +156,7 @@ def test_the_log_goes_with_its_job(worker: Worker, api: TestClient, child_runs: 
 def test_nothing_is_left_of_a_log_that_was_kept_once_more_after_its_job_was_deleted(
     worker: Worker, api: TestClient, child_runs: Callable[[str], None]
 ) -> None:
-    final = {"kind": "checkpoint", "checkpoint": worker.publish(9, is_final=True)}
+    final = {"kind": "checkpoint", "seconds": 0.1, "checkpoint": worker.publish(9, is_final=True)}
     more = "sys.stderr.write('more')\n" + f"print({json.dumps({'kind': 'finished'})!r}, flush=True)"
     child_runs(logs("a word\n", final) + f"\ntime.sleep(2)\n{more}")
     working = threading.Thread(target=worker.supervisor.work, args=(worker.job_id, 1))
