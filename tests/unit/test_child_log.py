@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sae_service.errors import StorageFailure
+from sae_service.growing_log import added
 from workers import child as child_module
 from workers.child import Child
 from workers.child_log import LOG_BYTES, ChildLog
@@ -149,6 +150,17 @@ def test_a_line_is_stored_once_it_is_whole(tmp_path: Path) -> None:
     assert stored.ends == [b"one\n"]
     log.store(5, is_growing=False)
     assert stored.ends[1].startswith(b"one\na key: ")
+
+
+def test_what_is_followed_is_printed_once_though_a_look_came_in_the_midst_of_a_character(tmp_path: Path) -> None:
+    stored = Stored()
+    log = log_of(tmp_path / "log", b"one\ncaf\xc3", stored)
+    log.store(5, is_growing=True)
+    with log.open() as file:
+        file.write(b"\xa9\n")
+    log.store(5, is_growing=True)
+    before, now = (end.decode(errors="replace") for end in stored.ends)
+    assert before + added(before, now) == "one\ncafé\n"
 
 
 @pytest.mark.parametrize("is_growing", [True, False])
