@@ -10,7 +10,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Request, Response
 
 from api.problems import RETRY_AFTER_S, problem
-from sae_service.errors import ServiceUnavailable
+from sae_service.errors import ServiceUnavailable, UnknownKey
 from sae_service.jobs.keys import SCOPES, Key, Keys, Scope, hashed
 from sae_service.jobs.owner import DEFAULT_PROJECT
 
@@ -88,8 +88,7 @@ async def refusal(request: Request) -> Response | None:
     except ServiceUnavailable as error:
         return problem(request, 503, error.code, error.message, headers={"Retry-After": RETRY_AFTER_S})
     if caller is None:
-        detail = "Send one of the service's API keys as 'Authorization: Bearer KEY'."
-        return problem(request, 401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+        return _unauthorized(request)
     if caller.name is None and (refused := _foreign(request)):
         return refused
     scope = needed(request.method, path)
@@ -103,8 +102,22 @@ async def refusal(request: Request) -> Response | None:
 
 async def holder(request: Request) -> Caller | None:
     """Who asks, by the key that is sent; see `Callers.by`."""
+    return await request.app.state.callers.by(_key(request))
+
+
+def _key(request: Request) -> str | None:
     kind, _, key = request.headers.get("authorization", "").partition(" ")
-    return await request.app.state.callers.by(key.strip() if kind.lower() == "bearer" else None)
+    return key.strip() if kind.lower() == "bearer" else None
+
+
+def _unauthorized(request: Request) -> Response:
+    """The answer to a request without a key, or with one that opens nothing. It does not say why that one does not."""
+    if _key(request):
+        code, detail, challenge = UnknownKey.code, "The API key is unknown, revoked or expired.", 'Bearer error="invalid_token"'
+    else:
+        code, detail = "unauthorized", "Send one of the service's API keys as 'Authorization: Bearer KEY'."
+        challenge = "Bearer"
+    return problem(request, 401, code, detail, headers={"WWW-Authenticate": challenge})
 
 
 def needed(method: str, path: str) -> Scope:

@@ -55,7 +55,7 @@ def retry_job(job_id: str, jobs: Jobs, request: MayComeAgain) -> Job:
         return job
     parent = jobs.get(job_id)
     if parent.status not in ("failed", "cancelled"):
-        raise Conflict(f"job {job_id} is {parent.status}; only one that has failed or was cancelled can be tried again")
+        raise Conflict(f"job {job_id} is {parent.status}; only a failed or cancelled job can be retried")
     if parent.error is not None and _fails_again(parent.error):
         told = f"{parent.error.param}: {parent.error.message}" if parent.error.param else parent.error.message
         hint = "Correct it, or the file that it does not fit, and submit it as a new job."

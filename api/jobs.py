@@ -6,7 +6,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.apart import Apart, TooLong
 from api.dependencies import Files, Jobs, Looks, TheSettings
@@ -16,12 +16,15 @@ from sae_service import preflight
 from sae_service.errors import BadRequest, InvalidSpec, NotFound, UnknownCursor
 from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker
 from sae_service.readable import Roots
+from sae_service.schema import must
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
 from sae_service.storage.job_folders import job_folder
 
 router = APIRouter(tags=["jobs"])
-ROW = r"^[0-9]{1,10}:[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+RowId = Annotated[
+    str, Field(pattern=r"^[0-9]{1,10}:[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), must("be the last_id of the previous page")
+]
 """The id of a row of metrics: its step and its SAE."""
 Item = TypeVar("Item")
 LOOK_S = 20
@@ -151,7 +154,7 @@ def list_metrics(
     job_id: str,
     jobs: Jobs,
     sae: Annotated[str | None, Query(description="Only this SAE's rows.")] = None,
-    after: Annotated[str | None, Query(pattern=ROW, description="The last id of the part before.")] = None,
+    after: Annotated[RowId | None, Query(description="The last id of the part before.")] = None,
     after_step: Annotated[
         int, Query(ge=0, lt=1 << 31, description="Only rows of later steps. A part may end in the middle of a step: use `after`.")
     ] = 0,

@@ -60,6 +60,8 @@ class Answers:
         if not isinstance(body, dict) or not isinstance(body.get("code"), str):
             gateway = errors.ServiceUnavailable(f"the service behind {self._url} does not answer (status {status})")
             return gateway if status >= BAD_GATEWAY else self.no_service()
+        if body["code"] == errors.UnknownKey.code:
+            return errors.UnknownKey("the API key is unknown, revoked or expired")
         if status == 401:
             hint = "Give it with --api-key or SAE_SERVICE_API_KEY, in Python as `api_key`."
             return errors.AccessDenied("the service asks for one of its API keys", hint=hint)

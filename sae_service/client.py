@@ -151,7 +151,7 @@ class Client:
                     raise
                 time.sleep(pause_s)
                 continue
-            now = job, event.message if event and job.progress is None else ""
+            now = job, event.message if event and job.status == "running" and job.progress is None else ""
             if now != before:
                 yield now
             if job.is_terminal:

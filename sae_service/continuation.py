@@ -56,8 +56,8 @@ def continued(parent: JobSpec, changes: Changes, tokens_done: int, is_final: boo
     tokens = changes.tokens or parent.stream.tokens
     least = tokens_done + (parent.stream.batch if is_final else 0)
     if tokens < least:
-        step = f", a step {parent.stream.batch}" if is_final else ""
-        raise InvalidSpec(f"must be at least {least}: the checkpoint has {tokens_done} tokens{step}", param="/tokens")
+        step = f" and a step is {parent.stream.batch}" if is_final else ""
+        raise InvalidSpec(f"must be at least {least}: the checkpoint is at {tokens_done} tokens{step}", param="/tokens")
     unknown = sorted(set(changes.saes) - {sae.name for sae in parent.saes})
     if unknown:
         names = ", ".join(sae.name for sae in parent.saes)
@@ -87,13 +87,17 @@ def _changed(parent: JobSpec, sae: SAESpec, changes: SAEChanges) -> dict[str, An
         place = pointer(error.errors()[0]["loc"], numbers)
         raise InvalidSpec(error.errors()[0]["msg"], param=f"/saes/{sae.name}/architecture{place}") from error
     if config.structure() != sae.architecture.structure():
-        names = ", ".join(sorted(sae.architecture.numbers()))
-        raise InvalidSpec(
-            f"of a {sae.architecture.kind} SAE only these can be changed in the middle of its training: {names}",
-            param=f"/saes/{sae.name}/architecture",
-        )
+        before, after = sae.architecture.structure(), config.structure()
+        changed = next(name for name in type(config).model_fields if getattr(before, name) != getattr(after, name))
+        raise InvalidSpec(_cannot_change(sae), param=f"/saes/{sae.name}/architecture/{changed}")
     whole = sae.model_dump(mode="json")
     whole["architecture"] = config.model_dump(mode="json")
     whole["optimizer"] |= changes.optimizer
     whole["dead_after_tokens"] = parent.dead_after_tokens(sae)
     return whole
+
+
+def _cannot_change(sae: SAESpec) -> str:
+    can = {"architecture": sae.architecture.numbers(), "optimizer": type(sae.optimizer).model_fields}
+    listed = "; ".join(f"of the {part}: {', '.join(sorted(names))}" for part, names in can.items() if names)
+    return f"cannot change when a job goes on; what can, {listed}"

@@ -13,7 +13,8 @@
       NonFiniteLoss        a loss became NaN or infinite
       StorageFailure       a file could not be written or read
         DamagedCheckpoint  a stored file does not match its manifest
-      AccessDenied         the API key is missing or unknown, or does not allow it
+      AccessDenied         the API key is missing, or does not allow it
+        UnknownKey         it is unknown, revoked or expired
       NotFound             no such job, checkpoint or file
       Conflict             the job's state does not allow it
       LeaseLost            another worker owns the job now
@@ -144,9 +145,15 @@ class DamagedCheckpoint(StorageFailure):
 
 
 class AccessDenied(SAEServiceError):
-    """The API key is missing or unknown, or does not allow it."""
+    """The API key is missing, or does not allow it."""
 
     code = "access_denied"
+
+
+class UnknownKey(AccessDenied):
+    """The API key is unknown, revoked or expired."""
+
+    code = "unknown_key"
 
 
 class NotFound(SAEServiceError):

@@ -65,7 +65,7 @@ class _Form(logging.Formatter):
 
 
 class _Plain(_Form):
-    """`2026-01-31T12:00:00.000Z INFO workers: the attempt begins [job=job_1 attempt=1]`, then a traceback if there is one."""
+    """`2026-01-31T12:00:00.000Z INFO workers: attempt started [job=job_1 attempt=1]`, then a traceback if there is one."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={value}" for name, value in self._fields(record).items())

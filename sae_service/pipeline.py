@@ -218,6 +218,7 @@ class _Training:
                 if_it_fails.callback(self.publish, state, values, {})
             parameters = {name: found.parameters for name, found in state.items()}
             saes = {sae.name: partial(self.trainer.exported, sae, parameters) for sae in self.job.saes}
+            self.reporter.event("info", "Measuring on held-out text.")
             measured = self.held_out.evaluate(saes, self.ends_here)
             if_it_fails.pop_all()
         if self.writer.waited_s:

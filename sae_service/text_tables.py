@@ -28,11 +28,11 @@ def _console(is_error: bool = False, width: int | None = None) -> Console:
     return Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
 
 
-def show(*parts: RenderableType) -> None:
-    """Prints to standard output; a pipe gets plain text of full width."""
-    console = _console()
+def show(*parts: RenderableType, is_error: bool = False) -> None:
+    """Prints to standard output, or to standard error; a pipe gets plain text of full width."""
+    console = _console(is_error)
     if not console.is_terminal:
-        console = _console(width=160)
+        console = _console(is_error, width=160)
     for part in parts:
         console.print(part)
 
@@ -65,6 +65,7 @@ def job(one: Job) -> Table:
         "started": clock(one.started_at),
         "finished": clock(one.finished_at),
         "expected": clock(one.estimated_finish),
+        "labels": ", ".join(f"{name}={value}" for name, value in one.metadata.items()),
         "tokens": f"{one.progress.tokens:,} of {one.progress.total_tokens:,}" if one.progress else "",
         "model": (one.spec["stream"]["model"] or {"name": "none: synthetic activations"})["name"],
         "dataset": (one.spec["stream"]["dataset"] or {"path": ""})["path"],
@@ -87,7 +88,7 @@ def workers(found: Iterable[Worker]) -> Table:
 
 def keys(found: Iterable[dict[str, Any]]) -> Table:
     """One line for each key of the API."""
-    table = Table("key", "scopes", "project", "made", "expires", "revoked", box=None)
+    table = Table("key", "scopes", "project", "created", "expires", "revoked", box=None)
     for one in found:
         times = (clock(one[name]) for name in ("created_at", "expires_at", "revoked_at"))
         table.add_row(one["name"], ",".join(one["scopes"]), one["project"], *times)
@@ -222,14 +223,14 @@ def pace(progress: records.Progress) -> str:
         left = round((progress.total_tokens - progress.tokens) / progress.tokens_per_s)
         parts.append(f", {progress.tokens_per_s:,.0f}/s, {timedelta(seconds=left)} left")
     for name, row in list(progress.metrics.items())[:NAMED]:
-        parts.append(f"; {name}: " + ", ".join(f"{metric} {number(row.get(metric))}" for metric in TRAINED))
+        parts.append(f"; {name}: training " + ", ".join(f"{metric} {number(row.get(metric))}" for metric in TRAINED))
     n_more = len(progress.metrics) - NAMED
     return "".join(parts) + (f"; and {n_more} more" if n_more > 0 else "")
 
 
 def figures(progress: records.Progress) -> Table:
     """Loss, FVU and L0 of each SAE while it trains, and its last held-out figures if there are."""
-    table = Table("sae", *TRAINED, *(HELD_OUT.values() if progress.held_out else ()), box=None)
+    table = Table("sae", *(f"training {name}" for name in TRAINED), *(HELD_OUT.values() if progress.held_out else ()), box=None)
     for name, row in progress.metrics.items():
         measured = progress.held_out.get(name)
         shown = [] if measured is None else [number(measured.get(metric)) for metric in HELD_OUT]

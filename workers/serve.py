@@ -73,8 +73,8 @@ def _greet(settings: Settings, api: subprocess.Popen[bytes], host: str, port: in
     else:
         return
     url, where = f"http://{host}:{port}", settings.data_dir.resolve()
-    log.info("the service is at %s, its data in %s; Ctrl-C stops it, and jobs in hand are kept", url, where)
-    log.info("next: sae-service submit job.yaml; what programs can ask, to try out: %s/docs", url)
+    log.info("the service is at %s, its data in %s; Ctrl-C stops it; running jobs are saved", url, where)
+    log.info("next: sae-service submit job.yaml; API reference: %s/docs", url)
 
 
 def _start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -105,7 +105,7 @@ def _watch(
                     break
                 workers[index] = _started(worker.args)
     if stop.is_set():
-        log.info("stopping: jobs in hand are saved first")
+        log.info("stopping: running jobs are saved first")
     _end([*workers, api], wait_s)
     return 0 if stop.is_set() else api.returncode or 1
 

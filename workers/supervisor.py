@@ -63,7 +63,7 @@ class Supervisor:
                 self._work(attempt, spec)
 
     def _work(self, attempt: Attempt, spec: dict[str, Any]) -> None:
-        log.info("the attempt begins")
+        log.info("attempt started")
         try:
             if self.stopping.is_set():
                 _persist(attempt.release)

@@ -23,7 +23,7 @@ from sae_service.cli.common import (
 )
 from sae_service.cli.job_file import JobFile
 from sae_service.client import Client
-from sae_service.jobs.records import Job, Status
+from sae_service.jobs.records import Checkpoint, Job, Status
 from sae_service.schema import OWN_FORMAT, FormatName
 
 T = TypeVar("T")
@@ -83,6 +83,9 @@ def list_jobs(
         if as_json:
             typer.echo(json.dumps([job.model_dump() for job in found[:limit]], indent=1))
             return
+        if not found:
+            typer.echo("No jobs.")
+            return
         text_tables.show(text_tables.jobs(found[:limit]))
         if len(found) > limit:
             typer.echo(f"These are the newest {limit}. To see older ones too: --limit {2 * limit}", err=True)
@@ -107,8 +110,15 @@ def show(
         checkpoints, happened = client.checkpoints(job.id), client.events(job.id)
         newest = happened[max(0, len(happened) - events) :]
         text_tables.show(text_tables.job(job), text_tables.checkpoints(checkpoints), text_tables.events(newest))
-        if checkpoints and checkpoints[0].is_final:
-            text_tables.show(text_tables.results(job, checkpoints[0]))
+        _show_results(job, checkpoints)
+
+
+def _show_results(job: Job, checkpoints: list[Checkpoint], is_error: bool = False) -> None:
+    """Shows the held-out figures, if the newest checkpoint is the final one."""
+    from sae_service import text_tables
+
+    if checkpoints and checkpoints[0].is_final:
+        text_tables.show(text_tables.results(job, checkpoints[0]), is_error=is_error)
 
 
 def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
@@ -127,6 +137,8 @@ def _watch(client: Client, job_id: str, as_json: bool, is_error: bool = False) -
             typer.echo(last.model_dump_json(exclude={"spec"}))
     else:
         last = text_tables.follow(_until_paused(client.follow(job_id), itemgetter(0)), is_error)
+        if last is not None and last.status == "succeeded":
+            _show_results(last, client.checkpoints(job_id), is_error)
     assert last is not None
     if last.status == "paused":
         return _told_how_to_go_on(job_id)
@@ -144,7 +156,7 @@ def _told_how_to_go_on(job_id: str) -> int:
 def logs(
     job_id: JobId,
     attempt: Annotated[int | None, typer.Option(min=1, help="The attempt; by default the last one that has a log.")] = None,
-    lines: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last so many lines.")] = None,
+    lines: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last N lines.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is added too, to the job's end or pause.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -153,6 +165,8 @@ def logs(
     with reported():
         client = Client(url, api_key)
         full = full_id(client, job_id)
+        if follow and (job := client.job(full)).status == "queued" and job.started_at is None:
+            typer.echo("The job is queued; it has no log yet.", err=True)
         for part in client.follow_logs(full, attempt, lines) if follow else [client.logs(full, attempt, lines)]:
             typer.echo(part, nl=False)
         job = client.job(full) if follow else None

@@ -27,7 +27,7 @@ def held_out_of(
     text = HeldOutText(job.stream, job.evaluation.tokens, model, should_stop)
     if text.n_tokens <= job.evaluation.tokens - job.stream.context_size:
         if job.evaluation.tokens == EvaluationSpec().tokens:
-            event("info", f"The held-out text has {text.n_tokens} tokens; the figures are of all of them.")
+            event("info", f"Held-out text: {text.n_tokens} tokens, all used for the figures.")
         else:
             asked = f"{job.evaluation.tokens} were asked for"
             event("warning", f"evaluation.tokens: {asked}, and the held-out text has only {text.n_tokens}.")

@@ -49,7 +49,8 @@ def detected(folder: Path) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InvalidSpec(f"{folder} holds an SAE in several formats: {', '.join(found)}", hint="Say which, or move one away.")
+        hint = "Name one with --format (--other-format for the second SAE)."
+        raise InvalidSpec(f"{folder} holds an SAE in several formats: {', '.join(found)}", hint=hint)
     known = "; ".join(f"{name}: {', '.join(format.files)}" for name, format in FORMATS.items())
     raise InvalidSpec(f"{folder} holds no SAE.", hint=f"The files of each format are {known}.")
 

@@ -197,6 +197,8 @@ class JobStore(History):
     def resume(self, job_id: str) -> Job:
         """Queues a paused job again. Raises Conflict if it is neither paused nor waiting or running anyway."""
         with self._held(job_id) as (connection, row):
+            if row.status == "pausing":
+                raise Conflict(f"job {job_id} is still pausing; resume it once it is paused")
             if row.status == "paused":
                 requeue(connection, self._queue, row, None, "The job is queued again.")
         return self._expect(job_id, "queued", "running")
@@ -262,7 +264,8 @@ class JobStore(History):
     def _expect(self, job_id: str, *statuses: str) -> Job:
         job = self.get(job_id)
         if job.status not in statuses:
-            raise Conflict(f"job {job_id} {'has ended: it ' if job.is_terminal else ''}is {job.status}")
+            ended = "has already been cancelled" if job.status == "cancelled" else f"has already {job.status}"
+            raise Conflict(f"job {job_id} {ended if job.is_terminal else f'is {job.status}'}")
         return job
 
     def check(self) -> None:

@@ -196,7 +196,7 @@ class StreamSpec(Frozen):
     @model_validator(mode="after")
     def _check_sizes(self) -> "StreamSpec":
         if self.tokens < self.batch:
-            refuse(("tokens",), f"must be at least batch ({self.batch}): a job has at least one step", self.tokens)
+            refuse(("tokens",), f"must be at least batch ({self.batch}), one step", self.tokens)
         if self.n_steps >= MAX_STEPS:
             refuse(("tokens",), f"must be less than {MAX_STEPS} times batch: that is the most steps that a job has", self.tokens)
         if 0 < self.buffer_rows < self.batch:

@@ -23,10 +23,10 @@ C_LIBRARY = ctypes.CDLL(None)
 
 
 REMEDIES = {
-    "states": ("/saes", "Train fewer or narrower SAEs in one job (d_sae), or ask for more gpus."),
+    "SAE and optimizer state": ("/saes", "Train fewer or narrower SAEs in one job (d_sae), or ask for more gpus."),
     "step": ("/saes", "Lower stream.batch or d_sae."),
     "evaluation": ("/stream/prompts", "Lower stream.prompts or d_sae."),
-    "fills": ("/stream", "Lower stream.buffer_bytes or stream.buffer_rows."),
+    "buffer": ("/stream", "Lower stream.buffer_bytes or stream.buffer_rows."),
     "model": (fields.MODEL, fields.SMALLER_MODEL),
     "logits": ("/stream/prompts", "Lower stream.prompts or stream.context_size."),
 }
@@ -113,13 +113,13 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
             row = at.d_read if at.is_autoencoder else at.d_read + at.d_write
             steps.append(parameters + 4 * (n_rows * row + job.stream.batch * (DENSE_COPIES * d_sae + row)))
         evaluations.append(parameters + 4 * job.stream.prompts * job.stream.context_size * (3 * d_sae + 4 * at.d_write))
-    fills = {"fills": 2 * job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes}
-    training, evaluation = {"states": max(states.values()), "step": max(steps)}, {"evaluation": max(evaluations)}
+    buffer = {"buffer": 2 * job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes}
+    training, evaluation = {"SAE and optimizer state": max(states.values()), "step": max(steps)}, {"evaluation": max(evaluations)}
     if job.evaluation.every_tokens:
         training |= evaluation
     all_states = sum(states.values())
     # Rows of a model are torch's memory, which JAX only looks at.
-    training, model = (training, model | fills) if model else (training | fills, model)
+    training, model = (training, model | buffer) if model else (training | buffer, model)
     return MemoryPlan(training, evaluation, model, all_states + all_states // 3)
 
 

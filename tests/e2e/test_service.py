@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,18 @@ def test_the_readmes_own_model_and_text_are_trained_on(service: Service, tmp_pat
     sae_service("download", job_id, "--output", "saes")
     written = {path.name for path in (tmp_path / "saes" / "jumprelu_1024").iterdir()}
     assert written == {"cfg.json", "sae_weights.safetensors", "metrics.json", "provenance.json"}
+
+
+def test_the_readmes_client_takes_a_job_from_its_file_to_saes_on_disk(
+    service: Service, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1].replace("http://127.0.0.1:8000", service.url)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert f"succeeded {40 * 256}" in told
+    assert (tmp_path / "saes" / "a" / "sae_weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def test_metrics_and_checkpoints_are_listed(api: TestClient, finished: str) -> N
         {"id": "5:a", "sae": "a", "step": 5, "data": {"sae": "a", "step": 5, "loss": 0.5}}
     ]
     assert api.get(f"{finished}/metrics", params={"after_step": 5}).json()["data"] == []
+    assert "must be the last_id of the previous page" in api.get(f"{finished}/metrics", params={"after": "x"}).json()["detail"]
     checkpoint = api.get(f"{finished}/checkpoints").json()["data"][0]
     assert (checkpoint["metrics"], checkpoint["is_final"]) == ({"a": {"fvu": 0.1}}, True)
     assert "key" not in checkpoint

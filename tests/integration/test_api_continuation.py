@@ -169,7 +169,7 @@ def test_a_job_without_a_checkpoint_is_tried_again_from_its_beginning(api: TestC
     ("body", "param"),
     [
         ({"saes": {"c": {}}}, "/saes/c"),
-        ({"saes": {"a": {"architecture": {"d_sae": 8}}}}, "/saes/a/architecture"),
+        ({"saes": {"a": {"architecture": {"d_sae": 8}}}}, "/saes/a/architecture/d_sae"),
         ({"stream": {"seed": 1}}, "/stream"),
         ({"tokens": 256}, "/tokens"),
         ({"tokens": "many"}, "/tokens"),

@@ -66,7 +66,7 @@ def test_held_out_figures_are_shown_until_there_are_others_or_the_job_is_before_
     assert after(4, held_out=figures).held_out == figures
     assert after(5).held_out == figures
     shown = text_tables.figures(after(6))
-    headers = ["sae", "loss", "fvu", "l0", "held-out fvu", "by row", "held-out l0", "recovered"]
+    headers = ["sae", "training loss", "training fvu", "training l0", "held-out fvu", "by row", "held-out l0", "recovered"]
     assert [column.header for column in shown.columns] == headers
     cells = ["a", "1.0000", "0.2500", "30.0", "0.1250", "0.2500", "31.0", "-"]
     assert [next(iter(column.cells)) for column in shown.columns] == cells

@@ -28,6 +28,8 @@ from sae_service.storage.objects import Content, Storage
 from tests.saes import random_sae
 from tests.served import served
 
+OPTIMIZER = "of the optimizer: beta1, beta2, clip_norm, eps, lr, lr_decay, lr_warm_up, lr_warm_up_shape, sparsity_warm_up"
+FIXED = f"cannot change when a job goes on; what can, of the architecture: aux_coefficient, k; {OPTIMIZER}"
 MARKUP = ("org/m[/b]", "[bold]x", ":smile:", "[/red]")
 
 
@@ -116,8 +118,9 @@ def test_the_remedy_for_a_fork_is_an_option_of_fork(
 ) -> None:
     job_id = finished(database, running[1], service.submit(of_topk).id)
     for arguments, message in (
-        (("--set", "topk_64.k=8"), "--tokens: must be at least 10496: the checkpoint has 10240 tokens, a step 256"),
+        (("--set", "topk_64.k=8"), "--tokens: must be at least 10496: the checkpoint is at 10240 tokens and a step is 256"),
         (("--set", "topk_64.k=65", "--tokens", "20480"), "--set topk_64.k: must be at most d_sae (64)"),
+        (("--set", "topk_64.d_sae=128", "--tokens", "20480"), f"--set topk_64.d_sae: {FIXED}"),
         (("--set", "topk_64.kk=8"), "--set topk_64.kk: there is no field 'kk'; did you mean 'k'?"),
         (("--set", "topk_64.lr=fast"), '--set topk_64.lr: must be a number, not "fast"'),
         (("--set", "b.lr=1"), "--set b.lr: there is no SAE 'b'; there are topk_64"),
@@ -156,8 +159,9 @@ def test_what_a_jobs_state_does_not_allow_has_an_exit_code_of_its_own(
     run: Callable[..., Result], service: Client, running: tuple[str, Settings], database: Database, of_topk: dict[str, Any]
 ) -> None:
     job_id = finished(database, running[1], service.submit(of_topk).id)
+    assert "topk_64" in run("watch", job_id).stdout.split("training ")[-1], "the held-out figures come last"
     refused = run("cancel", job_id)
-    assert (refused.exit_code, refused.stderr) == (6, f"sae-service: job {job_id} has ended: it is succeeded\n")
+    assert (refused.exit_code, refused.stderr) == (6, f"sae-service: job {job_id} has already succeeded\n")
 
 
 def test_a_job_is_found_by_the_beginning_or_the_end_of_its_id(
@@ -184,7 +188,8 @@ def test_a_list_is_short_and_chosen_by_label(run: Callable[..., Result], tmp_pat
     assert "--limit 4" in listed.stderr
     chosen = json.loads(run("list", "--label", "team=a", "--label", "run=0", "--json").stdout)
     assert [job["id"] for job in chosen] == ids[:1]
-    assert json.loads(run("list", "--label", "team=a", "--status", "running", "--json").stdout) == []
+    assert run("list", "--label", "team=a", "--status", "running").stdout == "No jobs.\n"
+    assert "team=a, run=0" in run("show", ids[0]).stdout
     assert run("list", "--status", "dead").exit_code == 2
 
 
@@ -252,6 +257,7 @@ def test_before_its_first_step_a_job_is_followed_by_what_it_does(
     threading.Timer(2.0, _end, (database, job_id)).start()
     told = run("watch", job_id)
     assert (told.exit_code, told.stdout.splitlines()[:2]) == (1, [job_id, "running: Loading the model [/]."])
+    assert [phase for _, phase in steps] == [""], "of a job that runs no more it says nothing"
 
 
 @pytest.mark.parametrize("arguments", [("watch",), ("watch", "--json"), ("logs", "-f")], ids=" ".join)
@@ -281,6 +287,10 @@ def test_the_log_of_a_job_is_printed_as_it_is_and_followed_to_its_end(
     job, storage = service.submit(spec), Storage(running[1].resolved_storage_url())
     none = run("logs", job.id)
     assert (none.exit_code, f"job {job.id} has no log yet" in none.stderr) == (3, True)
+    waiting = service.submit(spec).id
+    threading.Timer(0.5, service.cancel, (waiting,)).start()
+    told = run("logs", waiting, "-f")
+    assert (told.exit_code, told.stderr.splitlines()[0]) == (3, "The job is queued; it has no log yet.")
     attempt_logs.store(storage, job.id, 1, b"[bold]one\ntwo\n")
     attempt_logs.store(storage, job.id, 2, b"three\nfour\n")
     assert run("logs", job.id, "--attempt", "1").stdout == "[bold]one\ntwo\n"

@@ -74,5 +74,6 @@ def test_the_release_is_said() -> None:
 def test_a_key_that_the_service_does_not_know_is_told_with_the_option_for_it(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, api_key_sha256=("0" * 64,))
     with served(settings) as address:
-        told = CliRunner().invoke(app, ["list", "--url", address])
-    assert (told.exit_code, "--api-key" in told.stderr) == (7, True)
+        none, wrong = (CliRunner().invoke(app, ["list", "--url", address, *key]) for key in ([], ["--api-key", "sae_wrong"]))
+    assert (none.exit_code, "--api-key" in none.stderr) == (7, True)
+    assert (wrong.exit_code, wrong.stderr) == (7, "sae-service: the API key is unknown, revoked or expired\n")

@@ -89,7 +89,7 @@ def test_a_queued_job_is_paused_at_once_and_resumed(database: Database, store: J
 def test_a_running_job_is_paused_once_its_worker_has_let_go(database: Database, store: JobStore) -> None:
     attempt = claimed(database, store)
     assert store.pause(attempt.job_id).status == "pausing"
-    with pytest.raises(Conflict, match="pausing"):
+    with pytest.raises(Conflict, match="is still pausing; resume it once it is paused"):
         store.resume(attempt.job_id)
     assert attempt.commit(checkpoint(3) | {"key": f"{attempt.job_id}/3"}, keep=1) == [], "its state is saved"
     attempt.release()

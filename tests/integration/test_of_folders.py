@@ -141,4 +141,4 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     for name, content in FORMATS["gemma_scope"].to_files(random_sae("relu"), DESCRIPTION).items():
         (a / name).write_bytes(content)
     several = sae_service("compare", a, b)
-    assert (several.exit_code, "several formats: " in several.output) == (2, True)
+    assert (several.exit_code, "Name one with --format" in several.output) == (2, True)

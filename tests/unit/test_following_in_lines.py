@@ -27,15 +27,15 @@ def test_a_line_has_the_tokens_the_speed_the_time_left_and_the_figures(capsys: p
     assert capsys.readouterr().out.splitlines() == [
         "job_1",
         "running: Loading the model.",
-        "running, 4,000 of 10,000 tokens, 100/s, 0:01:00 left; a: loss 0.5000, fvu 0.2500, l0 16.0",
-        "succeeded, 10,000 of 10,000 tokens; a: loss 0.5000, fvu 0.2500, l0 16.0",
+        "running, 4,000 of 10,000 tokens, 100/s, 0:01:00 left; a: training loss 0.5000, fvu 0.2500, l0 16.0",
+        "succeeded, 10,000 of 10,000 tokens; a: training loss 0.5000, fvu 0.2500, l0 16.0",
     ]
 
 
 def test_a_line_names_the_first_saes_and_counts_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     text_tables.follow([(job("running", 4_000, names=("a", "b", "c", "d", "e")), "")], is_error=True)
     line = capsys.readouterr().err.splitlines()[1]
-    assert line.endswith("; c: loss 0.5000, fvu 0.2500, l0 16.0; and 2 more")
+    assert line.endswith("; c: training loss 0.5000, fvu 0.2500, l0 16.0; and 2 more")
 
 
 def test_a_job_that_waits_says_what_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,10 @@ def plan(model: dict[str, int], n_saes: int = 1, **changes: Any) -> MemoryPlan:
 
 def test_states_are_counted_once_for_each_sae_and_the_step_once() -> None:
     one, three = plan({}), plan({}, n_saes=3)
-    assert STATE < one.training["states"] < 1.01 * STATE
-    assert three.training["states"] == 3 * one.training["states"]
+    assert STATE < one.training["SAE and optimizer state"] < 1.01 * STATE
+    assert three.training["SAE and optimizer state"] == 3 * one.training["SAE and optimizer state"]
     assert three.training["step"] == one.training["step"]
-    assert one.training["fills"] == 2 * 4 * BATCH * 4 * D_IN
+    assert one.training["buffer"] == 2 * 4 * BATCH * 4 * D_IN
 
 
 def test_the_rows_that_a_threshold_is_set_on_are_there_at_once() -> None:
@@ -48,8 +48,8 @@ def test_the_rows_that_a_threshold_is_set_on_are_there_at_once() -> None:
 
 def test_the_rows_of_a_model_are_no_part_of_what_jax_holds() -> None:
     found = plan({"model": 7, "logits": 5})
-    assert found.model == {"model": 7, "logits": 5, "fills": 2 * 4 * BATCH * 4 * D_IN}
-    assert "fills" not in found.training
+    assert found.model == {"model": 7, "logits": 5, "buffer": 2 * 4 * BATCH * 4 * D_IN}
+    assert "buffer" not in found.training
 
 
 def test_an_evaluation_during_training_is_added_to_it() -> None:
@@ -60,18 +60,18 @@ def test_an_evaluation_during_training_is_added_to_it() -> None:
 @pytest.mark.parametrize(
     ("parts", "limits", "param", "words"),
     [
-        ({"training": {"states": 3 * GIB, "step": 1}}, Limits(2 * GIB, PLENTY), "/saes", "fewer or narrower SAEs"),
-        ({"training": {"states": 1, "step": 3 * GIB}}, Limits(2 * GIB, PLENTY), "/saes", "stream.batch"),
+        ({"training": {"SAE and optimizer state": 3 * GIB, "step": 1}}, Limits(2 * GIB, PLENTY), "/saes", "fewer or narrower SAEs"),
+        ({"training": {"SAE and optimizer state": 1, "step": 3 * GIB}}, Limits(2 * GIB, PLENTY), "/saes", "stream.batch"),
         ({"evaluation": {"evaluation": 3 * GIB}}, Limits(2 * GIB, PLENTY), "/stream/prompts", "stream.prompts"),
-        ({"model": {"model": 3 * GIB, "fills": 1}}, Limits(PLENTY, 2 * GIB), "/stream/model", "dtype"),
-        ({"model": {"model": 1, "fills": 3 * GIB}}, Limits(PLENTY, 2 * GIB), "/stream", "buffer_bytes"),
+        ({"model": {"model": 3 * GIB, "buffer": 1}}, Limits(PLENTY, 2 * GIB), "/stream/model", "dtype"),
+        ({"model": {"model": 1, "buffer": 3 * GIB}}, Limits(PLENTY, 2 * GIB), "/stream", "buffer_bytes"),
         ({"model": {"model": 1, "logits": 3 * GIB}}, Limits(PLENTY, 2 * GIB), "/stream/prompts", "context_size"),
     ],
 )  # fmt: skip
 def test_what_a_device_cannot_hold_is_refused_with_what_to_reduce(
     parts: dict[str, dict[str, int]], limits: Limits, param: str, words: str
 ) -> None:
-    found = MemoryPlan(**{"training": {"states": 1}, "evaluation": {"evaluation": 1}, "model": {}} | parts, checkpoint=0)
+    found = MemoryPlan(**{"training": {"step": 1}, "evaluation": {"evaluation": 1}, "model": {}} | parts, checkpoint=0)
     with pytest.raises(OutOfMemory, match=r"about 3\.0 GiB .* has 2\.0 GiB") as caught:
         found.check(limits)
     assert caught.value.param == param
@@ -80,8 +80,8 @@ def test_what_a_device_cannot_hold_is_refused_with_what_to_reduce(
 
 
 def test_a_machine_without_a_device_is_warned_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = MemoryPlan({"states": 3 * GIB}, {"evaluation": 1}, {"model": GIB}, checkpoint=GIB)
+    found = MemoryPlan({"SAE and optimizer state": 3 * GIB}, {"evaluation": 1}, {"model": GIB}, checkpoint=GIB)
     monkeypatch.setattr(memory, "host_memory", lambda: 4 * GIB)
-    assert "needs about 5.0 GiB, and this machine has 4.0 GiB; states takes the most." in str(found.check(None))
+    assert "needs about 5.0 GiB, and this machine has 4.0 GiB; SAE and optimizer state takes the most." in str(found.check(None))
     monkeypatch.setattr(memory, "host_memory", lambda: 5 * GIB)
     assert found.check(None) is None
