@@ -25,7 +25,9 @@ class Extension(Frozen):
 class Fork(Changes):
     """A checkpoint, and what is to be done otherwise from there."""
 
-    checkpoint: str = Field(default="latest", description="The id of one of the job's checkpoints.")
+    checkpoint: str = Field(
+        default="latest", pattern="^[!-~]+$", max_length=200, description="The id of one of the job's checkpoints, latest or best."
+    )
 
 
 @router.post("/jobs/{job_id}/extend", status_code=201)

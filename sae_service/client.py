@@ -27,9 +27,7 @@ class Client:
     """One service. Every method raises the service's own errors, and ServiceUnavailable if it does not answer."""
 
     def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None) -> None:
-        if api_key and not api_key.isascii():
-            raise errors.InvalidSpec("an API key has only ASCII characters", "api_key")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {"Authorization": f"Bearer {_sendable('api_key', api_key)}"} if api_key else {}
         self.url = url if "://" in url else f"http://{url}"
         self._answers = Answers(self.url)
         try:
@@ -205,7 +203,7 @@ class Client:
         partial.replace(target)
 
     def _make(self, path: str, body: dict[str, Any] | None, idempotency_key: str | None) -> Job:
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        headers = {"Idempotency-Key": _sendable("idempotency_key", idempotency_key)} if idempotency_key else {}
         return self._job("POST", path, json=body, headers=headers)
 
     def _log(self, job_id: str, attempt: int | None, lines: int | None = None) -> tuple[int, str]:
@@ -259,6 +257,13 @@ class Client:
     def _unavailable(self, error: Exception) -> errors.ServiceUnavailable:
         hint = "Start it with `sae-service serve`, or name another one with --url or SAE_SERVICE_URL."
         return errors.ServiceUnavailable(f"{self.url} does not answer: {error}", hint=hint)
+
+
+def _sendable(field: str, value: str) -> str:
+    """The value of a header. Raises InvalidSpec if it cannot be one, without showing it: it may be a secret."""
+    if not (value.isascii() and value.isprintable()):
+        raise errors.InvalidSpec("must be printable ASCII characters in one line", field)
+    return value
 
 
 def _quoted(name: str) -> str:

@@ -23,9 +23,15 @@ HELD_OUT = {"fvu": "held-out fvu", "fvu_by_row": "by row", "l0": "held-out l0", 
 RESULTS = ("l0", "fvu", "fvu_by_row", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """A reader that has had enough is no failure; the default would exit with 1."""
+        raise BrokenPipeError
+
+
 def _console(is_error: bool = False, width: int | None = None) -> Console:
     # What looks like markup or an emoji in a name is a part of it.
-    return Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
+    return _Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
 
 
 def show(*parts: RenderableType, is_error: bool = False) -> None:

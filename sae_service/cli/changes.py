@@ -101,7 +101,7 @@ def _escaped(part: str) -> str:
 
 def _number(text: str) -> float | None:
     for kind in (int, float):
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):
             return kind(text) if math.isfinite(kind(text)) else None
     return None
 

@@ -14,6 +14,7 @@ import typer
 from sae_service import errors
 from sae_service.client import DEFAULT_URL as DEFAULT_URL
 from sae_service.client import Client
+from sae_service.plain_words import shown
 
 EXIT_CODES = {
     errors.InvalidSpec: 2, errors.DataNotFound: 2, errors.ModelNotFound: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4,
@@ -29,6 +30,7 @@ OPTIONS = {
 """The options and arguments that are not called as the fields that they fill, by the ends of their pointers."""
 CHANGE = re.compile(r"/saes/([^/]*)(?:/(?:optimizer|architecture))?(?:/([^/]*))?")
 COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kMB]?)")
+MOST = 1 << 63
 FACTORS = {"": 1, "k": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 
 
@@ -36,8 +38,8 @@ def count(text: str | int) -> int:
     """A number of tokens as a user writes it: 200000, 200_000, 200k or 1.5M."""
     found = COUNT.fullmatch(str(text).replace("_", ""))
     number = Decimal(found[1]) * FACTORS[found[2]] if found else Decimal("0.5")
-    if number != int(number):
-        raise typer.BadParameter(f"must be a whole number, such as 200000, 200k or 2M, not {text!r}")
+    if number > MOST or number != int(number):
+        raise typer.BadParameter(f"must be a whole number, such as 200000, 200k or 2M, not {shown(text)}")
     return int(number)
 
 
@@ -76,6 +78,9 @@ def reported(place: Callable[[str], str] = option) -> Iterator[None]:
             typer.echo(f"sae-service: {line}", err=True)
         codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
         raise typer.Exit(next(codes, 5)) from None
+    except UnicodeEncodeError as error:
+        typer.echo(f"sae-service: {error.object[:60]!a} holds what cannot be sent as text", err=True)
+        raise typer.Exit(EXIT_CODES[errors.InvalidSpec]) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except BrokenPipeError:

@@ -163,6 +163,8 @@ def test_a_job_without_a_checkpoint_is_tried_again_from_its_beginning(api: TestC
     assert (again["origin"], again["spec"]) == (None, job["spec"])
     missing = api.post(f"/v1/jobs/{job['id']}/fork", json={})
     assert (missing.status_code, missing.json()["param"]) == (404, "/checkpoint")
+    half = api.post(f"/v1/jobs/{job['id']}/fork", content='{"checkpoint": "\\ud800"}', headers={"Content-Type": "application/json"})
+    assert (half.status_code, half.json()["param"]) == (422, "/checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,20 @@ def test_an_address_without_a_service_is_told_with_what_to_do(url: str) -> None:
     assert "--url" in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["retry", "job_" + "0" * 22, "--idempotency-key", "ключ"], "--idempotency-key: must be printable ASCII"),
+        (["list", "--api-key", "a-secret\n"], "--api-key: must be printable ASCII"),
+        (["list", "--label", "a=\udcff"], "cannot be sent as text"),
+        (["download", "job_" + "0" * 22, "--output", "o", "--checkpoint", "\udcff"], "cannot be sent as text"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_in_a_line(arguments: list[str], told: str) -> None:
+    ran = CliRunner().invoke(app, [*arguments, "--url", "127.0.0.1:1"])
+    assert (ran.exit_code, told in ran.stderr, "a-secret" in ran.stderr) == (2, True, False)
+
+
 def test_the_commands_are_listed_in_the_order_of_a_days_work() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
     places = [shown.index(f"│ {name} ") for commands in PANELS.values() for name in commands]
