@@ -66,4 +66,10 @@ def _tell(scope: Scope, status: int | None, seconds: float) -> None:
         "duration_ms": round(1000 * seconds, 1),
         "key": getattr(scope["state"].get("caller"), "name", None),
     }
-    log.info("request", extra={"about": fields})
+    log.log(_level(scope["method"], status), "request", extra={"about": fields})
+
+
+def _level(method: str, status: int | None) -> int:
+    """Requests that look and find are many, and would hide the others."""
+    has_found = method in ("GET", "HEAD") and status is not None and status < 400
+    return logging.DEBUG if has_found else logging.INFO

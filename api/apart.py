@@ -91,7 +91,7 @@ def _carry_out(answers: Connection, function: Callable[..., Any], arguments: tup
     answers.send(None)  # From here on its time counts.
     try:
         answer = function(*arguments), None
-    except Exception as error:  # noqa: BLE001  it is raised where the function was asked for
+    except Exception as error:  # noqa: BLE001  whatever it is, it is raised where the function was asked for
         error.add_note(traceback.format_exc())
         answer = None, error
     with suppress(OSError):

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
-from api import catalog, continuation, conversion, docs, events, files, health, jobs, metrics, problems
+from api import catalog, continuation, conversion, docs, events, files, health, jobs, logs, metrics, problems
 from api.access import Callers
 from api.access_log import AccessLog
 from api.apart import Apart, prepare
@@ -24,17 +24,23 @@ from sae_service.storage.objects import Storage
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application for these settings. The database is reached when it starts."""
+    """The application for these settings. Its database has this release's tables from here on.
+
+    Raises:
+        ServiceUnavailable, WrongVersion, StorageFailure: the database or the storage does not answer, or is not ours.
+    """
     database = Database(settings.resolved_database_url(), name="sae-service-api")
+    migrate(database)
+    keys, storage = Keys(database), Storage(settings.resolved_storage_url())
+    # Whether there is such a thing does not matter: the storage answers.
+    storage.has_published("start")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        migrate(database)
-        app.state.callers = Callers(Keys(database), settings.api_key_sha256)
+        app.state.callers = Callers(keys, settings.api_key_sha256)
         await app.state.callers.read()
         app.state.store = JobStore(database, settings.lease_s)
         app.state.following = Following(app.state.store)
-        app.state.storage = Storage(settings.resolved_storage_url())
         app.state.conversions = conversion.Conversions(settings.resolved_storage_url())
         app.state.looks = Apart(at_once=2)
         prepare()
@@ -53,9 +59,9 @@ def create_app(settings: Settings) -> FastAPI:
         description="Trains sparse autoencoders: submit a job, follow it, download SAEs.",
         docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
-    app.state.settings = settings
+    app.state.settings, app.state.keys, app.state.storage = settings, keys, storage
     app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
-    for module in (jobs, continuation, events, files, conversion, catalog):
+    for module in (jobs, continuation, events, logs, files, conversion, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(only_known_parameters)], responses=problems.RESPONSES)
     app.include_router(health.router)
     app.include_router(metrics.router)

@@ -6,12 +6,14 @@ from pydantic import Field
 from api.dependencies import Jobs
 from api.idempotency import Asked, MayComeAgain
 from sae_service.continuation import Changes, continued
-from sae_service.errors import Conflict, NotFound
-from sae_service.jobs.records import Job
+from sae_service.errors import Conflict, InvalidSpec, NotFound
+from sae_service.jobs.records import Failure, Job
 from sae_service.schema import Frozen
 from sae_service.spec.stored import read
 
 router = APIRouter(tags=["jobs"])
+OF_FILES = ("/stream/model", "/stream/dataset")
+"""Where a field of a spec is about files, which may have been mended since."""
 
 
 class Extension(Frozen):
@@ -54,11 +56,21 @@ def retry_job(job_id: str, jobs: Jobs, request: MayComeAgain) -> Job:
     parent = jobs.get(job_id)
     if parent.status not in ("failed", "cancelled"):
         raise Conflict(f"job {job_id} is {parent.status}; only one that has failed or was cancelled can be tried again")
+    if parent.error is not None and _fails_again(parent.error):
+        told = f"{parent.error.param}: {parent.error.message}" if parent.error.param else parent.error.message
+        hint = "Correct it there and submit it as a new job."
+        raise Conflict(f"job {job_id} failed by its own spec, and would fail again: {told}", hint=hint)
     if jobs.checkpoints(job_id):
         return _go_on(asked, parent, Fork())
     # What it went on from itself, if anything.
     origin = jobs.checkpoint(parent.origin.job_id, parent.origin.checkpoint_id) if parent.origin else None
     return asked.submit(read(parent.spec).model_dump(mode="json"), origin)
+
+
+def _fails_again(error: Failure) -> bool:
+    """Whether a job is refused for what its spec says, whatever its files hold by now."""
+    param = error.param or ""
+    return error.code == InvalidSpec.code and not (param.startswith(OF_FILES) or "/initial" in param)
 
 
 def _go_on(asked: Asked, parent: Job, fork: Fork) -> Job:

@@ -18,7 +18,7 @@ from api.dependencies import Jobs
 from api.files import RESPONSES, Wanted, respond
 from sae_service.errors import DamagedCheckpoint, ServiceUnavailable
 from sae_service.jobs.records import Checkpoint, FileEntry
-from sae_service.schema import FormatName
+from sae_service.schema import SAES, FormatName
 from sae_service.spec import JobSpec
 from sae_service.spec.stored import read
 
@@ -54,7 +54,7 @@ class Conversions:
         return entry, os.fdopen(os.dup(file.fileno()), "rb")
 
     async def _make(self, job: JobSpec, checkpoint: Checkpoint, name: str, format: str) -> tuple[FileEntry, IO[bytes]]:
-        size = sum(entry.size for entry in checkpoint.files if entry.path.startswith(f"saes/{name}/"))
+        size = sum(entry.size for entry in checkpoint.files if entry.path.startswith(f"{SAES}{name}/"))
         limit_s = LIMIT_S + size / BYTES_PER_S
         with tempfile.TemporaryDirectory(prefix="conversion-") as folder:
             path = Path(folder) / "zip"

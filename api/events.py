@@ -48,7 +48,7 @@ def list_events(
         return page(jobs.events(job_id, after, limit + 1), limit)
     if job.is_terminal and not jobs.events(job_id, after, 1):
         return Response(status_code=204)
-    parts = _while_allowed(request, _stream(jobs, following, job_id, after))
+    parts = _while_allowed(request, stream_of_events(jobs, following, job_id, after))
     return StreamingResponse(parts, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
@@ -60,7 +60,8 @@ async def _while_allowed(request: Request, parts: AsyncIterator[str]) -> AsyncIt
         yield part
 
 
-async def _stream(jobs: JobStore, following: Following, job_id: str, after: int) -> AsyncIterator[str]:
+async def stream_of_events(jobs: JobStore, following: Following, job_id: str, after: int) -> AsyncIterator[str]:
+    """What a client hears of a job behind the event `after`, as server-sent events, until the job has ended or is gone."""
     yield "retry: 2000\n\n"
     step = 0
     with following.news(job_id) as news:

@@ -14,7 +14,7 @@ from api.examples import JOB_EXAMPLES
 from api.idempotency import MayComeAgain
 from sae_service import preflight
 from sae_service.errors import BadRequest, InvalidSpec, NotFound, UnknownCursor
-from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker
+from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker, folder
 from sae_service.readable import Roots
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
@@ -57,7 +57,7 @@ async def create_job(
 async def checked(looks: Apart, spec: JobSpec, settings: Settings) -> None:
     """Raises what `preflight.check` raises, and InvalidSpec if the files of the job take too long to be looked at."""
     roots = Roots(settings.readable_roots(), settings.closed_folders())
-    if not preflight.looks_at_files(spec):
+    if not preflight.may_take_long(spec):
         preflight.check(spec, roots)
         return
     try:
@@ -136,7 +136,7 @@ def resume_job(job_id: str, jobs: Jobs) -> Job:
 @router.delete("/jobs/{job_id}", status_code=204)
 def delete_job(job_id: str, jobs: Jobs, storage: Files) -> None:
     """Deletes a job that has ended, with its metrics, events and checkpoints."""
-    jobs.delete(job_id, lambda: storage.delete(f"jobs/{job_id}"))
+    jobs.delete(job_id, lambda: storage.delete(folder(job_id)))
 
 
 @router.get("/workers")

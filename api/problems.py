@@ -17,6 +17,7 @@ from sae_service.errors import (
     Conflict,
     DamagedCheckpoint,
     DatabaseFailure,
+    InvalidSpec,
     NotFound,
     SAEServiceError,
     ServiceUnavailable,
@@ -103,7 +104,7 @@ def _cut(text: str) -> str:
 def bug(request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that came to an error which nobody has foreseen."""
     log.error("%s: unexpected error", request.scope["request_id"], exc_info=error)
-    return problem(request, 500, "internal", "Something went wrong in the service; its log has the details.")
+    return problem(request, 500, SAEServiceError.code, "Something went wrong in the service; its log has the details.")
 
 
 def _status(error: SAEServiceError) -> int:
@@ -141,7 +142,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     errors = [FieldProblem(pointer=_pointer(item["loc"], error.body), detail=sentence(item)) for item in found]
     status = 422 if found[0]["loc"][0] == "body" else 400
     detail = f"{errors[0].pointer}: {errors[0].detail}" if errors[0].pointer else f"The body {errors[0].detail}."
-    return problem(request, status, "invalid_spec" if status == 422 else "invalid_request", detail, errors[0].pointer, errors)
+    code = InvalidSpec.code if status == 422 else BadRequest.code
+    return problem(request, status, code, detail, errors[0].pointer, errors)
 
 
 def _pointer(location: tuple[Any, ...], body: Any) -> str:
@@ -154,11 +156,25 @@ def _pointer(location: tuple[Any, ...], body: Any) -> str:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and error.__cause__ is not None:
+        # Of a body that Python's own reader of JSON gives up; FastAPI says no more of it.
+        return problem(request, 400, "malformed_json", f"The body {_unreadable(error.__cause__)}.")
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed(request))
-    return problem(request, error.status_code, code, str(error.detail), headers=headers)
+    detail = "There is nothing at this address; /docs lists what there is." if error.status_code == 404 else str(error.detail)
+    return problem(request, error.status_code, code, detail, headers=headers)
+
+
+def _unreadable(error: BaseException) -> str:
+    """Why a body cannot be read as JSON."""
+    match error:
+        case RecursionError():
+            return "is nested too deeply"
+        case UnicodeDecodeError():
+            return f"is not UTF-8: byte {error.start + 1} is wrong"
+    return f"cannot be read as JSON: {error}"
 
 
 def _allowed(request: Request) -> list[str]:

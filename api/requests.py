@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import access
 from api.problems import bug, problem
+from sae_service.errors import BadRequest
 
 MAX_BODY = 1 << 20
 JSON = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
@@ -58,7 +59,7 @@ class Requests:
         try:
             answer = await access.refusal(request) or _refusal(request) or self._app
             await answer(scope, receive, completed)
-        except Exception as error:
+        except Exception as error:  # the outermost: Starlette's own answer to a bug is made outside, without our headers
             if has_begun:
                 raise
             await bug(request, error)(scope, receive, completed)
@@ -76,5 +77,5 @@ def _refusal(request: Request) -> Response | None:
         detail = f"Send the body as JSON, with the header Content-Type: application/json; it is {kind!r}."
         return problem(request, 415, "unsupported_media_type", detail, "Content-Type")
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
-        return problem(request, 400, "invalid_request", "The character NUL has no place in an address.")
+        return problem(request, 400, BadRequest.code, "The character NUL has no place in an address.")
     return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sae_service.errors import InvalidSpec, NotFound
 from sae_service.jobs.records import Checkpoint, FileEntry
+from sae_service.schema import SAES
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
 from sae_service.storage.objects import Storage
@@ -32,7 +33,7 @@ def _converted(job: JobSpec, checkpoint: Checkpoint, storage: Storage, name: str
     spec = next((sae for sae in job.saes if sae.name == name), None)
     if spec is None:
         raise NotFound(f"the job has no SAE {name!r}; it has {', '.join(sae.name for sae in job.saes)}", param="name")
-    folder = f"saes/{name}/"
+    folder = f"{SAES}{name}/"
     hashes = {entry.path: entry.sha256 for entry in checkpoint.files if entry.path.startswith(folder)}
     stored = storage.read(checkpoint.key, hashes)
     try:

@@ -14,7 +14,10 @@ BY_CODE = {
     for error in vars(errors).values()
     if isinstance(error, type) and issubclass(error, errors.SAEServiceError)
 }
-BY_STATUS = {400: errors.InvalidSpec, 404: errors.NotFound, 409: errors.Conflict, 422: errors.InvalidSpec}
+BY_STATUS = {
+    400: errors.InvalidSpec, 403: errors.AccessDenied, 404: errors.NotFound, 409: errors.Conflict, 421: errors.AccessDenied,
+    422: errors.InvalidSpec,
+}  # fmt: skip
 """The errors whose codes this client does not know."""
 BAD_GATEWAY = 502
 
@@ -59,7 +62,7 @@ class Answers:
             return gateway if status >= BAD_GATEWAY else self.no_service()
         if status == 401:
             hint = "Give it with --api-key or SAE_SERVICE_API_KEY, in Python as `api_key`."
-            return errors.SAEServiceError("the service asks for one of its API keys", hint=hint)
+            return errors.AccessDenied("the service asks for one of its API keys", hint=hint)
         kind = BY_CODE.get(body["code"]) or BY_STATUS.get(
             status, errors.ServiceUnavailable if status >= BAD_GATEWAY else errors.SAEServiceError
         )

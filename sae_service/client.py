@@ -3,22 +3,24 @@
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 
-from sae_service import downloads, errors
+from sae_service import downloads, errors, growing_log
 from sae_service.answers import Answers
 from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, MetricsRow, Worker
-from sae_service.schema import OWN_FORMAT
+from sae_service.schema import DEFAULT_PORT, OWN_FORMAT, SAES
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 OUTAGE_S = 60.0
 CHUNK = 1 << 20
+Answer = TypeVar("Answer")
 
 
 class Client:
@@ -101,6 +103,28 @@ class Client:
         found = self._pages(f"/v1/jobs/{_quoted(job_id)}/metrics", {"limit": 10_000})
         return (self._answers.record(MetricsRow, item) for item in found)
 
+    def logs(self, job_id: str, attempt: int | None = None, lines: int | None = None) -> str:
+        """The end of an attempt's log, 64 KiB at most; by default of the last attempt that has one.
+
+        Args:
+            lines: only the last so many.
+
+        Raises:
+            NotFound: there is no such job, or no log yet.
+        """
+        return self._log(job_id, attempt, lines)[1]
+
+    def follow_logs(
+        self, job_id: str, attempt: int | None = None, lines: int | None = None, pause_s: float = 2.0
+    ) -> Iterator[str]:
+        """The end of a log, then what is added to it, until the job has ended; by default of each attempt after the other.
+
+        Args:
+            lines: begin with only the last so many.
+        """
+        job, log = partial(self._patiently, self.job, job_id), partial(self._patiently, self._log, job_id)
+        return growing_log.follow(job, log, attempt, lines, pause_s)
+
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that can be downloaded, newest first."""
         return [self._checkpoint(item) for item in self._pages(f"/v1/jobs/{_quoted(job_id)}/checkpoints", {})]
@@ -146,10 +170,10 @@ class Client:
         folder = Path(folder)
         chosen = self._checkpoint(self._ask("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints/{_quoted(checkpoint)}"))
         base = f"/v1/jobs/{_quoted(job_id)}/checkpoints/{chosen.id}"
-        hashes = {entry.path.removeprefix("saes/"): entry.sha256 for entry in chosen.files if entry.path.startswith("saes/")}
+        hashes = {entry.path.removeprefix(SAES): entry.sha256 for entry in chosen.files if entry.path.startswith(SAES)}
         if format == OWN_FORMAT:
             for path, target in downloads.missing(folder, hashes).items():
-                self._fetch(f"{base}/files/saes/{path}", hashes[path], target)
+                self._fetch(f"{base}/files/{SAES}{path}", hashes[path], target)
             return [folder / path for path in hashes]
         names = dict.fromkeys(path.split("/")[0] for path in hashes)
         with tempfile.TemporaryDirectory() as scratch:
@@ -183,6 +207,29 @@ class Client:
     def _make(self, path: str, body: dict[str, Any] | None, idempotency_key: str | None) -> Job:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._job("POST", path, json=body, headers=headers)
+
+    def _log(self, job_id: str, attempt: int | None, lines: int | None = None) -> tuple[int, str]:
+        """Whose log it is, and its end."""
+        asked = {"attempt": attempt, "lines": lines}
+        query = {name: value for name, value in asked.items() if value is not None}
+        answer = self._send("GET", f"/v1/jobs/{_quoted(job_id)}/logs", params=query)
+        if not answer.is_success:
+            raise self._answers.error(answer)
+        number = answer.headers.get("X-Attempt", "")
+        if not number.isdecimal():
+            raise self._answers.no_service()
+        return int(number), answer.text
+
+    def _patiently(self, ask: Callable[..., Answer], *arguments: Any) -> Answer:
+        """What is asked for, if need be after a short outage."""
+        began = time.monotonic()
+        while True:
+            try:
+                return ask(*arguments)
+            except errors.ServiceUnavailable:
+                if time.monotonic() - began > OUTAGE_S:
+                    raise
+                time.sleep(1)
 
     def _job(self, method: str, path: str, **arguments: Any) -> Job:
         return self._answers.record(Job, self._ask(method, path, **arguments))
@@ -218,4 +265,6 @@ def _quoted(name: str) -> str:
     """A name as one part of a path."""
     if not name:
         raise errors.NotFound("the id of a job or checkpoint is empty")
+    if "/" in name or name in (".", ".."):
+        raise errors.NotFound(f"{name!r} is no job or checkpoint: jobs have ids, checkpoints an id, latest or best")
     return quote(name, safe="")

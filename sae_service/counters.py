@@ -10,12 +10,3 @@ CHECKPOINT_SECONDS = Histogram(
     "sae_checkpoint_seconds", "How long the files of a checkpoint took to be written.",
     buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
 )  # fmt: skip
-
-
-def attempt_ended(status: str, how: str) -> None:
-    """Counts the end of an attempt.
-
-    Args:
-        status: the job's before; what its user had asked for by then is how it ended.
-    """
-    ATTEMPTS.labels({"cancelling": "cancelled", "pausing": "paused"}.get(status, how)).inc()

@@ -13,6 +13,7 @@
       NonFiniteLoss        a loss became NaN or infinite
       StorageFailure       a file could not be written or read
         DamagedCheckpoint  a stored file does not match its manifest
+      AccessDenied         the API key is missing or unknown, or does not allow it
       NotFound             no such job, checkpoint or file
       Conflict             the job's state does not allow it
       LeaseLost            another worker owns the job now
@@ -142,6 +143,12 @@ class DamagedCheckpoint(StorageFailure):
     retryable = False
 
 
+class AccessDenied(SAEServiceError):
+    """The API key is missing or unknown, or does not allow it."""
+
+    code = "access_denied"
+
+
 class NotFound(SAEServiceError):
     """There is no such thing."""
 
@@ -186,6 +193,13 @@ class DatabaseFailure(SAEServiceError):
     code = "database_error"
 
 
+def as_stored(error: Exception) -> dict[str, str | None]:
+    """Any error in the form in which it is stored with a job; of one that nobody has foreseen, its class and what it says."""
+    if isinstance(error, SAEServiceError):
+        return error.as_dict()
+    return SAEServiceError(f"{type(error).__name__}: {error}").as_dict()
+
+
 class Stopped(Exception):
     """Work that was asked to stop has not come to its end."""
 
@@ -200,7 +214,7 @@ def translated(translate: Callable[[Exception], Exception | None]) -> Iterator[N
         yield
     except (SAEServiceError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # libraries have no class in common for what is wrong with a file; what is unknown goes on as it is
         ours = translate(error)
         if ours is None:
             raise

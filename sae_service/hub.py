@@ -1,12 +1,18 @@
-"""What the model hub says of a name, asked in a few seconds."""
+"""What the hub says of a name, asked in a few seconds: its own libraries keep trying for half a minute and more."""
 
+from contextlib import suppress
 from functools import partial
 
-from sae_service.errors import ModelNotFound, translated
+from sae_service.errors import DataNotFound, ModelNotFound, SAEServiceError, translated
 from sae_service.settings import hub_host, is_offline
+from sae_service.spec import fields
 
 TIMEOUT_S = 3
-PARAM = "/stream/model/name"
+KINDS: dict[str, tuple[type[SAEServiceError], str, str]] = {
+    "model": (ModelNotFound, "/stream/model", fields.MODEL_NAME),
+    "dataset": (DataNotFound, "/stream/dataset", fields.DATASET_PATH),
+}
+"""What to raise, and which part of the spec and which field of it has the name."""
 
 
 def check_model(name: str, revision: str | None) -> None:
@@ -16,27 +22,50 @@ def check_model(name: str, revision: str | None) -> None:
         ModelNotFound: the hub has no such model, or not for this user.
         ConnectionError: the hub does not answer.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str) or is_offline():
-        return
-    with translated(partial(_said, name, revision)):
-        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=TIMEOUT_S)
+    if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        _ask("model", name, "config.json", revision)
 
 
-def _said(name: str, revision: str | None, error: Exception) -> Exception:
+def check_dataset(name: str, revision: str | None) -> None:
+    """Asks the hub for a dataset, if the user lets the libraries ask.
+
+    Raises:
+        DataNotFound: the hub has no such dataset, or not for this user.
+        ConnectionError: the hub does not answer.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+
+    # Not every dataset has one; that it has none is said of a dataset that is there.
+    with suppress(EntryNotFoundError):
+        _ask("dataset", name, "README.md", revision)
+
+
+def _ask(what: str, name: str, file: str, revision: str | None) -> None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    if not is_offline():
+        with translated(partial(_said, what, name, revision)):
+            get_hf_file_metadata(hf_hub_url(name, file, repo_type=what, revision=revision), timeout=TIMEOUT_S)
+
+
+def _said(what: str, name: str, revision: str | None, error: Exception) -> Exception | None:
     """What an error of the hub's library says of a name. A gated repository's error is one of a missing one too."""
     from huggingface_hub import errors as of_hub
 
+    kind, part, field = KINDS[what]
     match error:
         case of_hub.GatedRepoError():
             hint = "Accept its terms there, and give the service's processes a token (HF_TOKEN)."
-            return ModelNotFound(f"{hub_host()} gives {name} only to users who have accepted its terms.", PARAM, hint)
+            return kind(f"{hub_host()} gives {name} only to users who have accepted its terms.", field, hint)
         case of_hub.RepositoryNotFoundError():
-            hint = "A folder's name starts with '/', '.' or '~'; a private model needs a token (HF_TOKEN)."
-            return ModelNotFound(f"{hub_host()} has no model {name}.", PARAM, hint)
+            hint = f"A folder's name starts with '/', '.' or '~'; a private {what} needs a token (HF_TOKEN)."
+            return kind(f"{hub_host()} has no {what} {name}.", field, hint)
         case of_hub.RevisionNotFoundError():
-            return ModelNotFound(f"{hub_host()} has no revision {revision} of {name}.", "/stream/model/revision")
+            return kind(f"{hub_host()} has no revision {revision} of {name}.", f"{part}/revision")
+        case of_hub.EntryNotFoundError() if what == "dataset":
+            return None
         case of_hub.EntryNotFoundError():
-            return ModelNotFound(f"{name} on {hub_host()} has no config.json.", PARAM)
+            return kind(f"{name} on {hub_host()} has no config.json.", field)
     return ConnectionError(f"{hub_host()} does not answer: {error}")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-OWN = ("sae_service", "api", "workers", "serve", "lost_attempts", "migration", "retention", "training")
+OWN = ("sae_service", "api", "workers", "serve", "attempts", "lost_attempts", "migration", "retention", "training")
 """The loggers of the service. Libraries are heard only when they warn: most of them greet at their start."""
 
 _about: ContextVar[dict[str, Any] | None] = ContextVar("about", default=None)

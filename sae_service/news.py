@@ -6,7 +6,11 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint: each SAE's files are below `saes/<name>/`. Metrics and score are held-out ones, if there are."""
+    """A published checkpoint: each SAE's files are below `saes/<name>/`. Metrics and score are held-out ones, if there are.
+
+    Attributes:
+        written_s: how long its files took to be written.
+    """
 
     key: str
     step: int
@@ -15,6 +19,7 @@ class Checkpoint:
     files: list[dict[str, str | int]]
     metrics: dict[str, Any]
     score: float | None
+    written_s: float
 
 
 class Reporter(Protocol):

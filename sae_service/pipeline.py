@@ -1,5 +1,6 @@
 """A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from sae_service.evaluation.score import score
 from sae_service.news import Checkpoint, Reporter
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
+from sae_service.schema import SAES
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
@@ -64,7 +66,7 @@ def run(
     setting.check_memory(reporter)
     try:
         # Before anything is computed: what is wrong with the held-out text is said at once.
-        held_out = held_out_of(job, source.model, lambda: _ends_here(should_stop, alive), partial(reporter.event, "warning"))
+        held_out = held_out_of(job, source.model, lambda: _ends_here(should_stop, alive), reporter.event)
     except errors.Stopped:
         return None
     found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
@@ -266,7 +268,7 @@ class _Training:
             if metrics:
                 found[artifacts.METRICS] = artifacts.as_json(metrics[sae.name])
             for name in sorted(found):
-                yield f"saes/{sae.name}/{name}", found.pop(name)
+                yield f"{SAES}{sae.name}/{name}", found.pop(name)
 
     def publish(self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]) -> Checkpoint:
         """Writes the state and the SAEs under a key of their own, and reports them once they are complete.
@@ -277,8 +279,10 @@ class _Training:
         """
         n_steps = values["n_steps"]
         key = f"{self.prefix}/step-{n_steps:09d}-{uuid4().hex[:12]}"
+        began = time.monotonic()
         entries = self.storage.publish(key, self.files(states, values, metrics))
+        written_s = time.monotonic() - began
         tokens, is_final = n_steps * self.job.stream.batch, bool(metrics) and n_steps == self.job.stream.n_steps
-        written = Checkpoint(key, n_steps, tokens, is_final, entries, metrics, score(self.job, n_steps, metrics))
+        written = Checkpoint(key, n_steps, tokens, is_final, entries, metrics, score(self.job, n_steps, metrics), written_s)
         self.reporter.checkpoint(written)
         return written

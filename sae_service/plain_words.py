@@ -18,7 +18,7 @@ KINDS = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), WHOLE),
     **dict.fromkeys(("float_type", "float_parsing"), NUMBER),
     **dict.fromkeys(("bool_type", "bool_parsing"), BOOLEAN),
-    **dict.fromkeys(("string_type", "string_unicode", "string_sub_type"), TEXT),
+    **dict.fromkeys(("string_type", "string_sub_type"), TEXT),
     **dict.fromkeys(("tuple_type", "list_type", "iterable_type"), LIST),
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "mapping_type"), MAPPING),
 }
@@ -31,6 +31,7 @@ LIMITS = {
     "less_than_equal": "must be at most {le}",
     "finite_number": "must be a finite number",
     "int_parsing_size": "is too large a number",
+    "string_unicode": "must be text; half a character, such as \\ud800 alone, is none",
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
     "string_too_short": "must have {min_length} characters or more",
@@ -107,7 +108,8 @@ def shown(value: Any) -> str:
         return "a list"
     if isinstance(value, dict):
         return "a mapping"
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    # Half a character can be sent in no encoding; it stays as JSON writes it.
+    text = json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

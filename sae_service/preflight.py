@@ -13,27 +13,28 @@ from typing import Any
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
+from sae_service import hub
 from sae_service.activations import dataset_files, model_files
+from sae_service.activations.chat import no_template
 from sae_service.activations.documents import check_kind
-from sae_service.activations.text import check_column, check_splits, load_arguments, loader_of
-from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.activations.text import check_column, check_split, check_splits, load_arguments, loader_of
+from sae_service.errors import DataNotFound
 from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
-from sae_service.hub import check_model
-from sae_service.readable import LARGEST_LOOK, Look, Roots
-from sae_service.spec import DatasetSpec, JobSpec, is_path
+from sae_service.readable import LARGEST_LOOK, Look, Roots, content
+from sae_service.spec import DatasetSpec, JobSpec, fields, is_path
 from sae_service.training import start
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 WIDTH = ("hidden_size", "n_embd", "d_model")
 LONGEST_LINE = 1 << 20
 """Bytes of a line that is parsed while a job is submitted."""
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 
 
-def looks_at_files(job: JobSpec) -> bool:
-    """Whether there is anything to be looked at that can take long."""
-    named = () if job.stream.synthetic is not None else (job.stream.text_source[0].name, job.stream.text_source[1].path)
-    return any(map(is_path, named)) or any(sae.initial is not None for sae in job.saes)
+def may_take_long(job: JobSpec) -> bool:
+    """Whether there are files to be looked at, or a hub to be asked."""
+    return job.stream.synthetic is None or any(sae.initial is not None for sae in job.saes)
 
 
 def check(job: JobSpec, roots: Roots) -> None:
@@ -53,20 +54,17 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
     """The configuration of the model, or nothing for one from a hub, once it and the text may and can be read."""
     model, dataset = job.stream.text_source
     if is_path(dataset.path):
-        roots.inside(dataset.path, "/stream/dataset/path")
+        roots.inside(dataset.path, fields.DATASET_PATH)
     else:
         dataset_files.check_name(dataset.path)
     check_splits(dataset)
-    config: dict[str, Any] = {}
+    folder, config = None, dict[str, Any]()
     if is_path(model.name):
-        _, config = model_files.checked_folder(model.name, roots)
+        folder, config = model_files.checked_folder(model.name, roots)
     else:
         model_files.check_hub_name(model.name)
-    limit = _first(config, CONTEXT)
-    if limit is not None and job.stream.context_size > limit:
-        raise InvalidSpec(
-            f"must be at most the model's context of {limit}: {job.stream.context_size}", param="/stream/context_size"
-        )
+    if (limit := _first(config, CONTEXT)) is not None:
+        model_files.check_context(job.stream.context_size, limit)
     if model.weight_processing == "compatibility":
         check_folding(config.get("model_type"))
     for index, sae in enumerate(job.saes):
@@ -76,12 +74,26 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
     if is_path(dataset.path):
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
-            check_dataset(dataset, dataset.held_out_split, roots, "/stream/dataset/held_out_split")
-    if not is_path(model.name):
-        # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
-        with suppress(ConnectionError):
-            check_model(model.name, model.revision)
+            check_dataset(dataset, dataset.held_out_split, roots)
+    if dataset.chat and folder is not None:
+        _check_chat(folder)
+    # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
+    with suppress(ConnectionError):
+        if not is_path(model.name):
+            hub.check_model(model.name, model.revision)
+        if not is_path(dataset.path):
+            hub.check_dataset(dataset.path, dataset.revision)
     return config
+
+
+def _check_chat(folder: Path) -> None:
+    """Raises InvalidSpec if a model's folder has no chat template, in its tokenizer's configuration or in a file beside it."""
+    if any((folder / name).exists() for name in CHAT_TEMPLATES):
+        return
+    with suppress(OSError, ValueError, RecursionError):  # what cannot be read, the training process reports
+        found = json.loads(content(folder / "tokenizer_config.json"))
+        if isinstance(found, dict) and not found.get("chat_template"):
+            raise no_template()
 
 
 def _width(job: JobSpec, config: dict[str, Any], hook_name: str) -> int | None:
@@ -99,12 +111,10 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
     return None
 
 
-def check_dataset(spec: DatasetSpec, split: str, roots: Roots, param: str = "/stream/dataset/split") -> None:
+def check_dataset(spec: DatasetSpec, split: str, roots: Roots) -> None:
     """Raises DataNotFound or InvalidSpec if local data lacks the split or its text column, or leads out of `roots`."""
     files: Any = dataset_files.builder(spec, load_arguments(spec, split, roots), roots).config.data_files or {}
-    if split not in files:
-        listed = ", ".join(map(str, files))
-        raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param=param)
+    check_split(spec, split, files)
     columns = columns_of(str(files[split][0]))
     if columns is not None:
         check_column(spec, list(columns))
@@ -131,13 +141,15 @@ def columns_of(file: str) -> dict[str, Any] | None:
         if loader not in ("json", "csv"):
             return None
         line = _first_line(look, infer_compression(path.name))
+        if not line:
+            raise DataNotFound(f"{path.name} is empty", param=fields.DATASET_PATH)
         if len(line) > LONGEST_LINE or (line[:1] == b"[" and ".json" in path.suffixes):
             return None
         if loader == "csv":
             return dict.fromkeys(next(csv.reader([line.decode("utf-8-sig")])), "a cell")
-        first = json.loads(line or b"null")
+        first = json.loads(line)
     if not isinstance(first, dict):
-        raise DataNotFound(f"the first line of {path.name} is not a JSON object", param="/stream/dataset/path")
+        raise DataNotFound(f"the first line of {path.name} is not a JSON object", param=fields.DATASET_PATH)
     return first
 
 
@@ -158,7 +170,7 @@ def _first_line(file: Look, compression: str | None) -> bytes:
     head = lines.read(LARGEST_LOOK)
     line = next((line for line in BytesIO(head) if line.strip()), b"")
     if not line and len(head) == LARGEST_LOOK:
-        raise DataNotFound(f"its first {LARGEST_LOOK} bytes are blank lines", param="/stream/dataset/path")
+        raise DataNotFound(f"its first {LARGEST_LOOK} bytes are blank lines", param=fields.DATASET_PATH)
     return line
 
 

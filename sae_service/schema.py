@@ -80,6 +80,10 @@ FormatName = StrEnum(
 """The names of the file formats: each is a module in `formats/`, which need not be imported to know them."""
 OWN_FORMAT = FormatName("saelens")
 """The format in which a job's SAEs are kept."""
+SAES = "saes/"
+"""Below it, among the files of a checkpoint, each SAE has a folder of its name."""
+DEFAULT_PORT = 8000
+"""Where the service listens, and is looked for."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 WeightProcessing = Literal["none", "compatibility"]

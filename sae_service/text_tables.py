@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +16,9 @@ from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, Worker
 BARS = " ▁▂▃▄▅▆▇█"
 FOUND = 0.9
 NAMED = 3
-"""SAEs of a job that a list names."""
+"""SAEs of a job that a line names."""
+LINE_EVERY_S = 60
+TRAINED = ("loss", "fvu", "l0")
 HELD_OUT = {"fvu": "held-out fvu", "fvu_by_row": "by row", "l0": "held-out l0", "ce_loss_recovered": "recovered"}
 RESULTS = ("l0", "fvu", "fvu_by_row", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
@@ -56,7 +59,7 @@ def job(one: Job) -> Table:
     table = Table(show_header=False, box=None)
     rows = {
         "job": one.id,
-        "status": one.status + (f" ({one.status_reason})" if one.status_reason else ""),
+        "status": status_of(one),
         "attempt": str(one.attempt),
         "submitted": clock(one.created_at) + (f" by {one.submitter}" if one.submitter else ""),
         "started": clock(one.started_at),
@@ -156,13 +159,14 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.4f}"
 
 
-def follow(changes: Iterable[tuple[Job, str]]) -> Job | None:
-    """Shows a job while it changes: a progress bar on a terminal, now and then a line elsewhere. Returns its end.
+def follow(changes: Iterable[tuple[Job, str]], is_error: bool = False) -> Job | None:
+    """Shows a job while it changes: a progress bar on a terminal, now and then a line elsewhere. Returns what it is at last.
 
     Args:
         changes: the job, and what it does before its first step.
+        is_error: show it on standard error.
     """
-    console = _console(is_error=True)
+    console = _console(is_error)
     return _follow_with_bar(changes, console) if console.is_terminal else _follow_with_lines(changes, console)
 
 
@@ -178,41 +182,58 @@ def _follow_with_bar(changes: Iterable[tuple[Job, str]], console: Console) -> Jo
         for last, phase in changes:
             progress = last.progress
             if progress is None:
-                bar.update(line, description=last.status)
+                bar.update(line, description=status_of(last))
                 live.update(Group(last.id, bar, phase))
                 continue
             speed = f"{progress.tokens:,} tokens, {progress.tokens_per_s:,.0f}/s"
             bar.update(
-                line, description=last.status, completed=progress.tokens, total=progress.total_tokens, speed=speed
+                line, description=status_of(last), completed=progress.tokens, total=progress.total_tokens, speed=speed
             )
             live.update(Group(last.id, bar, figures(progress)))
     return last
 
 
 def _follow_with_lines(changes: Iterable[tuple[Job, str]], console: Console) -> Job | None:
-    last, said, shown = None, ("", "", -1), ""
+    last, said, said_at, shown = None, ("", "", -1), 0.0, ""
     for last, phase in changes:
         if not said[0]:
             console.print(last.id)
         progress = last.progress
         if progress and (measured := held_out(progress)) != shown:
             shown = measured
-            console.print(measured)
+            console.print(measured, soft_wrap=True)
         share = 10 * progress.tokens // progress.total_tokens if progress else 0
-        if (last.status, phase, share) != said:
-            said = (last.status, phase, share)
-            done = f", {progress.tokens:,} of {progress.total_tokens:,} tokens" if progress else ""
-            console.print(f"{last.status}{done}{': ' if phase else ''}{phase}")
+        if (status_of(last), phase, share) != said or (progress and time.monotonic() - said_at > LINE_EVERY_S):
+            said, said_at = (status_of(last), phase, share), time.monotonic()
+            doing = ": ".join(part for part in (status_of(last), phase) if part)
+            console.print(f"{doing}{pace(progress) if progress else ''}", soft_wrap=True)
     return last
+
+
+def status_of(one: Job) -> str:
+    """The status of a job, with its reason if it has one."""
+    return one.status + (f" ({one.status_reason})" if one.status_reason else "")
+
+
+def pace(progress: records.Progress) -> str:
+    """How far a job is, how fast, and the figures of its first SAEs, as the end of a line."""
+    parts = [f", {progress.tokens:,} of {progress.total_tokens:,} tokens"]
+    if progress.tokens_per_s and progress.tokens < progress.total_tokens:
+        left = round((progress.total_tokens - progress.tokens) / progress.tokens_per_s)
+        parts.append(f", {progress.tokens_per_s:,.0f}/s, {timedelta(seconds=left)} left")
+    for name, row in list(progress.metrics.items())[:NAMED]:
+        parts.append(f"; {name}: " + ", ".join(f"{metric} {number(row.get(metric))}" for metric in TRAINED))
+    n_more = len(progress.metrics) - NAMED
+    return "".join(parts) + (f"; and {n_more} more" if n_more > 0 else "")
 
 
 def figures(progress: records.Progress) -> Table:
     """Loss, FVU and L0 of each SAE while it trains, and its last held-out figures if there are."""
-    table = Table("sae", "loss", "fvu", "l0", *(HELD_OUT.values() if progress.held_out else ()), box=None)
+    table = Table("sae", *TRAINED, *(HELD_OUT.values() if progress.held_out else ()), box=None)
     for name, row in progress.metrics.items():
         measured = progress.held_out.get(name)
         shown = [] if measured is None else [number(measured.get(metric)) for metric in HELD_OUT]
-        table.add_row(name, *(number(row.get(metric)) for metric in ("loss", "fvu", "l0")), *shown)
+        table.add_row(name, *(number(row.get(metric)) for metric in TRAINED), *shown)
     return table
 
 

@@ -11,6 +11,7 @@ from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
 from sae_service.training.loop import Trainer
 from tests.conftest import DEMO
+from tests.published import published
 from tests.recorder import Recorder
 
 KINDS = {
@@ -61,7 +62,7 @@ def train(
             should_stop=lambda: stop_after is not None and len(done) >= stop_after, resume_from=resume_from,
             alive=alive,
         )  # fmt: skip
-    return recorder, storage.read_published(final.key) if final else {}
+    return recorder, published(storage, final.key) if final else {}
 
 
 def weights(files: dict[str, bytes]) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ from typing import Any
 from sae_service import pipeline
 from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
+from tests.published import published
 from tests.recorder import Recorder
 
 BATCH, FILL = 64, 8
@@ -37,4 +38,4 @@ def train(folder: Path, spec: JobSpec, begin_with: str | None = None) -> tuple[R
     recorder, storage = Recorder(), Storage(folder.as_uri())
     final = pipeline.run(spec, storage, "jobs/test", recorder, begin_with=begin_with)
     assert final is not None
-    return recorder, storage.read_published(final.key)
+    return recorder, published(storage, final.key)

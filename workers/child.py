@@ -7,15 +7,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from workers.child_log import ChildLog
 from workers.ending import stop_signals_blocked
 
-LAST_LINES = 15
-LOG_BYTES = 10 << 20
-"""Largest size of a log; of a longer one the second half stays."""
 KILL_WAIT_S = 30
 ORPHANED = 70
 """Exit status of a process that has heard nothing of its worker for half a lease, or whose worker is gone."""
@@ -24,12 +20,11 @@ ORPHANED = 70
 class Child:
     """A running training process. It dies with its worker: by the parent's death signal, and when its input ends."""
 
-    def __init__(self, environment: dict[str, str], log: Path, assignment: dict[str, Any]) -> None:
+    def __init__(self, environment: dict[str, str], log: ChildLog, assignment: dict[str, Any]) -> None:
         """Starts the process; what it prints goes to `log`. Raises OSError if the host cannot start it."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log
+        self.log = log
         # Whoever stops a whole group of processes means the worker, which asks for a checkpoint and kills if none comes.
-        with log.open("ab") as file, stop_signals_blocked():
+        with log.open() as file, stop_signals_blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "workers.job_process"],
                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True,
@@ -73,7 +68,7 @@ class Child:
     def messages(self, pause_s: float) -> Iterator[dict[str, Any] | None]:
         """What the process says until it ends; None after each pause without a word."""
         while True:
-            self._bound_log()
+            self.log.look()
             try:
                 message = self._messages.get(timeout=pause_s)
             except queue.Empty:
@@ -83,20 +78,6 @@ class Child:
                 return
             yield message
 
-    def _bound_log(self) -> None:
-        """Keeps the end of a log that has become too long; what the process appends goes on behind it."""
-        # A log that somebody has taken away, or a disk that is full, is no reason to end a job.
-        with suppress(OSError):
-            size = self._log.stat().st_size
-            if size <= LOG_BYTES:
-                return
-            with self._log.open("r+b") as file:
-                file.seek(size - LOG_BYTES // 2)
-                end = file.read()
-                file.seek(0)
-                file.write(b"[The beginning was deleted: the log was too long.]\n" + end[end.find(b"\n") + 1 :])
-                file.truncate()
-
     def kill(self) -> int:
         """Ends the process at once, if it has not ended, and returns its exit status."""
         if self._process.poll() is None:
@@ -104,7 +85,8 @@ class Child:
         return self._process.wait(KILL_WAIT_S)
 
     def close(self) -> None:
-        """Closes the way to a process that has ended."""
+        """Closes the way to a process that has ended, and its log."""
+        self.log.close()
         with self._writing:
             self._stdin.close()
 
@@ -114,11 +96,3 @@ class Child:
             return self._process.wait(KILL_WAIT_S)
         except subprocess.TimeoutExpired:
             return self.kill()
-
-    def last_words(self) -> str:
-        """The end of the log."""
-        try:
-            lines = self._log.read_text(errors="replace").splitlines()
-        except OSError as error:
-            return f"(the log cannot be read: {error})"
-        return "\n".join(lines[-LAST_LINES:])

@@ -12,6 +12,8 @@ from typing import Any
 
 DELETIONS_S = 10
 """A worker deletes what its job has left behind."""
+LOG_S = 5
+"""Before that it keeps the end of the log."""
 WORKER_EXTRA_S = 20
 """So much longer than `stop_s`, in which a training process saves its state, takes a worker to give its job back."""
 SERVICE_EXTRA_S = 30

@@ -13,14 +13,11 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from sae_service import logs, tracing
 from workers.child import ORPHANED
 from workers.ending import STOP_SIGNALS, die_with_parent
-
-if TYPE_CHECKING:
-    from sae_service.storage.objects import Storage
 
 log = logging.getLogger("training")
 ALIVE_S = 5
@@ -43,7 +40,7 @@ def main() -> None:
     report = Report(channel)
     try:
         report.say(train(assignment, report, orders))
-    except Exception as error:  # the outermost handler: the worker records what it was
+    except Exception as error:  # the outermost: the worker records what it was, as nobody else could
         log.exception("the attempt has failed")
         report.say(failure(error, has_trained=bool(assignment["resume_from"]) or report.has_saved))
 
@@ -81,7 +78,6 @@ class Report:
         self._channel, self._writing = channel, threading.Lock()
         self.total_steps = self.total_tokens = 0
         self.has_saved = False
-        self.storage: Storage | None = None
         self._said = time.monotonic()
         self.looked_ns: int | None = None
 
@@ -127,9 +123,8 @@ class Report:
         """A checkpoint that is ready to be committed."""
         self.has_saved = True
         log.info("checkpoint at step %d", written.step)
-        if self.storage is not None:
-            self.say({"kind": "written", "seconds": self.storage.published_s})
-        self.say({"kind": "checkpoint", "checkpoint": asdict(written)})
+        committed = asdict(written)
+        self.say({"kind": "checkpoint", "seconds": committed.pop("written_s"), "checkpoint": committed})
 
     def alive(self) -> None:
         """The job goes on; passed on if nothing else has been said for a while."""
@@ -152,7 +147,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     report.total_steps = job.stream.n_steps
     report.total_tokens = job.stream.n_steps * job.stream.batch
     report.looked_ns = time.time_ns()
-    storage = report.storage = Storage(assignment["storage_url"])
+    storage = Storage(assignment["storage_url"])
     final = pipeline.run(
         job,
         storage,
@@ -174,7 +169,7 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
     Args:
         has_trained: there is a checkpoint, so model, text and memory were there: it counts as a crash if they are not now.
     """
-    from sae_service.errors import NO_MEMORY, DamagedText, DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError
+    from sae_service.errors import NO_MEMORY, DamagedText, DataNotFound, ModelNotFound, OutOfMemory, SAEServiceError, as_stored
 
     is_full = isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
     if is_full and not isinstance(error, OutOfMemory):
@@ -185,8 +180,7 @@ def failure(error: Exception, has_trained: bool) -> dict[str, Any]:
         was_there = isinstance(error, DataNotFound | ModelNotFound | OutOfMemory) and not isinstance(error, DamagedText)
         return {"kind": "failed", "error": error.as_dict(), "retryable": error.retryable or (has_trained and was_there)}
     # Nobody has foreseen it, so nobody knows that it would come again: it counts as a crash, three of which are the end.
-    described = {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
-    return {"kind": "failed", "error": described, "retryable": True}
+    return {"kind": "failed", "error": as_stored(error), "retryable": True}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from sae_service.errors import InvalidSetting
+from sae_service.schema import DEFAULT_PORT
 from sae_service.settings import Settings
 from sae_service.startup import start
 from workers.ending import SERVICE_EXTRA_S, die_with_parent, set_on_stop_signals
@@ -28,7 +29,7 @@ def main() -> None:
     """Serves until SIGINT or SIGTERM. Exits with the API's status if that ends by itself."""
     parser = argparse.ArgumentParser(prog="python -m workers.serve", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--devices", help="CUDA_VISIBLE_DEVICES for each worker, separated by semicolons")
     arguments = parser.parse_args()

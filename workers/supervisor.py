@@ -5,17 +5,21 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from sae_service import counters, logs, tracing
-from sae_service.errors import DatabaseFailure, LeaseLost, SAEServiceError, ServiceUnavailable, StorageFailure, WorkerCrashed
+from sae_service.errors import DatabaseFailure, LeaseLost, ServiceUnavailable, StorageFailure, WorkerCrashed, as_stored
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
-from sae_service.settings import Settings, child_environment
+from sae_service.jobs.records import folder
+from sae_service.settings import Settings, child_environment, credentials
+from sae_service.storage import attempt_logs
 from sae_service.storage.objects import Storage
 from workers.child import ORPHANED, Child
+from workers.child_log import ChildLog
 from workers.deletions import Deletions
-from workers.ending import DELETIONS_S
+from workers.ending import DELETIONS_S, LOG_S
 from workers.lease import Lease
 
 log = logging.getLogger("workers")
@@ -46,7 +50,7 @@ class Supervisor:
                 self._begin(attempt)
             except Exception as error:  # the last resort: without it the job would stand still until its lease is over
                 log.exception("the attempt has met an unexpected error")
-                described = _described(error)
+                described = as_stored(error)
                 with suppress(LeaseLost, DatabaseFailure):
                     _persist(lambda: attempt.record_crash(described))
 
@@ -88,6 +92,7 @@ class Supervisor:
                 # First of all: it may be what the lease's thread waits for.
                 for child in children:
                     child.kill()
+                    child.log.keep(LOG_S)
             finally:
                 counters.TOKENS_PER_SECOND.set(0)
                 lease.close()
@@ -100,7 +105,6 @@ class Supervisor:
             # A job that was being cancelled when its final checkpoint came has not succeeded by it.
             with suppress(LeaseLost):
                 _persist(attempt.release)
-        log.info("the attempt has ended")
 
     def _without_storage(self, attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
         """Waits until the storage answers: a process that needs it at once would crash. Returns how the attempt is to be
@@ -109,7 +113,7 @@ class Supervisor:
         began, told = time.monotonic(), False
         while time.monotonic() - began < self._settings.hang_s:
             try:
-                self._storage.folders(_prefix(attempt))
+                self._storage.folders(folder(attempt.job_id))
                 return None
             except StorageFailure as error:
                 text = f"{error} The job waits for the storage."
@@ -139,7 +143,7 @@ class Supervisor:
             "readable_roots": list(map(str, self._settings.readable_roots())),
             "closed_folders": list(map(str, self._settings.closed_folders())),
             "storage_url": self._settings.resolved_storage_url(),
-            "prefix": _prefix(attempt),
+            "prefix": folder(attempt.job_id),
             "resume_from": committed,
             "begin_with": _persist(attempt.origin_key),
             "lease_s": self._settings.lease_s,
@@ -149,8 +153,9 @@ class Supervisor:
         }
         environment = child_environment(self._settings, self._device)
         path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"
+        keep = partial(attempt_logs.save, self._storage, attempt.job_id, attempt.number)
         try:
-            children.append(Child(environment, path, assignment))
+            children.append(Child(environment, ChildLog(path, keep, credentials(environment)), assignment))
         except OSError as error:
             return _crash(attempt, f"The training process cannot be started: {error}")
         return None
@@ -178,6 +183,9 @@ class Supervisor:
             if message is None:
                 continue
             heard = time.monotonic()
+            if message["kind"] == "checkpoint" and message["checkpoint"]["is_final"]:
+                # Whoever reads "succeeded" finds the log.
+                child.log.keep(LOG_S)
             if message["kind"] in ("failed", "stopped"):
                 result = message
                 break
@@ -196,10 +204,8 @@ class Supervisor:
             case "metrics":
                 counters.TOKENS_PER_SECOND.set(message["progress"]["tokens_per_s"])
                 _persist(lambda: attempt.metrics(message["rows"], message["progress"]), lease)
-            case "written":
-                counters.CHECKPOINT_SECONDS.observe(message["seconds"])
-                return
             case "checkpoint":
+                counters.CHECKPOINT_SECONDS.observe(message["seconds"])
                 for key in _persist(lambda: attempt.commit(message["checkpoint"], keep), lease):
                     self.deletions.add(key)
             case _:
@@ -210,7 +216,7 @@ class Supervisor:
         """Deletes what was written for the job but never became part of it. Returns what did."""
         written: set[str] = set()
         try:
-            written = self._storage.folders(_prefix(attempt))
+            written = self._storage.folders(folder(attempt.job_id))
         except StorageFailure as error:
             log.warning("%s", error)
         if not is_over:
@@ -220,11 +226,6 @@ class Supervisor:
         for key in _persist(lambda: attempt.orphans(written)):
             self.deletions.add(key)
         return committed
-
-
-def _prefix(attempt: Attempt) -> str:
-    """The key below which the files of the job are."""
-    return f"jobs/{attempt.job_id}"
 
 
 def _over(attempt: Attempt, lease: Lease) -> Callable[[], None] | None:
@@ -251,15 +252,8 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
     if status == ORPHANED:
         # The lease could not be renewed for a while, which is no crash; it may have come back just now.
         return attempt.release
-    text = f"The training process ended with status {status}. Its last lines:\n{child.last_words()}"
+    text = f"The training process ended with status {status}. Its last lines:\n{child.log.last_words()}"
     return _crash(attempt, text)
-
-
-def _described(error: Exception) -> dict[str, Any]:
-    """An error as it is stored with a job."""
-    if isinstance(error, SAEServiceError):
-        return error.as_dict()
-    return {"code": "internal", "message": f"{type(error).__name__}: {error}", "param": None}
 
 
 def _crash(attempt: Attempt, text: str) -> Callable[[], None]:

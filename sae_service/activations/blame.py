@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from sae_service.errors import NO_MEMORY, OutOfMemory, SAEServiceError, translated
+from sae_service.spec import fields
 
 
 def blamed(kind: type[SAEServiceError], said: str, param: str | None, hint: str = "") -> AbstractContextManager[None]:
@@ -21,8 +22,7 @@ def blamed(kind: type[SAEServiceError], said: str, param: str | None, hint: str 
         n_lines = 2 if lines and lines[0].endswith(":") else 1
         reason = " ".join(lines[:n_lines]).removesuffix(".") or "no reason given"
         if any(sign in str(error) for sign in NO_MEMORY):
-            remedy = "Load the model in another dtype, or take a smaller one."
-            return OutOfMemory(f"the device's memory does not suffice: {reason}.", "/stream/model", remedy)
+            return OutOfMemory(f"the device's memory does not suffice: {reason}.", fields.MODEL, fields.SMALLER_MODEL)
         return kind(f"{said}: {type(error).__name__}: {reason}.", param, hint)
 
     return translated(translate)

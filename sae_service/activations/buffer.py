@@ -15,9 +15,9 @@ from jaxtyping import Array, Int, UInt
 
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.norms import norms
-from sae_service.activations.tokens import Cursor, PackedTokens
+from sae_service.activations.tokens import Cursor, PackedTokens, all_left_out
 from sae_service.activations.torch_to_jax import to_jax
-from sae_service.errors import InvalidSpec, Stopped
+from sae_service.errors import Stopped
 from sae_service.schema import Frozen
 
 EMPTY_BATCHES = 1000
@@ -57,11 +57,7 @@ class TextHarvest:
             keep = keep_mask(prompts.tokens, excluded) & prompts.trained
             n_empty = 0 if keep.any() else n_empty + 1
             if n_empty == EMPTY_BATCHES:
-                raise InvalidSpec(
-                    f"{EMPTY_BATCHES} batches of text in a row have no token beside those left out.",
-                    param="/stream/exclude" if tokens.spec.train_on == "all" else "/stream/dataset/train_on",
-                    hint="Leave out fewer tokens.",
-                )
+                raise all_left_out(f"{EMPTY_BATCHES} batches of text in a row have no token beside those left out.", tokens.spec)
             if n_empty:
                 continue
             found = model.activations(prompts.tokens, self._hook_names)

@@ -5,19 +5,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from sae_service.errors import InvalidSpec
+from sae_service.spec import fields
 
 Message = dict[str, Any]
 MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
+def no_template() -> InvalidSpec:
+    """What to say of a model whose tokenizer has no chat template."""
+    return InvalidSpec(
+        "the model's tokenizer has no chat template.",
+        param=fields.CHAT,
+        hint="Name a model that was made for chat, or put a chat_template.jinja into the model's folder.",
+    )
+
+
 def check_template(tokenizer: Any, train_on: str) -> None:
     """Raises InvalidSpec if the tokenizer cannot make tokens of conversations."""
     if getattr(tokenizer, "chat_template", None) is None:
-        raise InvalidSpec(
-            "the model's tokenizer has no chat template.",
-            param="/stream/dataset/chat",
-            hint="Name a model that was made for chat, or put a chat_template.jinja into the model's folder.",
-        )
+        raise no_template()
     if train_on != "all" and not tokenizer.is_fast:
         raise InvalidSpec(
             "the model's tokenizer does not say which token comes from where in the text.",

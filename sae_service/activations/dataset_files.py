@@ -12,10 +12,11 @@ from typing import Any
 
 from sae_service.activations.model_files import check_hub_name
 from sae_service.errors import DataNotFound, InvalidSpec, translated
+from sae_service.hub import check_dataset
 from sae_service.readable import Roots, content
-from sae_service.spec import DatasetSpec, is_path
+from sae_service.settings import hub_host
+from sae_service.spec import DatasetSpec, fields, is_path
 
-FIELD = "/stream/dataset/path"
 KINDS = ("json", "text", "csv", "parquet", "arrow")
 """The readers of `datasets` that read text, and no file but those that they are given."""
 CARDS = ("README.md", ".huggingface.yaml")
@@ -27,8 +28,8 @@ def check_name(name: str) -> None:
     """Raises InvalidSpec for a hub's name that `datasets` would take for something on this machine."""
     if name in packaged_loaders():
         hint = "Give the path of a file or folder; its kind is known by its ending."
-        raise InvalidSpec(f"{name} is a kind of file, and no dataset.", param=FIELD, hint=hint)
-    check_hub_name(name, FIELD)
+        raise InvalidSpec(f"{name} is a kind of file, and no dataset.", param=fields.DATASET_PATH, hint=hint)
+    check_hub_name(name, fields.DATASET_PATH)
 
 
 def packaged_loaders() -> frozenset[str]:
@@ -50,25 +51,36 @@ def builder(spec: DatasetSpec, arguments: dict[str, Any], roots: Roots) -> Any:
 
     if not is_path(spec.path):
         check_name(spec.path)
-    elif (folder := roots.inside(spec.path, FIELD)).is_dir():
+        _check_hub(spec)
+    elif (folder := roots.inside(spec.path, fields.DATASET_PATH)).is_dir():
         with reading(spec.path):
-            roots.refuse_links_out_of(folder, spec.path, FIELD)
+            roots.refuse_links_out_of(folder, spec.path, fields.DATASET_PATH)
         _check_cards(folder, spec.path)
     with reading(spec.path):
         made = datasets.load_dataset_builder(**arguments)
     kind = type(made).__module__.split(".")[-1]
     if kind not in KINDS:
-        raise DataNotFound(f"{spec.path} holds files of the kind {kind}; text is read from {', '.join(KINDS)}.", param=FIELD)
+        message = f"{spec.path} holds files of the kind {kind}; text is read from {', '.join(KINDS)}."
+        raise DataNotFound(message, param=fields.DATASET_PATH)
     for files in (made.config.data_files or {}).values():
         for file in map(str, files):
             if not (roots.hold(Path(local(file))) if is_path(spec.path) else file.startswith(HUB)):
-                raise roots.refusal(f"A file that {spec.path} names", FIELD)
+                raise roots.refusal(f"A file that {spec.path} names", fields.DATASET_PATH)
     return made
+
+
+def _check_hub(spec: DatasetSpec) -> None:
+    """Raises DataNotFound at once if the hub does not have a dataset, or is away."""
+    try:
+        check_dataset(spec.path, spec.revision)
+    except ConnectionError as error:
+        hint = "Text can also be read from a file or a folder; its name starts with '/', '.' or '~'."
+        raise DataNotFound(f"{spec.path} is on {hub_host()}, which cannot be reached.", fields.DATASET_PATH, hint) from error
 
 
 def reading(name: str) -> AbstractContextManager[None]:
     """Makes DataNotFound of whatever a reader of foreign files raises."""
-    return translated(lambda error: DataNotFound(f"{name} cannot be read: {error}", param=FIELD))
+    return translated(lambda error: DataNotFound(f"{name} cannot be read: {error}", param=fields.DATASET_PATH))
 
 
 def local(file: str) -> str:
@@ -90,7 +102,7 @@ def _check_cards(folder: Path, name: str) -> None:
             configs = said.get("configs") if isinstance(said, dict) else None
             if any(_leads_out(pattern) for pattern in _patterns(configs)):
                 hint = "data_files and data_dir name files of the folder."
-                raise InvalidSpec(f"{name}/{card.name} names files elsewhere.", param=FIELD, hint=hint)
+                raise InvalidSpec(f"{name}/{card.name} names files elsewhere.", param=fields.DATASET_PATH, hint=hint)
 
 
 def _patterns(configs: Any) -> Iterator[str]:

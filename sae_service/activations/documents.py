@@ -11,17 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sae_service.activations import chat
-from sae_service.errors import InvalidSpec
-from sae_service.spec import DatasetSpec
+from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.spec import DatasetSpec, fields
 
 Part = Literal["train", "held_out"]
 Place = Callable[[int], str]
 """How a message names the n-th value of a group."""
-HINTS = {
-    "text": "Leave chat and rows out.",
-    "ids": "Leave chat out.",
-    "messages": "Conversations are read with dataset.chat: true.",
-}
 SAID = {"text": "strings", "ids": "lists of token ids", "messages": "lists of messages with role and content"}
 
 
@@ -85,9 +80,27 @@ def check_kind(spec: DatasetSpec, value: Any, where: str) -> str:
         wanted = SAID["messages" if spec.chat else "ids" if spec.rows == "kept" else "text"]
         if not spec.chat and spec.rows != "kept":
             wanted += f" or {SAID['ids']}"
-        hint = "" if kind is None else HINTS[kind]
-        raise InvalidSpec(f"{where} holds {described(value)}; {wanted} are needed.", param="/stream/dataset/column", hint=hint)
+        holds = f"{where} holds {described(value)}; {wanted} are needed."
+        raise InvalidSpec(holds, param=fields.COLUMN, hint=_hint(spec, kind))
     return kind
+
+
+def _hint(spec: DatasetSpec, kind: str | None) -> str:
+    """How values of a kind could be read, or where others may be."""
+    if kind == "messages":
+        return "Conversations are read with dataset.chat: true."
+    if kind is None:
+        return ""
+    given = {"chat": spec.chat, "train_on": spec.train_on != "all", "rows": spec.rows == "kept" and kind == "text"}
+    listed = " and ".join(name for name, is_given in given.items() if is_given)
+    return f"Name another column, or leave {listed} out."
+
+
+def no_text(spec: DatasetSpec, documents: "Documents", split: str) -> DataNotFound:
+    """What to say of a split in which no document was seen."""
+    rows = "its rows are NULL or empty" if documents.n_null else "its rows are empty, or there are none"
+    holds = f"split {split!r} of {spec.path} has no text in column {spec.column!r}: {rows}."
+    return DataNotFound(holds, fields.COLUMN, "Name the column that holds the text, or another split.")
 
 
 @dataclass
@@ -130,7 +143,7 @@ class Documents:
         kind = check_kind(self.spec, value, place(index))
         if self._kind not in (None, kind):
             raise InvalidSpec(
-                f"{place(index)} holds {SAID[kind]}, and rows before it {SAID[self._kind]}.", param="/stream/dataset/column"
+                f"{place(index)} holds {SAID[kind]}, and rows before it {SAID[self._kind]}.", param=fields.COLUMN
             )
         self._kind = kind
         self.n_seen += 1
@@ -148,7 +161,7 @@ class Documents:
             if not 0 <= token < self.model.n_vocab:
                 raise InvalidSpec(
                     f"{where} holds token {token}; the model's are 0 to {self.model.n_vocab - 1}.",
-                    param="/stream/dataset/column",
+                    param=fields.COLUMN,
                     hint="The ids must come from this model's tokenizer.",
                 )
         if self.spec.rows == "kept" and len(ids) < self.context_size:
@@ -166,5 +179,5 @@ class Documents:
             try:
                 found.append(chat.rendered(tokenizer, messages) if is_whole else chat.answers_only(tokenizer, messages))
             except ValueError as error:
-                raise InvalidSpec(f"{place(index)} {error}.", param="/stream/dataset/chat") from error
+                raise InvalidSpec(f"{place(index)} {error}.", param=fields.CHAT) from error
         return self.model.encode(found) if is_whole and found else found

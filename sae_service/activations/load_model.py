@@ -11,9 +11,7 @@ from sae_service.errors import ModelNotFound, translated
 from sae_service.hub import check_model
 from sae_service.readable import Roots
 from sae_service.settings import hub_host
-from sae_service.spec import ModelSpec, is_path
-
-PARAM = "/stream/model/name"
+from sae_service.spec import ModelSpec, fields, is_path
 
 
 def load_bridge(spec: ModelSpec, device: str, roots: Roots) -> Any:
@@ -27,7 +25,7 @@ def load_bridge(spec: ModelSpec, device: str, roots: Roots) -> Any:
         model_files.check_hub_name(name)
         _check_hub(spec)
     dtype = getattr(torch, spec.dtype)
-    with blamed(ModelNotFound, f"cannot load {spec.name}", PARAM):
+    with blamed(ModelNotFound, f"cannot load {spec.name}", fields.MODEL_NAME):
         with translated(partial(_of_weights, spec.name)):
             bridge = TransformerBridge.boot_transformers(
                 name, device=device, dtype=dtype, revision=spec.revision, tokenizer=_no_text()
@@ -41,7 +39,7 @@ def _of_weights(name: str, error: Exception) -> ModelNotFound | None:
     if "weights_only" not in str(error):
         return None
     message = f"cannot load {name}: its weights (*.bin) hold more than tensors, or are broken."
-    return ModelNotFound(message, PARAM, "Save them as safetensors.")
+    return ModelNotFound(message, fields.MODEL_NAME, "Save them as safetensors.")
 
 
 def _no_text() -> Any:
@@ -69,4 +67,5 @@ def _check_hub(spec: ModelSpec) -> None:
         check_model(spec.name, spec.revision)
     except ConnectionError as error:
         hint = "Give a folder in Hugging Face format instead; its name starts with '/', '.' or '~'."
-        raise ModelNotFound(f"{spec.name} is not on this machine and {hub_host()} cannot be reached.", PARAM, hint) from error
+        message = f"{spec.name} is not on this machine and {hub_host()} cannot be reached."
+        raise ModelNotFound(message, fields.MODEL_NAME, hint) from error

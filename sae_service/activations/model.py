@@ -24,7 +24,7 @@ from sae_service.errors import InvalidSpec, ModelNotFound
 from sae_service.hook_points import FOLDING_FIELD, check_folding, not_exact
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
-from sae_service.spec import ModelSpec
+from sae_service.spec import ModelSpec, fields
 
 SAMPLE = (2, 7)
 """Prompts and tokens in each that a model is tried on: numbers that no model has for another reason."""
@@ -113,7 +113,7 @@ class LanguageModel(Tokenizing):
     def first_losses(self) -> Float[np.ndarray, "prompts predicted"]:
         """The losses of the sample. Raises InvalidSpec if the model does not run, and OutOfMemory."""
         is_full = self._spec.dtype == "float32"
-        param, hint = ("/stream/model/name", "") if is_full else ("/stream/model/dtype", "Use float32.")
+        param, hint = (fields.MODEL_NAME, "") if is_full else ("/stream/model/dtype", "Use float32.")
         with blamed(InvalidSpec, f"the model does not run in {self._spec.dtype}", param, hint):
             return self.losses(self.sample())
 
@@ -142,7 +142,7 @@ class LanguageModel(Tokenizing):
     def _ids(self, tokens: Int[np.ndarray, "prompts context_size"]) -> torch.Tensor:
         if (largest := int(tokens.max())) >= self.n_vocab:
             message = f"there is a token {largest}, and the model has {self.n_vocab} tokens: it is not the tokenizer's model."
-            raise InvalidSpec(message, param="/stream/model/name")
+            raise InvalidSpec(message, param=fields.MODEL_NAME)
         return torch.from_numpy(tokens).long().to(self.device)
 
     def activations(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from sae_service.activations.blame import blamed
 from sae_service.activations.model import LanguageModel
+from sae_service.activations.model_files import check_context
 from sae_service.errors import InvalidSpec
 from sae_service.hook_points import BLOCK, RESIDUAL_SITES, check_site
 
@@ -52,9 +53,7 @@ def check(model: LanguageModel, context_size: int, places: Sequence[Place]) -> F
             written and cannot be replaced, or to no effect, or before one that the SAE reads.
         OutOfMemory: already the model needs more than there is.
     """
-    limit = model.bridge.cfg.n_ctx
-    if context_size > limit:
-        raise InvalidSpec(f"must be at most the model's context of {limit}: {context_size}", param="/stream/context_size")
+    check_context(context_size, model.bridge.cfg.n_ctx)
     pointers = {name: place.pointer(name) for place in reversed(places) for name in place.hook_names}
     _check_names(model, pointers)
     losses, tokens = model.first_losses(), model.sample()

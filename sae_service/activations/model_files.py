@@ -7,8 +7,8 @@ from typing import Any
 
 from sae_service.errors import InvalidSpec, ModelNotFound
 from sae_service.readable import Roots, check_regular, content
+from sae_service.spec import fields
 
-FIELD = "/stream/model/name"
 CONFIG = "config.json"
 WEIGHTS = (".safetensors", ".bin")
 INDEX = ".index.json"
@@ -22,11 +22,17 @@ LARGEST = {
 """Sizes in a configuration, and the largest of each that is believed."""
 
 
-def check_hub_name(name: str, param: str = FIELD) -> None:
+def check_hub_name(name: str, param: str = fields.MODEL_NAME) -> None:
     """Raises InvalidSpec for a hub's name that means something on this machine too, which libraries would take instead."""
     if Path(name).exists():
         message = f"{name} is a name on a hub, and something on this machine too."
         raise InvalidSpec(message, param=param, hint=f"If that is meant, write ./{name}")
+
+
+def check_context(context_size: int, limit: int) -> None:
+    """Raises InvalidSpec for rows of more tokens than a model reads at once."""
+    if context_size > limit:
+        raise InvalidSpec(f"must be at most the model's context of {limit}: {context_size}", param="/stream/context_size")
 
 
 def checked_folder(name: str, roots: Roots) -> tuple[Path, dict[str, Any]]:
@@ -36,20 +42,20 @@ def checked_folder(name: str, roots: Roots) -> tuple[Path, dict[str, Any]]:
         InvalidSpec: the folder, or a file that the model is made of, lies outside of `roots`.
         ModelNotFound: it holds no model, or a part of it is missing or cannot be read.
     """
-    folder = roots.inside(name, FIELD)
+    folder = roots.inside(name, fields.MODEL_NAME)
     try:
         files = list(_files(folder)) if folder.is_dir() else []
     except OSError as error:
         raise _unreadable(name, error) from error
     if folder / CONFIG not in files:
-        raise ModelNotFound(f"{name} is no folder with a {CONFIG}", param=FIELD)
+        raise ModelNotFound(f"{name} is no folder with a {CONFIG}", param=fields.MODEL_NAME)
     config = _object(folder / CONFIG, f"{name}/{CONFIG}", roots)
     _check_sizes(config, f"{name}/{CONFIG}")
     for index in (file for file in files if file.name.endswith(INDEX)):
         files += [folder / shard for shard in _shards(name, index, roots)]
     for file in files:
         if not roots.hold(file):
-            raise roots.refusal(f"What the link {file.relative_to(folder)} in {name} names", FIELD)
+            raise roots.refusal(f"What the link {file.relative_to(folder)} in {name} names", fields.MODEL_NAME)
         try:
             check_regular(file)
             if file.suffix == ".safetensors":
@@ -57,7 +63,7 @@ def checked_folder(name: str, roots: Roots) -> tuple[Path, dict[str, Any]]:
         except OSError as error:
             raise _unreadable(f"{name}/{file.relative_to(folder)}", error) from error
     if not any(file.suffix in WEIGHTS for file in files):
-        raise ModelNotFound(f"{name} has no weights (*.safetensors)", param=FIELD)
+        raise ModelNotFound(f"{name} has no weights (*.safetensors)", param=fields.MODEL_NAME)
     return folder, config
 
 
@@ -74,24 +80,24 @@ def _shards(name: str, index: Path, roots: Roots) -> set[str]:
     """The names of the files that an index has the weights in. Raises ModelNotFound, or InvalidSpec for one outside."""
     written = _object(index, f"{name}/{index.name}", roots).get("weight_map")
     if not isinstance(written, dict) or not all(isinstance(shard, str) for shard in written.values()):
-        raise ModelNotFound(f"{name}/{index.name} has no weight_map of names", param=FIELD)
+        raise ModelNotFound(f"{name}/{index.name} has no weight_map of names", param=fields.MODEL_NAME)
     shards = set(written.values())
     for shard in shards:
         if not roots.hold(index.parent / shard):
-            raise roots.refusal(f"{shard}, which {name}/{index.name} names,", FIELD)
+            raise roots.refusal(f"{shard}, which {name}/{index.name} names,", fields.MODEL_NAME)
     return shards
 
 
 def _object(file: Path, name: str, roots: Roots) -> dict[str, Any]:
     """The JSON object in a file."""
     if not roots.hold(file):
-        raise roots.refusal(f"What the link {name} names", FIELD)
+        raise roots.refusal(f"What the link {name} names", fields.MODEL_NAME)
     try:
         value = json.loads(content(file))
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(name, error) from error
     if not isinstance(value, dict):
-        raise ModelNotFound(f"{name} is not a JSON object", param=FIELD)
+        raise ModelNotFound(f"{name} is not a JSON object", param=fields.MODEL_NAME)
     return value
 
 
@@ -101,7 +107,7 @@ def _check_sizes(config: dict[str, Any], name: str) -> None:
         for key, largest in LARGEST.items():
             size = part.get(key) if isinstance(part, dict) else None
             if type(size) is int and not 0 < size <= largest:
-                raise ModelNotFound(f"{name}: {key} must be from 1 to {largest}: {size}", param=FIELD)
+                raise ModelNotFound(f"{name}: {key} must be from 1 to {largest}: {size}", param=fields.MODEL_NAME)
 
 
 def _check_length(file: Path) -> None:
@@ -114,4 +120,4 @@ def _check_length(file: Path) -> None:
 
 def _unreadable(name: str, error: Exception) -> ModelNotFound:
     said = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return ModelNotFound(f"{name} cannot be read: {said}", param=FIELD)
+    return ModelNotFound(f"{name} cannot be read: {said}", param=fields.MODEL_NAME)

@@ -16,9 +16,6 @@ from sae_service.activations.source import Harvest
 from sae_service.schema import Frozen
 from sae_service.spec import StreamSpec
 
-SAMPLE_ROWS = 1 << 15
-"""So many rows of a fill, or those of one batch, stand for all of it."""
-
 
 class StreamPosition(Frozen):
     """Everything that the stream must remember: which fill, where it began, how many batches it has served, and how
@@ -116,7 +113,7 @@ class ActivationStream:
     def sample(self, fill: Fill) -> Iterator[dict[str, Float[Array, "batch d_in"]]]:
         """The first batches of a fill, served already or not: a random sample of it, which depends on nothing else."""
         batch = self.spec.batch
-        for index in range(min(fill.start.n_batches, -(-SAMPLE_ROWS // batch))):
+        for index in range(min(fill.start.n_batches, self.spec.steps_in_sample)):
             yield {name: _take(rows, fill.order, index * batch, batch) for name, rows in fill.rows.items()}
 
     def close(self) -> None:

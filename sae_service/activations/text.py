@@ -6,7 +6,7 @@ Files of lines are read here, one line at a time; everything else by `datasets`,
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +18,7 @@ import httpx
 from sae_service.activations import dataset_files
 from sae_service.errors import DamagedText, DataNotFound, InvalidSpec, translated
 from sae_service.readable import EVERYWHERE, Roots
-from sae_service.spec import DatasetSpec, is_path
+from sae_service.spec import DatasetSpec, fields, is_path
 
 DOCUMENTS_AT_ONCE = 64
 LOADERS = {
@@ -56,11 +56,11 @@ def load_arguments(spec: DatasetSpec, split: str, roots: Roots) -> dict[str, Any
     """
     if not is_path(spec.path):
         return {"path": spec.path, "name": spec.name, "revision": spec.revision}
-    path = roots.inside(spec.path, "/stream/dataset/path")
+    path = roots.inside(spec.path, fields.DATASET_PATH)
     if not path.exists():
-        raise DataNotFound(f"there is no file or folder {path}", param="/stream/dataset/path")
+        raise DataNotFound(f"there is no file or folder {path}", param=fields.DATASET_PATH)
     if not (path.is_file() or path.is_dir()):
-        raise DataNotFound(f"{path} is no regular file and no folder", param="/stream/dataset/path")
+        raise DataNotFound(f"{path} is no regular file and no folder", param=fields.DATASET_PATH)
     if (path / "dataset_dict.json").is_file():
         return {"path": "arrow", "data_files": {part.name: saved for part in sorted(path.iterdir()) if (saved := _saved(part))}}
     if not path.is_file() and not (path / "state.json").is_file():
@@ -69,7 +69,7 @@ def load_arguments(spec: DatasetSpec, split: str, roots: Roots) -> dict[str, Any
         raise DataNotFound(
             f"{path.name} is one {'file' if path.is_file() else 'dataset'}, which has no split {split!r} beside the one that is "
             "trained on.",
-            param="/stream/dataset/held_out_split",
+            param=fields.HELD_OUT_SPLIT,
             hint="Leave held_out_split out to hold out a share of the documents, or name a folder with a file for each split.",
         )
     if not path.is_file():
@@ -77,7 +77,7 @@ def load_arguments(spec: DatasetSpec, split: str, roots: Roots) -> dict[str, Any
     loader = loader_of(path.name)
     if loader is None:
         known = f"{', '.join(LOADERS)} ({', '.join(COMPRESSED)} too)"
-        raise DataNotFound(f"{path.name} is none of {known}", param="/stream/dataset/path")
+        raise DataNotFound(f"{path.name} is none of {known}", param=fields.DATASET_PATH)
     return {"path": loader, "data_files": {split: str(path)}}
 
 
@@ -99,16 +99,24 @@ def check_splits(spec: DatasetSpec) -> None:
     if spec.held_out_split == spec.split:
         raise InvalidSpec(
             f"must not be split ({spec.split!r}), which is trained on.",
-            param="/stream/dataset/held_out_split",
+            param=fields.HELD_OUT_SPLIT,
             hint="Leave it out to hold out a share of the documents.",
         )
+
+
+def check_split(spec: DatasetSpec, split: str, known: Iterable[Any]) -> None:
+    """Raises DataNotFound if a dataset has other splits only."""
+    known = list(map(str, known))
+    if split not in known:
+        param = "/stream/dataset/split" if split == spec.split else fields.HELD_OUT_SPLIT
+        raise DataNotFound(f"{spec.path} has no split {split!r}; it has {', '.join(known)}.", param=param)
 
 
 def check_column(spec: DatasetSpec, columns: list[str]) -> None:
     """Raises InvalidSpec if the text column is not among `columns`."""
     if spec.column not in columns:
         raise InvalidSpec(
-            f"{spec.path} has no column {spec.column!r}; it has {', '.join(columns)}.", param="/stream/dataset/column"
+            f"{spec.path} has no column {spec.column!r}; it has {', '.join(columns)}.", param=fields.COLUMN
         )
 
 
@@ -117,10 +125,7 @@ def open_text(spec: DatasetSpec, split: str, roots: Roots = EVERYWHERE) -> Text:
     with located(f"split {split!r} of {spec.path}", is_path(spec.path)):
         builder = dataset_files.builder(spec, load_arguments(spec, split, roots), roots)
         by_split = builder.config.data_files or {split: ()}
-        if split not in by_split:
-            at = "split" if split == spec.split else "held_out_split"
-            listed = ", ".join(map(str, by_split))
-            raise DataNotFound(f"{spec.path} has no split {split!r}; it has {listed}.", param=f"/stream/dataset/{at}")
+        check_split(spec, split, by_split)
         files = [str(file) for file in by_split[split]]
         if files and all(loader_of(file) in ("json", "text") and "::" not in file for file in files):
             return Lines(spec, files)
@@ -248,7 +253,7 @@ def located(name: str, is_local: bool) -> Iterator[Place]:
         of_the_moment = isinstance(error, OSError) and (error.errno is not None or not is_local)
         kind = DataNotFound if of_the_moment or isinstance(error, httpx.HTTPError) else DamagedText
         hint = "" if is_local else "A hub dataset needs a network; a folder's name starts with '/', '.' or '~'."
-        return kind(f"{where} cannot be read: {reason or type(error).__name__}", "/stream/dataset/path", hint)
+        return kind(f"{where} cannot be read: {reason or type(error).__name__}", fields.DATASET_PATH, hint)
 
     with translated(translate):
         yield at

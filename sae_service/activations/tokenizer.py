@@ -8,9 +8,8 @@ from typing import Any
 
 from sae_service.activations.blame import blamed
 from sae_service.errors import InvalidSpec, ModelNotFound
-from sae_service.spec import ModelSpec, is_path
+from sae_service.spec import ModelSpec, fields, is_path
 
-PARAM = "/stream/model/name"
 IDS = "Give rows of token ids (stream.dataset.rows: kept), or take a model with such a tokenizer."
 
 
@@ -19,11 +18,11 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
     name = str(Path(spec.name).expanduser().resolve()) if is_path(spec.name) else spec.name
-    with blamed(ModelNotFound, f"{spec.name} has no tokenizer that can be read, and text needs one", PARAM, IDS):
+    with blamed(ModelNotFound, f"{spec.name} has no tokenizer that can be read, and text needs one", fields.MODEL_NAME, IDS):
         tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=spec.revision, trust_remote_code=False)
     # Of some families a class makes a tokenizer out of nothing.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise ModelNotFound(f"{spec.name} has no tokenizer, and text needs one.", PARAM, IDS)
+        raise ModelNotFound(f"{spec.name} has no tokenizer, and text needs one.", fields.MODEL_NAME, IDS)
     if tokenizer.is_fast:
         # Documents are packed whole, whatever the file says.
         tokenizer.backend_tokenizer.no_truncation()
@@ -47,10 +46,8 @@ def start_token(tokenizer: Any, n_vocab: int) -> int:
     """The separator. Raises InvalidSpec if there is none, or if the model has no embedding for it."""
     token = separator(tokenizer)
     if token is None:
-        raise InvalidSpec("the model's tokenizer has neither a BOS nor an EOS token, and text needs one.", PARAM, IDS)
+        raise InvalidSpec("the model's tokenizer has neither a BOS nor an EOS token, and text needs one.", fields.MODEL_NAME, IDS)
     if token >= n_vocab:
-        raise InvalidSpec(
-            f"the tokenizer starts a text with token {token}, and the model has embeddings for {n_vocab} tokens.", PARAM,
-            "Take the tokenizer that belongs to the model.",
-        )  # fmt: skip
+        message = f"the tokenizer starts a text with token {token}, and the model has embeddings for {n_vocab} tokens."
+        raise InvalidSpec(message, fields.MODEL_NAME, "Take the tokenizer that belongs to the model.")
     return token

@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sae_service.activations.documents import Documents, Part, Tokenizing
+from sae_service.activations.documents import Documents, Part, Tokenizing, no_text
 from sae_service.activations.text import open_text
-from sae_service.errors import DataNotFound
+from sae_service.errors import DataNotFound, InvalidSpec
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.schema import Frozen
 from sae_service.spec import DatasetSpec
@@ -107,6 +107,8 @@ class PackedTokens:
             if not self.repeat:
                 return
             if not found and is_whole:
+                if not self.documents.n_seen:
+                    raise no_text(self.spec, self.documents, self.split)
                 holds = f"is shorter than one row of {self.context_size} tokens" if self.documents.n_chosen else "has no text"
                 raise DataNotFound(f"split {self.split!r} of {self.spec.path} {holds}", param="/stream/dataset")
             at, is_whole = Cursor(epoch=at.epoch + 1), True
@@ -146,3 +148,9 @@ class PackedTokens:
                     pending = []
         if pending:
             yield _prompts(pending), pending_start
+
+
+def all_left_out(message: str, spec: DatasetSpec) -> InvalidSpec:
+    """The error for text of which no position is trained on or measured."""
+    param = "/stream/exclude" if spec.train_on == "all" else "/stream/dataset/train_on"
+    return InvalidSpec(message, param, "Leave out fewer tokens.")

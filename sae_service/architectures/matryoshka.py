@@ -13,20 +13,10 @@ from pydantic import Field, model_validator
 
 from sae_service.kernels.ops import Ops
 from sae_service.numerics import normalized_error
-from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
+from sae_service.sae.architecture import LossContext, LossOutput, Rows, outcome
 from sae_service.sae.auxk import auxk_error
 from sae_service.sae.coder import completed
-from sae_service.sae.thresholded import (
-    CALIBRATION,
-    OPTIMIZER,
-    ThresholdedCoder,
-    ThresholdedConfig,
-    export,
-    fit_to_rows,
-    from_inference,
-    init,
-    latents_of_batch,
-)
+from sae_service.sae.thresholded import ThresholdedCoder, ThresholdedConfig, latents_of_batch, thresholded
 from sae_service.schema import refuse
 
 
@@ -62,16 +52,4 @@ def loss(
     return outcome(terms, rows, y_hat, latents), moved
 
 
-ARCHITECTURE = Architecture(
-    config=MatryoshkaConfig,
-    init=init,
-    loss=loss,
-    export=export,
-    from_inference=from_inference,
-    optimizer=OPTIMIZER,
-    normalization="sqrt_d_in",
-    example=MatryoshkaConfig(d_sae=64, k=4),
-    calibration=CALIBRATION,
-    n_active=lambda config: config.k,
-    fit_to_rows=fit_to_rows,
-)
+ARCHITECTURE = thresholded(loss, MatryoshkaConfig(d_sae=64, k=4))

@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done, 1 the job failed or was cancelled, 2 wrong input, 3 no such thing,
-4 the service does not answer, 5 anything else, 6 the job's state does not allow it.
+4 the service does not answer, 5 anything else, 6 the job's state does not allow it, 7 the API key is missing, unknown, or may not
+do this.
 """
 
 import os
@@ -13,6 +14,7 @@ from sae_service import __version__
 from sae_service.cli import changes, jobs, keys, saes
 from sae_service.cli.common import DataDir, reported
 from sae_service.cli.config import config
+from sae_service.schema import DEFAULT_PORT
 from sae_service.settings import environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -21,13 +23,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 def serve(
     data_dir: DataDir = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    workers: Annotated[int, typer.Option(min=0, help="Jobs that are trained at the same time.")] = 1,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = DEFAULT_PORT,
+    workers: Annotated[int, typer.Option(min=0, help="How many jobs to train at the same time.")] = 1,
     devices: Annotated[
-        str | None, typer.Option(help="GPUs of each worker, such as '0;1' for two workers; overrides --workers.")
+        str | None, typer.Option(help="The GPUs of each worker: '0;1' starts two workers with one GPU each. Overrides --workers.")
     ] = None,
 ) -> None:
-    """Runs the whole service on this machine: the API and its workers. Ctrl-C stops it; jobs in hand are kept."""
+    """Runs the whole service on this machine: the API and its workers. Ctrl-C stops it; running jobs are saved first."""
     arguments = ["--host", host, "--port", str(port), "--workers", str(workers)]
     _become("workers.serve", [*arguments, *(["--devices", devices] if devices else [])], data_dir)
 
@@ -35,7 +37,7 @@ def serve(
 def worker(
     data_dir: DataDir = None,
     queue: Annotated[str, typer.Option(help="The queue to take jobs from.")] = "default",
-    device: Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of its training processes.")] = None,
+    device: Annotated[str | None, typer.Option(help="The GPUs that it trains on, as in CUDA_VISIBLE_DEVICES.")] = None,
 ) -> None:
     """Runs one worker. Many machines share SAE_SERVICE_DATABASE_URL (PostgreSQL) and SAE_SERVICE_STORAGE_URL (S3)."""
     _become("workers", ["--queue", queue, *(["--device", device] if device else [])], data_dir)
@@ -47,7 +49,7 @@ def _become(module: str, arguments: list[str], data_dir: Path | None) -> None:
     os.execve(sys.executable, [sys.executable, "-m", module, *arguments], changed)
 
 
-def demo(output: Annotated[Path, typer.Option(help="Folder for the SAEs and the picture.")] = Path("demo_output")) -> None:
+def demo(output: Annotated[Path, typer.Option(help="Where to write the SAEs and the picture.")] = Path("demo_output")) -> None:
     """Trains a standard, a gated and a JumpReLU SAE on the language model that comes with the package."""
     from sae_service.demo import show
 
@@ -63,7 +65,7 @@ def _say_version(is_asked: bool) -> None:
 
 @app.callback(help=__doc__)
 def main(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say the release.")] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version.")] = False,
 ) -> None:
     """The options of all commands."""
 
@@ -72,7 +74,8 @@ def main(
 PANELS = {
     "Start": {"demo": demo, "serve": serve},
     "Jobs": {
-        "submit": jobs.submit, "watch": jobs.watch, "list": jobs.list_jobs, "show": jobs.show, "download": jobs.download,
+        "submit": jobs.submit, "watch": jobs.watch, "list": jobs.list_jobs, "show": jobs.show, "logs": jobs.logs,
+        "download": jobs.download,
         "pause": changes.pause, "resume": changes.resume, "cancel": changes.cancel, "delete": changes.delete,
     },
     "New jobs from old ones": {"extend": changes.extend, "fork": changes.fork, "retry": changes.retry},

@@ -8,27 +8,37 @@ from typing import Annotated, Any
 import typer
 
 from sae_service import errors
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, full_id, reported
+from sae_service.cli.common import (
+    DEFAULT_URL,
+    ApiKey,
+    AsJson,
+    CheckpointId,
+    IdempotencyKey,
+    JobId,
+    Tokens,
+    Url,
+    count,
+    full_id,
+    reported,
+)
 from sae_service.client import Client
 from sae_service.jobs.records import Job
-from sae_service.plain_words import unknown_name
-
-Tokens = Annotated[int, typer.Option(help="Tokens in all, those already trained on included.")]
+from sae_service.plain_words import shown, unknown_name
 
 
 def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Ends a job. What it has saved stays."""
-    _said(Client.cancel, url, api_key, job_id, as_json)
+    """Cancels a job. The checkpoints that it has saved stay."""
+    _tell(Client.cancel, "status", url, api_key, job_id, as_json)
 
 
 def pause(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Saves a job and holds it; its worker is free for another."""
-    _said(Client.pause, url, api_key, job_id, as_json)
+    """Saves a job and stops it until it is resumed; its worker takes another."""
+    _tell(Client.pause, "status", url, api_key, job_id, as_json)
 
 
 def resume(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Lets a paused job go on."""
-    _said(Client.resume, url, api_key, job_id, as_json)
+    """Queues a paused job again; it goes on where it stopped."""
+    _tell(Client.resume, "status", url, api_key, job_id, as_json)
 
 
 def extend(
@@ -36,7 +46,7 @@ def extend(
     api_key: ApiKey = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Trains the SAEs of a finished job on more tokens, as a new job. Prints its id."""
-    _made(lambda client, parent: client.extend(parent, tokens, idempotency_key), url, api_key, job_id, as_json)
+    _tell(lambda client, parent: client.extend(parent, tokens, idempotency_key), "id", url, api_key, job_id, as_json)
 
 
 def fork(
@@ -45,20 +55,22 @@ def fork(
         list[str] | None,
         typer.Option("--set", help="SAE.FIELD=VALUE: a number of its optimizer or architecture, such as a.lr=1e-4."),
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
-    tokens: Annotated[int | None, typer.Option(help="Tokens in all. Default: as many as the job's.")] = None,
+    checkpoint: CheckpointId = "latest",
+    tokens: Annotated[
+        int | None, typer.Option(parser=count, metavar="TOKENS", help="Tokens in all. Default: as many as the job's.")
+    ] = None,
     idempotency_key: IdempotencyKey = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Goes on from a job's checkpoint with other numbers, as a new job; the old one is not touched. Prints the new id."""
+    """Makes a new job that goes on from a job's checkpoint with other numbers; the old job stays as it is. Prints its id."""
 
     def forked(client: Client, parent: str) -> Job:
         body: dict[str, Any] = {"saes": numbers(changes or [], client.job(parent).spec)}
         return client.fork(parent, body | ({"tokens": tokens} if tokens is not None else {}), checkpoint, idempotency_key)
 
-    _made(forked, url, api_key, job_id, as_json)
+    _tell(forked, "id", url, api_key, job_id, as_json)
 
 
 def numbers(changes: list[str], spec: dict[str, Any]) -> dict[str, Any]:
@@ -66,18 +78,25 @@ def numbers(changes: list[str], spec: dict[str, Any]) -> dict[str, Any]:
     saes = {sae["name"]: sae for sae in spec["saes"]}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for change in changes:
-        place, _, text = change.partition("=")
+        place, equals, text = change.partition("=")
         name, _, field = place.rpartition(".")
+        pointer = f"/saes/{_escaped(name)}/{_escaped(field)}"
+        if not (name and equals):
+            raise errors.InvalidSpec(f"must be SAE.FIELD=NUMBER, such as {next(iter(saes))}.lr=1e-4", pointer)
         if name not in saes:
-            raise errors.InvalidSpec(f"{change!r} is not SAE.FIELD=NUMBER of one of the SAEs {', '.join(saes)}", "set")
+            raise errors.InvalidSpec(unknown_name("SAE", name, saes), pointer)
         parts = {known: part for part in ("architecture", "optimizer") for known in saes[name][part] if known != "kind"}
         if field not in parts:
-            raise errors.InvalidSpec(unknown_name("field", field, parts), f"/saes/{name}")
+            raise errors.InvalidSpec(unknown_name("field", field, parts), pointer)
         value = _number(text)
         if value is None:
-            raise errors.InvalidSpec(f"must be a number, not {text!r}", f"/saes/{name}/{parts[field]}/{field}")
+            raise errors.InvalidSpec(f"must be a number, not {shown(text)}", pointer)
         found.setdefault(name, {}).setdefault(parts[field], {})[field] = value
     return found
+
+
+def _escaped(part: str) -> str:
+    return part.replace("~", "~0").replace("/", "~1")
 
 
 def _number(text: str) -> float | None:
@@ -92,12 +111,12 @@ def retry(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Tries a failed or cancelled job again from its last checkpoint, as a new job. Prints its id."""
-    _made(lambda client, parent: client.retry(parent, idempotency_key), url, api_key, job_id, as_json)
+    _tell(lambda client, parent: client.retry(parent, idempotency_key), "id", url, api_key, job_id, as_json)
 
 
 def delete(
     job_id: JobId,
-    is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    is_sure: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
@@ -110,21 +129,9 @@ def delete(
         client.delete(job_id)
 
 
-def _said(
-    change: Callable[[Client, str], Job], url: str, api_key: str | None, job_id: str, as_json: bool
-) -> None:
-    """Changes a job, and prints its state."""
+def _tell(change: Callable[[Client, str], Job], what: str, url: str, api_key: str | None, job_id: str, as_json: bool) -> None:
+    """Changes a job, or makes another of it, and prints `what`, a field of the job that it then is."""
     with reported():
         client = Client(url, api_key)
         job = change(client, full_id(client, job_id))
-        typer.echo(job.model_dump_json(indent=1) if as_json else job.status)
-
-
-def _made(
-    make: Callable[[Client, str], Job], url: str, api_key: str | None, job_id: str, as_json: bool
-) -> None:
-    """Makes a job of another, and prints its id."""
-    with reported():
-        client = Client(url, api_key)
-        job = make(client, full_id(client, job_id))
-        typer.echo(job.model_dump_json(indent=1) if as_json else job.id)
+        typer.echo(job.model_dump_json(indent=1) if as_json else getattr(job, what))

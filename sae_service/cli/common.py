@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -16,31 +17,47 @@ from sae_service.client import Client
 
 EXIT_CODES = {
     errors.InvalidSpec: 2, errors.DataNotFound: 2, errors.ModelNotFound: 2, errors.NotFound: 3, errors.ServiceUnavailable: 4,
-    errors.Conflict: 6, errors.InvalidSetting: 2,
+    errors.Conflict: 6, errors.InvalidSetting: 2, errors.AccessDenied: 7,
 }  # fmt: skip
 JOB_ID = re.compile(r"job_[0-9a-f]{22}")
 LOOKED_AT = 1000
 """The newest jobs, among which one is found by a part of its id."""
 OPTIONS = {
-    "name": "--model", "path": "--dataset", "hook_name": "--hook", "saes": "--hook", "folder": "--output", "metadata": "--label",
+    "model/name": "--model", "dataset/path": "--dataset", "hook_name": "--hook", "saes": "--hook", "folder": "--output",
+    "metadata": "--label", "name": "NAME",
 }  # fmt: skip
-"""The options that are not called as the fields that they fill."""
+"""The options and arguments that are not called as the fields that they fill, by the ends of their pointers."""
+CHANGE = re.compile(r"/saes/([^/]*)(?:/(?:optimizer|architecture))?(?:/([^/]*))?")
+COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kMB]?)")
+FACTORS = {"": 1, "k": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 
-Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="Where the service is.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="Its key, if it asks for one.")]
+
+def count(text: str | int) -> int:
+    """A number of tokens as a user writes it: 200000, 200_000, 200k or 1.5M."""
+    found = COUNT.fullmatch(str(text).replace("_", ""))
+    number = Decimal(found[1]) * FACTORS[found[2]] if found else Decimal("0.5")
+    if number != int(number):
+        raise typer.BadParameter(f"must be a whole number, such as 200000, 200k or 2M, not {text!r}")
+    return int(number)
+
+
+Url = Annotated[str, typer.Option(envvar="SAE_SERVICE_URL", help="The address of the service.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="SAE_SERVICE_API_KEY", help="The API key, if the service asks for one.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the checkpoints and the logs.")]
-JobId = Annotated[str, typer.Argument(help="The job's id, its beginning or its end if that is one job's only, or latest.")]
-IdempotencyKey = Annotated[str | None, typer.Option(help="A repetition with the same key returns the first job.")]
+JobId = Annotated[str, typer.Argument(help="The job's id, the beginning or end of one, or latest.")]
+Tokens = Annotated[int, typer.Option(parser=count, metavar="TOKENS", help="Tokens in all, those already trained on included.")]
+IdempotencyKey = Annotated[str | None, typer.Option(help="A name for this request; repeated with it, it returns the same job.")]
+CheckpointId = Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def option(pointer: str) -> str:
     """The option that has given a field of a request its value."""
-    change = re.match(r"/saes/([^/]+)(?:/(?:optimizer|architecture)(?:/(\w+))?)?$", pointer)
+    change = CHANGE.fullmatch(pointer)
     if change and not change[1].isdigit():
-        return f"--set {'.'.join(part for part in change.groups() if part)}"
-    field = pointer.split("[")[0].rsplit("/", 1)[-1]
-    return OPTIONS.get(field) or f"--{field.replace('_', '-')}"
+        return f"--set {'.'.join(part for part in change.groups() if part)}".replace("~1", "/").replace("~0", "~")
+    *parents, field = pointer.split("[")[0].split("/")
+    return OPTIONS.get("/".join([*parents[-1:], field])) or OPTIONS.get(field) or f"--{field.replace('_', '-')}"
 
 
 @contextmanager

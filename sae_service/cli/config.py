@@ -5,19 +5,19 @@ import re
 
 import typer
 
-from sae_service.cli.common import AsJson, reported
+from sae_service.cli.common import AsJson, DataDir, reported
 
 SECRET = re.compile("key|secret|token|password")
 # Of a URL: between its user and the last @, or one of its parameters.
 PASSWORD = re.compile(r"(://[^/:@]*:).*(?=@)|(?<=[?&]password=)[^&]*")
 
 
-def config(as_json: AsJson = False) -> None:
-    """Shows the settings that a service started here would have, passwords and keys hidden."""
+def config(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Shows the settings that a service started here would use, with passwords and keys hidden."""
     from sae_service import settings
 
     with reported():
-        found = settings.load()
+        found = settings.load(data_dir)
         values = {f"{settings.PREFIX}{name.upper()}": _shown(name, value) for name, value in found.model_dump(mode="json").items()}
         given = {f"{settings.PREFIX}{name.upper()}" for name in found.model_fields_set}
         if as_json:

@@ -1,19 +1,33 @@
 """The commands that make a job, look at it and fetch what it has made."""
 
 import json
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from sae_service import errors
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, full_id, reported
+from sae_service.cli.common import (
+    DEFAULT_URL,
+    EXIT_CODES,
+    ApiKey,
+    AsJson,
+    CheckpointId,
+    IdempotencyKey,
+    JobId,
+    Url,
+    full_id,
+    reported,
+)
 from sae_service.cli.job_file import JobFile
 from sae_service.client import Client
 from sae_service.jobs.records import Job, Status
 from sae_service.schema import OWN_FORMAT, FormatName
 
-Labels = Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE, of the job's metadata; may be repeated.")]
+T = TypeVar("T")
+Labels = Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE in the job's metadata; may be repeated.")]
 
 
 def submit(
@@ -22,7 +36,7 @@ def submit(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     idempotency_key: IdempotencyKey = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Then follow the job, as `watch` does.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Queues a job and prints its id. Paths in the file that begin with '.' are relative to the file."""
@@ -41,7 +55,7 @@ def submit(
     typer.echo(job.model_dump_json(indent=1) if as_json and not follow else job.id)
     if follow:
         with reported():
-            raise typer.Exit(_watch(client, job.id, as_json))
+            raise typer.Exit(_watch(client, job.id, as_json, is_error=True))
 
 
 def labels_of(given: list[str] | None) -> dict[str, str]:
@@ -54,7 +68,7 @@ def labels_of(given: list[str] | None) -> dict[str, str]:
 
 
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
     status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
     label: Labels = None,
     url: Url = DEFAULT_URL,
@@ -71,17 +85,17 @@ def list_jobs(
             return
         text_tables.show(text_tables.jobs(found[:limit]))
         if len(found) > limit:
-            typer.echo(f"There are more; `--limit {2 * limit}` shows them.", err=True)
+            typer.echo(f"These are the newest {limit}. To see older ones too: --limit {2 * limit}", err=True)
 
 
 def show(
     job_id: JobId,
-    events: Annotated[int, typer.Option(min=0, help="Of what happened, the last so many.")] = 20,
+    events: Annotated[int, typer.Option(min=0, help="How many of the last events to show.")] = 20,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Shows one job: its state, its figures, its checkpoints and what happened last."""
+    """Shows one job: its state, figures, checkpoints and latest events."""
     from sae_service import text_tables
 
     with reported():
@@ -98,29 +112,56 @@ def show(
 
 
 def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Follows a job to its end. Exit code 0 if it succeeded, 1 if not."""
+    """Follows a job to its end, or until it is paused. Exit code 0 if it succeeded, 1 if not, 6 if it is paused."""
     with reported():
         client = Client(url, api_key)
         raise typer.Exit(_watch(client, full_id(client, job_id), as_json))
 
 
-def _watch(client: Client, job_id: str, as_json: bool) -> int:
+def _watch(client: Client, job_id: str, as_json: bool, is_error: bool = False) -> int:
     from sae_service import text_tables
 
+    last: Job | None = None
     if as_json:
-        last: Job | None = None
-        for last in client.watch(job_id):
+        for last in _until_paused(client.watch(job_id), lambda job: job):
             typer.echo(last.model_dump_json(exclude={"spec"}))
     else:
-        last = text_tables.follow(client.follow(job_id))
+        last = text_tables.follow(_until_paused(client.follow(job_id), itemgetter(0)), is_error)
     assert last is not None
+    if last.status == "paused":
+        typer.echo(f"The job is paused; `sae-service resume {job_id}` lets it go on.", err=True)
+        return EXIT_CODES[errors.Conflict]
     if last.error is not None:
         typer.echo(f"{last.error.code}: {last.error.message}", err=True)
     return 0 if last.status == "succeeded" else 1
 
 
+def logs(
+    job_id: JobId,
+    attempt: Annotated[int | None, typer.Option(min=1, help="The attempt; by default the last one that has a log.")] = None,
+    lines: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last so many lines.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is added too, until the job has ended.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Prints the end of what a job's training process has logged."""
+    with reported():
+        client = Client(url, api_key)
+        full = full_id(client, job_id)
+        for part in client.follow_logs(full, attempt, lines) if follow else [client.logs(full, attempt, lines)]:
+            typer.echo(part, nl=False)
+
+
+def _until_paused(changes: Iterable[T], job_of: Callable[[T], Job]) -> Iterator[T]:
+    """The changes of a job up to its pause: nothing more happens until its user resumes it."""
+    for change in changes:
+        yield change
+        if job_of(change).status == "paused":
+            return
+
+
 def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Lists the workers that are there, and the jobs that they work on."""
+    """Lists the workers that are running, and the job that each works on."""
     from sae_service import text_tables
 
     with reported():
@@ -133,9 +174,9 @@ def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson
 
 def download(
     job_id: JobId,
-    output: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it.")],
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's id, latest or best.")] = "latest",
-    format: Annotated[FormatName, typer.Option(help="The library that is to read them.")] = OWN_FORMAT,
+    output: Annotated[Path, typer.Option(help="The folder to write to; each SAE gets a folder of its own in it.")],
+    checkpoint: CheckpointId = "latest",
+    format: Annotated[FormatName, typer.Option(help="The library that will read them.")] = OWN_FORMAT,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,

@@ -18,17 +18,17 @@ def create(
     name: Name,
     scopes: Annotated[str, typer.Option(help="What it may do, separated by commas: read, submit, manage.")],
     project: Annotated[str, typer.Option(help="Whose jobs it sees if SAE_SERVICE_PROJECTS is on.")] = "default",
-    expires: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days for which it is valid.")] = None,
+    expires: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days until it expires. Default: never.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Makes a key and prints it, only now. From the first one on the service asks everybody for a key."""
+    """Makes a key and prints it once. As soon as there is a key, the service asks every client for one."""
     with reported():
         typer.echo(_keys(data_dir).create(name, tuple(scope.strip() for scope in scopes.split(",")), project, expires))
 
 
 @app.command("list")
 def list_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Lists the keys, with those that are revoked or have expired."""
+    """Lists the keys, revoked and expired ones too."""
     from sae_service import text_tables
 
     with reported():
@@ -41,7 +41,7 @@ def list_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def revoke(name: Name, data_dir: DataDir = None) -> None:
-    """Makes a key worthless. Running services notice within five seconds."""
+    """Revokes a key. Running services refuse it within five seconds."""
     with reported():
         _keys(data_dir).revoke(name)
         typer.echo(f"revoked {name}")

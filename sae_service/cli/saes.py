@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from sae_service.cli.common import AsJson, reported
+from sae_service.cli.common import AsJson, count, reported
 from sae_service.schema import Dtype, FormatName, WeightProcessing
 
 Folder = Annotated[Path, typer.Argument(help="The folder of an SAE.")]
-Other = Annotated[Path, typer.Argument(help="The folder of another one.")]
+Other = Annotated[Path, typer.Argument(help="The folder of the other SAE.")]
 Format = Annotated[FormatName | None, typer.Option(help="The SAE's file format. Default: the one whose files are there.")]
 
 
@@ -21,7 +21,7 @@ def evaluate(
     hook: Annotated[str, typer.Option(help="The hook point that the SAE reads, such as blocks.8.hook_resid_post.")],
     format: Format = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub model.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="The language model's numbers.")] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="The number type of the language model.")] = "float32",
     weight_processing: Annotated[
         WeightProcessing, typer.Option(help="compatibility: TransformerLens folds layer norms and centres weights.")
     ] = "none",
@@ -31,7 +31,9 @@ def evaluate(
     ] = None,
     column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     context_size: Annotated[int, typer.Option(help="Tokens in each row that the model reads.")] = 128,
-    tokens: Annotated[int, typer.Option(help="Tokens to measure on; all that there are, if fewer.")] = 65_536,
+    tokens: Annotated[
+        int, typer.Option(parser=count, metavar="TOKENS", help="Tokens to measure on; all that there are, if fewer.")
+    ] = 65_536,
     as_json: AsJson = False,
 ) -> None:
     """Measures an SAE on held-out text, as every job measures those that it has trained."""
@@ -57,7 +59,7 @@ def compare(
     folder: Folder,
     other: Other,
     format: Format = None,
-    other_format: Annotated[FormatName | None, typer.Option(help="The other one's.")] = None,
+    other_format: Annotated[FormatName | None, typer.Option(help="The other SAE's file format.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compares the directions (decoder rows) of two SAEs, each in any format: how many of one are in the other.

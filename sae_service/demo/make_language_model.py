@@ -6,7 +6,7 @@ Two steps, so that the second can run on another machine:
     python -m sae_service.demo.make_language_model model    # about 35 minutes on one CPU core
 
 The first writes `text/train.jsonl.xz` and `text/test.jsonl.xz` (one chapter a document, every twentieth held
-out); the second trains a byte-level BPE and a GPT-2-shaped model on `train` and writes an ordinary Hugging Face
+out, in a random order); the second trains a byte-level BPE and a GPT-2-shaped model on `train` and writes an ordinary Hugging Face
 directory, `model/`, with a model card. Neither is used when the service runs.
 """
 
@@ -16,6 +16,7 @@ import itertools
 import json
 import lzma
 import math
+import random
 import re
 import subprocess
 from pathlib import Path
@@ -46,6 +47,8 @@ def write_text() -> None:
     held_out = [i % HELD_OUT_EVERY == HELD_OUT_REMAINDER for i in range(len(chapters))]
     for name, wanted in (("train", False), ("test", True)):
         rows = [c for c, is_held_out in zip(chapters, held_out, strict=True) if is_held_out == wanted]
+        # A stream reads text in order: in the book's own, a short job would see Genesis and nothing else.
+        random.Random(SEED).shuffle(rows)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (TEXT / f"{name}.jsonl.xz").write_bytes(lzma.compress(lines.encode(), preset=9))
         print(f"{name}: {len(rows)} chapters, {len(lines)} bytes")

@@ -14,7 +14,7 @@ from sae_service.evaluation import feature_recovery
 from sae_service.evaluation.on_text import HeldOutText
 from sae_service.formats.folder import check_autoencoder, load
 from sae_service.sae.inference import InferenceSAE
-from sae_service.sae.sites import Sites, at
+from sae_service.sae.sites import Sites, at, check_width
 from sae_service.spec import StreamSpec
 from sae_service.storage.artifacts import finite_or_null
 
@@ -45,8 +45,7 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
     found = check(model, spec.context_size, [Place(sites.reads, sites.writes)]).widths
     for verb, widths in (("reads", sites.read), ("writes", sites.write)):
         for name, width in widths:
-            if width != found[name]:
-                raise InvalidSpec(f"the SAE {verb} rows of {width} numbers, and those of {name} have {found[name]}")
+            check_width(verb, width, name, found[name])
     return finite_or_null(HeldOutText(spec, spec.tokens, model).evaluate({"sae": lambda: sae.replace(sites=sites)})["sae"])
 
 

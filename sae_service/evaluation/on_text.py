@@ -12,18 +12,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sae_service import tracing
+from sae_service.activations.documents import no_text
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.norms import kept_norms
 from sae_service.activations.text import check_splits
-from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.errors import InvalidSpec, Stopped
+from sae_service.activations.tokens import Cursor, PackedTokens, all_left_out
+from sae_service.errors import DataNotFound, InvalidSpec, Stopped
 from sae_service.evaluation import outliers
 from sae_service.evaluation.held_out import ShouldStop
 from sae_service.evaluation.tally import Tally
 from sae_service.sae.inference import InferenceSAE, SAEs
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
 from sae_service.sae.sites import Sites
-from sae_service.spec import StreamSpec
+from sae_service.spec import StreamSpec, fields
 
 
 @partial(jax.jit, static_argnames="widths")
@@ -92,14 +93,15 @@ def held_out_batches(stream: StreamSpec, n_tokens: int, model: LanguageModel) ->
         raise _too_little(packed)
 
 
-def _too_little(packed: PackedTokens) -> InvalidSpec:
+def _too_little(packed: PackedTokens) -> DataNotFound | InvalidSpec:
     """What to say of held-out text that does not fill one row."""
     spec, found, length = packed.spec, packed.documents, packed.context_size
+    if not found.n_seen:
+        return no_text(spec, found, spec.held_out_split or spec.split)
     if spec.held_out_split is not None:
-        holds = f"is shorter than one row of {length} tokens" if found.n_seen else "has no text"
-        where = f"split {spec.held_out_split!r} of {spec.path}"
+        where = f"split {spec.held_out_split!r} of {spec.path}, which is held out,"
         hint = "Name a split with more text, or lower context_size."
-        return InvalidSpec(f"{where}, which is held out, {holds}.", "/stream/dataset/held_out_split", hint)
+        return InvalidSpec(f"{where} is shorter than one row of {length} tokens.", fields.HELD_OUT_SPLIT, hint)
     return InvalidSpec(
         f"of the {found.n_seen} documents in split {spec.split!r} of {spec.path} a share of {spec.held_out_share} holds out "
         f"{found.n_chosen}; that is less than one row of {length} tokens.",
@@ -139,11 +141,7 @@ class HeldOutText:
         self._multiple = stream.max_activation_norm_multiple
         self._medians: dict[str, float] = {}
         if not self._n_predicted:
-            raise InvalidSpec(
-                f"of the {self.n_tokens} held-out tokens all are left out.",
-                param="/stream/exclude" if stream.text_source[1].train_on == "all" else "/stream/dataset/train_on",
-                hint="Leave out fewer tokens.",
-            )
+            raise all_left_out(f"of the {self.n_tokens} held-out tokens all are left out.", stream.text_source[1])
 
     @tracing.traced("evaluate")
     def evaluate(self, saes: SAEs, should_stop: ShouldStop = lambda: False) -> dict[str, Any]:

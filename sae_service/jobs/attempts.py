@@ -10,13 +10,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from sae_service.counters import attempt_ended
 from sae_service.errors import LeaseLost
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
+from sae_service.jobs.endings import attempt_ended
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE, TERMINAL
 from sae_service.jobs.rows import GPUS, add_event, add_status_event, best_step, new_id, now, storable
+from sae_service.storage import attempt_logs
 
 MAX_CRASHES = 3
 STOPPING = "worker_stopping"
@@ -146,11 +147,11 @@ class Attempt:
             message = f"Checkpoint at step {values['step']}."
             add_event(connection, self.job_id, "checkpoint", message, data)
             if values["is_final"]:
-                self._end(connection, "succeeded", "The job succeeded.")
+                end_job(connection, self.job_id, "succeeded", "The job succeeded.")
             given_up = replaced + self._retire(connection, keep)
             unneeded = sorted(set(given_up) - promised(connection, given_up))
         if checkpoint["is_final"]:
-            attempt_ended("running", "succeeded")
+            attempt_ended(self.job_id, self.number, "running", "succeeded")
         return unneeded
 
     def _has(self, connection: sa.Connection, key: str) -> bool:
@@ -179,31 +180,27 @@ class Attempt:
     def fail(self, error: dict[str, Any]) -> None:
         """Ends the job in failure."""
         with self._owned() as (connection, _):
-            self._end(connection, "failed", f"The job failed: {error['message']}", error=error)
-        attempt_ended("running", "failed")
+            end_job(connection, self.job_id, "failed", f"The job failed: {error['message']}", error=error)
+        attempt_ended(self.job_id, self.number, "running", "failed", error)
 
     def cancel(self) -> None:
         """Ends the job as its user asked; its training process is gone."""
         with self._owned() as (connection, _):
-            self._end(connection, "cancelled", "The job was cancelled.")
-        attempt_ended("cancelling", "cancelled")
+            end_job(connection, self.job_id, "cancelled", "The job was cancelled.")
+        attempt_ended(self.job_id, self.number, "cancelling", "cancelled")
 
     def release(self) -> None:
         """Gives the job back unharmed: paused, if its user asked for that, or for another worker to go on with."""
         with self._owned() as (connection, row):
             if not settle(connection, row):
                 requeue(connection, self._queue, row, "preempted", "The worker stops; the job waits for another one.")
-        attempt_ended(row.status, "preempted")
+        attempt_ended(self.job_id, self.number, row.status, "preempted")
 
     def record_crash(self, error: dict[str, Any]) -> None:
         """Counts a crash: the job is queued again, or fails at the third."""
         with self._owned() as (connection, row):
-            if not settle(connection, row):
-                count_crash(connection, self._queue, row, error)
-        attempt_ended(row.status, "crashed")
-
-    def _end(self, connection: sa.Connection, status: str, message: str, error: dict[str, Any] | None = None) -> None:
-        end_job(connection, self.job_id, status, message, error)
+            became = "" if settle(connection, row) else count_crash(connection, self._queue, row, error)
+        attempt_ended(self.job_id, self.number, row.status, "crashed", error, became)
 
     @contextmanager
     def _owned(self, *more: sa.Column[Any]) -> Iterator[tuple[sa.Connection, sa.Row[Any]]]:
@@ -242,9 +239,10 @@ def orphans(connection: sa.Connection, job_id: str, written: set[str]) -> set[st
 
 
 def uncommitted(connection: sa.Connection, job_id: str, written: set[str]) -> set[str]:
-    """Those of the keys below which there are files of a job that are no checkpoint of it."""
+    """Those of the keys below which there are files of a job that are no checkpoint of it, nor its logs while it is there."""
     query = sa.select(tables.checkpoints.c.key).where(tables.checkpoints.c.job_id == job_id)
-    return written - set(connection.execute(query).scalars())
+    is_there = connection.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == job_id)).one_or_none() is not None
+    return written - set(connection.execute(query).scalars()) - ({attempt_logs.folder(job_id)} if is_there else set())
 
 
 def end_job(
@@ -279,12 +277,14 @@ def requeue(connection: sa.Connection, queue: Queue, row: sa.Row[Any], reason: s
     add_status_event(connection, row.id, "queued", message, reason, level)
 
 
-def count_crash(connection: sa.Connection, queue: Queue, row: sa.Row[Any], error: dict[str, Any]) -> None:
-    """Queues the job again, or fails it if it has crashed too often."""
+def count_crash(connection: sa.Connection, queue: Queue, row: sa.Row[Any], error: dict[str, Any]) -> str:
+    """Queues the job again, or fails it if it has crashed too often. Returns which, as a sentence."""
     crashes = row.crashes + 1
     connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(crashes=crashes))
     count = f"(crash {crashes} of {MAX_CRASHES})"
     if crashes < MAX_CRASHES:
-        requeue(connection, queue, row, "retry_after_crash", f"{error['message']} The job is queued again {count}.")
-    else:
-        end_job(connection, row.id, "failed", f"The job failed {count}: {error['message']}", error)
+        again = f"The job is queued again {count}."
+        requeue(connection, queue, row, "retry_after_crash", f"{error['message']} {again}")
+        return again
+    end_job(connection, row.id, "failed", f"The job failed {count}: {error['message']}", error)
+    return f"The job failed {count}."

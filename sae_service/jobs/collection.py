@@ -8,11 +8,9 @@ import sqlalchemy as sa
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import promised, uncommitted
-from sae_service.jobs.records import TERMINAL
+from sae_service.jobs.records import TERMINAL, folder
 from sae_service.storage.objects import Storage
 
-UNCOLLECTED = (tables.jobs.c.finished_at.is_not(None), ~tables.jobs.c.collected)
-"""Jobs that have ended, by what the index is of."""
 AT_ONCE = 100
 """Jobs in one look: after an upgrade there may be many thousands that nobody has looked at."""
 
@@ -47,7 +45,7 @@ class Collection:
     def _uncollected(self) -> list[str]:
         """The next of the jobs that may have left something."""
         id = tables.jobs.c.id
-        query = sa.select(id).where(*UNCOLLECTED, id > self._last).order_by(id).limit(AT_ONCE)
+        query = sa.select(id).where(tables.UNCOLLECTED, id > self._last).order_by(id).limit(AT_ONCE)
         with self._database.transaction() as connection:
             found = list(connection.execute(query).scalars())
         self._last = found[-1] if len(found) == AT_ONCE else ""
@@ -55,12 +53,12 @@ class Collection:
 
     def _is_collected(self, job_id: str) -> bool:
         """Deletes what a job has left. Returns whether nobody has to look at it again."""
-        mine = (tables.jobs.c.id == job_id, tables.jobs.c.status.in_(TERMINAL), *UNCOLLECTED)
+        mine = (tables.jobs.c.id == job_id, tables.jobs.c.status.in_(TERMINAL), tables.UNCOLLECTED)
         is_open = sa.select(tables.jobs.c.id).where(*mine)
         with self._database.transaction() as connection:
             if connection.execute(is_open).one_or_none() is None:
                 return True
-        written = self._storage.folders(f"jobs/{job_id}")
+        written = self._storage.folders(folder(job_id))
         with self._database.transaction() as connection:
             # After the listing and before its checkpoints are read: an ended job gets no more of them.
             if connection.execute(is_open).one_or_none() is None:

@@ -52,7 +52,14 @@ class History:
 
     def checkpoint(self, job_id: str, checkpoint_id: str) -> Checkpoint:
         """One checkpoint of a job, by its id or one of its names. Raises NotFound."""
-        for found in self.checkpoints(job_id):
+        listed = self.checkpoints(job_id)
+        for found in listed:
             if checkpoint_id in (found.id, *found.names):
                 return found
-        raise NotFound(f"job {job_id} has no checkpoint {checkpoint_id}")
+        raise NotFound(f"job {job_id} {_lacks(checkpoint_id, bool(listed))}")
+
+
+def _lacks(checkpoint_id: str, has_others: bool) -> str:
+    if checkpoint_id not in ("latest", "best"):
+        return f"has no checkpoint {checkpoint_id!r}; name one by its id, or as latest or best"
+    return "has no best checkpoint yet: none has been measured on held-out text" if has_others else "has no checkpoint yet"

@@ -14,12 +14,11 @@ from sae_service.jobs import tables
 from sae_service.jobs.database import Database
 from sae_service.jobs.migration import migrate
 from sae_service.jobs.owner import DEFAULT_PROJECT
-from sae_service.jobs.rows import new_id, now
+from sae_service.jobs.rows import DAY_S, new_id, now
 from sae_service.schema import Frozen
 
 PREFIX = "sae_"
 BYTES = 32
-DAY_S = 86_400
 Scope = Literal["read", "submit", "manage"]
 """read: look. submit: make jobs. manage: cancel, pause, resume and delete them."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -103,6 +102,10 @@ class Keys:
         with self._database.transaction() as connection:
             rows = connection.execute(sa.select(table).order_by(table.c.id)).mappings().all()
         return {row["hash"]: Key.model_validate({name: row[name] for name in Key.model_fields}) for row in rows}
+
+    def has_valid(self) -> bool:
+        """Whether any of them opens anything now."""
+        return any(key.is_valid for key in self.all())
 
     def revoke(self, name: str) -> None:
         """Makes a key worthless, within seconds. Raises NotFound."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from sae_service.counters import attempt_ended
 from sae_service.errors import DatabaseFailure, ServiceUnavailable, StorageFailure, WorkerCrashed
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import HELD, STOPPING, count_crash, requeue, settle
+from sae_service.jobs.endings import attempt_ended
 from sae_service.jobs.presence import is_present
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE
@@ -132,15 +132,17 @@ class LostAttempts:
             row = connection.execute(lost.values(heartbeat=columns.heartbeat + 1).returning(*HELD)).one_or_none()
             if row is None:
                 return
+            error, became = None, ""
             if row.status == "queued":
                 requeue(connection, self._queue, row, "preempted", "A worker took the job and vanished before it began.")
             elif (row.status, row.status_reason) == ("running", STOPPING):
                 requeue(connection, self._queue, row, "preempted", "The worker was ended before it had saved the job.")
             elif not settle(connection, row):
-                error = WorkerCrashed(f"Worker {row.worker} has shown no sign of life.")
-                count_crash(connection, self._queue, row, error.as_dict())
+                error = WorkerCrashed(f"Worker {row.worker} has shown no sign of life.").as_dict()
+                became = count_crash(connection, self._queue, row, error)
         if row.status != "queued":
-            attempt_ended(row.status, "preempted" if row.status_reason == STOPPING else "crashed")
+            how = "preempted" if row.status_reason == STOPPING else "crashed"
+            attempt_ended(job_id, attempt, row.status, how, error, became)
 
 
 def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event) -> None:
@@ -150,5 +152,5 @@ def keep_looking(look: Callable[[], None], lease_s: float, over: threading.Event
             look()
         except (ServiceUnavailable, DatabaseFailure, StorageFailure) as error:
             log.warning("%s", error)
-        except Exception:  # jobs in hand must not lose their worker by that
+        except Exception:  # a bug in one look: without the next ones nobody finds lost jobs, and a worker loses its own
             log.exception("a look at the jobs has failed")

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sae_service.jobs import tables
 from sae_service.jobs.records import Checkpoint, Job, JobState, JobSummary, Pace
 
+DAY_S = 86_400
 GPUS = sa.func.coalesce(tables.jobs.c.summary["gpus"].as_integer(), 1).label("gpus")
 """Of a job's training process."""
 

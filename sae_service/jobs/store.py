@@ -47,6 +47,7 @@ AT_ONCE = 1000
 DELETED_AT_ONCE = 10_000
 """Rows of metrics that are deleted in one transaction: on SQLite nobody else writes meanwhile."""
 
+
 class JobStore(History):
     """All jobs of one database."""
 
@@ -137,9 +138,7 @@ class JobStore(History):
     def _row(self, job_id: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:
         with self._database.transaction() as connection:
             row = connection.execute(self._select.add_columns(*columns).where(tables.jobs.c.id == job_id)).one_or_none()
-        if row is None:
-            raise NotFound(f"there is no job {job_id}")
-        return row
+        return _found(job_id, row)
 
     def signs(self, job_ids: list[str]) -> dict[str, tuple[Any, ...]]:
         """What changes when there is news of a job, for those of the jobs that there are: its status, events and progress."""
@@ -247,10 +246,7 @@ class JobStore(History):
         columns = tables.jobs.c
         touch = sa.update(tables.jobs).where(columns.id == job_id, self._owner.may_see).values(n_events=columns.n_events)
         with self._database.transaction() as connection:
-            row = connection.execute(touch.returning(*HELD)).one_or_none()
-            if row is None:
-                raise NotFound(f"there is no job {job_id}")
-            yield connection, row
+            yield connection, _found(job_id, connection.execute(touch.returning(*HELD)).one_or_none())
 
     def _ask(self, connection: sa.Connection, job_id: str, status: str, message: str) -> None:
         values = {"status": status, "status_reason": None}
@@ -258,7 +254,7 @@ class JobStore(History):
         add_status_event(connection, job_id, status, message)
 
     def _take_out_of_queue(self, row: sa.Row[Any]) -> None:
-        # Only for tidiness: a worker that takes the attempt finds that it may not claim it.
+        # Only for tidiness: a worker that has taken the attempt finds that it may not claim it.
         if row.status == "queued":
             with suppress(ServiceUnavailable):
                 self._queue.drop(row.id, row.attempt)
@@ -276,6 +272,12 @@ class JobStore(History):
     def workers(self) -> list[Worker]:
         """The workers that are there."""
         return workers(self._database, self._lease_s, self._owner.may_see)
+
+
+def _found(job_id: str, row: sa.Row[Any] | None) -> sa.Row[Any]:
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    return row
 
 
 def _origin_columns(origin: Checkpoint | None) -> dict[str, Any]:

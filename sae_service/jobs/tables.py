@@ -43,8 +43,8 @@ jobs = sa.Table(
     sa.Column("collected", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 # Only of those that have ended and are not: however many have been collected, or wait, the others are found at once.
-uncollected = jobs.c.finished_at.is_not(None) & ~jobs.c.collected
-sa.Index("ix_jobs_uncollected", jobs.c.id, sqlite_where=uncollected, postgresql_where=uncollected)
+UNCOLLECTED = jobs.c.finished_at.is_not(None) & ~jobs.c.collected
+sa.Index("ix_jobs_uncollected", jobs.c.id, sqlite_where=UNCOLLECTED, postgresql_where=UNCOLLECTED)
 sa.Index("ix_jobs_finished", jobs.c.finished_at)
 sa.Index("ix_jobs_status", jobs.c.status, jobs.c.id)
 sa.Index("ix_jobs_project", jobs.c.project, jobs.c.id)

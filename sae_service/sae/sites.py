@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sae_service.errors import InvalidSpec
+
 Widths = tuple[tuple[str, int], ...]
 """Hook points and the widths of their rows, in the order in which these lie side by side."""
 
@@ -54,6 +56,12 @@ class Sites:
 def at(hook_name: str, width: int) -> Sites:
     """The sites of an SAE of one hook point."""
     return Sites(((hook_name, width),), ((hook_name, width),))
+
+
+def check_width(verb: str, width: int, hook_name: str, found: int) -> None:
+    """Raises InvalidSpec if an SAE reads or writes (`verb`) rows of another width than those of a hook point."""
+    if width != found:
+        raise InvalidSpec(f"the SAE {verb} rows of {width} numbers, and those of {hook_name} have {found}")
 
 
 def columns(widths: Widths, scales: Mapping[str, float]) -> np.ndarray:

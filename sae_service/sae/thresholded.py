@@ -4,6 +4,7 @@ A batch keeps the k largest latents a row on average; each is multiplied by its 
 The threshold is that of the last batch, until it is set on many rows, for a checkpoint or when training has ended.
 """
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -15,7 +16,7 @@ from sae_service.kernels.latents import Latents
 from sae_service.kernels.ops import Ops
 from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
-from sae_service.sae.architecture import Calibration, Rows
+from sae_service.sae.architecture import Architecture, Calibration, Rows
 from sae_service.sae.coder import FREE_NORM, Coder, centred_bias, exported, fitted_to_largest, random_coder, with_unit_rows
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
@@ -79,9 +80,6 @@ def with_threshold(parameters: ThresholdedCoder, threshold: Float[Array, ""]) ->
     return parameters.replace(threshold=threshold)
 
 
-CALIBRATION = Calibration(lambda config: config.k, values, with_threshold)
-
-
 def export(config: ThresholdedConfig, parameters: ThresholdedCoder) -> InferenceSAE:
     """Decoder norms and the subtraction of `b_dec` folded in; the one threshold for every latent."""
     coder = with_unit_rows(parameters.coder)
@@ -95,3 +93,20 @@ def from_inference(config: ThresholdedConfig, sae: InferenceSAE) -> ThresholdedC
     """
     weights = start.with_one_threshold(start.bypass(config, sae))
     return ThresholdedCoder(start.centred_coder(sae, weights), start.number(weights["threshold"][0]))
+
+
+def thresholded(loss: Callable[..., Any], example: ThresholdedConfig) -> Architecture:
+    """The architecture of such a coder with this loss; `example` is one of its configs."""
+    return Architecture(
+        config=type(example),
+        init=init,
+        loss=loss,
+        export=export,
+        from_inference=from_inference,
+        optimizer=OPTIMIZER,
+        normalization="sqrt_d_in",
+        example=example,
+        calibration=Calibration(lambda config: config.k, values, with_threshold),
+        n_active=lambda config: config.k,
+        fit_to_rows=fit_to_rows,
+    )

@@ -15,6 +15,8 @@ SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
 MAX_BUFFER_ROWS = 1 << 20
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 HUB_NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
+SAMPLE_ROWS = 1 << 15
+"""So many rows of a fill stand for all of it."""
 MAX_STEPS = 1 << 31
 """Steps are 32 bits wide in the database and in a compiled step."""
 STRENGTH_RULE = "be two numbers, the first at least 0 and less than the second"
@@ -214,6 +216,11 @@ class StreamSpec(Frozen):
         """
         rows = self.buffer_rows or min(MAX_BUFFER_ROWS, max(self.tokens // 8, 16 * self.batch))
         return max(1, min(rows // self.batch, self.n_steps))
+
+    @property
+    def steps_in_sample(self) -> int:
+        """Batches that hold SAMPLE_ROWS: at least one."""
+        return -(-SAMPLE_ROWS // self.batch)
 
     def steps_in_fill(self, row_bytes: int) -> int:
         """Batches that one fill serves, where a row of every hook point takes so many bytes: at least one."""

@@ -1,6 +1,6 @@
 """Files of finished writes, in a folder or in an S3 bucket, through one small interface.
 
-Nothing is ever overwritten: a set of files is published once under a prefix of its own, its manifest last, and
+Nothing is ever overwritten but a log: a set of files is published once under a prefix of its own, its manifest last, and
 readers trust only what a manifest lists.
 """
 
@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +50,10 @@ Content = bytes | Parts
 
 
 class Storage:
-    """Objects by key below one root.
-
-    Attributes:
-        published_s: how long the last set of files took to be published.
-    """
+    """Objects by key below one root."""
 
     def __init__(self, url: str) -> None:
         """Opens the storage at `file:///folder` (made if absent) or `s3://bucket/prefix`."""
-        self.published_s = 0.0
         self.root = Path(unquote(urlparse(url).path)) if url.startswith("file:") else None
         try:
             if self.root is not None:
@@ -92,6 +86,13 @@ class Storage:
             raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
         self._flush(key)
         return hashlib.sha256(content).hexdigest()
+
+    def replace(self, key: str, content: bytes) -> None:
+        """Writes a short object in place of one that may be there; whoever reads it finds either. Raises StorageFailure."""
+        try:
+            obstore.put(self._store, key, content, mode="overwrite", use_multipart=False)
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot write {key}: {_said(error)}") from error
 
     def _put_parts(self, key: str, content: Parts) -> str:
         sha256 = hashlib.sha256()
@@ -197,13 +198,12 @@ class Storage:
 
         Returns the manifest's entries, sorted by path. A file is let go of before the next one is asked for.
         """
-        began, entries = time.monotonic(), list[dict[str, str | int]]()
+        entries = list[dict[str, str | int]]()
         for path, content in files if isinstance(files, Iterator) else files.items():
             entries.append({"path": path, "size": len(content), "sha256": self.put(f"{prefix}/{path}", content)})
             del content
         entries.sort(key=lambda entry: str(entry["path"]))
         self.put(f"{prefix}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
-        self.published_s = time.monotonic() - began
         return entries
 
     def has_published(self, prefix: str) -> bool:
@@ -220,11 +220,6 @@ class Storage:
             return {str(entry["path"]): entry["sha256"] for entry in listed}
         except (NotFound, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"{prefix} has no readable manifest") from error
-
-    def read_published(self, prefix: str, below: str = "") -> dict[str, bytes]:
-        """The files of a published set whose path starts with `below`, each checked against the manifest."""
-        hashes = self.hashes(prefix)
-        return self.read(prefix, {path: sha256 for path, sha256 in hashes.items() if path.startswith(below)})
 
     def checked(self, key: str, sha256: str) -> Iterator[bytes]:
         """A whole object in pieces. Raises DamagedCheckpoint after the last one if they are not what `sha256` says."""

@@ -1,6 +1,6 @@
-"""The threshold that takes the place of a batch's choice: exact over many rows, of which one batch at a time is looked at."""
+"""The threshold that takes the place of a batch's choice: exact over many rows, of which one batch at a time is encoded."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,17 +16,17 @@ from sae_service.training.step import Numbers, Served, TrainState, scaled
 
 def calibrated(
     architecture: Architecture, config: ArchitectureConfig, state: TrainState, numbers: Numbers,
-    batches: Callable[[], Iterable[Served]],
+    batches: Sequence[Served],
 ) -> TrainState:  # fmt: skip
     """The state with the threshold above which, in those batches, k latents a row are active on average."""
     calibration = architecture.calibration
     assert calibration is not None
-    n_rows = sum(len(served.read[0]) for served in batches())
+    n_rows = sum(len(served.read[0]) for served in batches)
     assert n_rows, "a threshold is set on rows"
 
     def count(shift: int, prefix: int) -> Int[np.ndarray, " n_digits"]:
         total, place = np.zeros(N_DIGITS, np.int64), (np.uint32(shift), np.uint32(prefix))
-        for served in batches():
+        for served in batches:
             total += np.asarray(_counts(architecture, config.structure(), state.parameters, numbers, served, place))
         return total
 

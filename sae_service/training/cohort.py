@@ -1,6 +1,6 @@
 """SAEs of one structure on the same hook points, which share the compiled step."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -55,7 +55,7 @@ class Cohort:
         return compiled_resample(self.architecture, self.structure, state, numbers, served, key)
 
     def calibrated(
-        self, config: ArchitectureConfig, state: TrainState, numbers: Numbers, batches: Callable[[], Iterable[Served]]
+        self, config: ArchitectureConfig, state: TrainState, numbers: Numbers, batches: Sequence[Served]
     ) -> TrainState:
         """The state with its threshold set on those batches; see `calibration`."""
         return calibrated(self.architecture, config, state, numbers, batches)

@@ -1,7 +1,7 @@
 """The training loop over several SAEs that share one stream."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -202,10 +202,7 @@ class Trainer:
 
     def _calibrate(self, member: Member) -> None:
         name, place = member.spec.name, self.placement.by_sae[member.spec.name]
-
-        def batches() -> Iterator[Served]:
-            return (member.cohort.served(rows, place) for rows in self.at_hand())
-
+        batches = [member.cohort.served(rows, place) for rows in self.at_hand()]
         self.states[name] = member.cohort.calibrated(member.spec.architecture, self.states[name], member.numbers, batches)
 
     def let_go(self) -> None:

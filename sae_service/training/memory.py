@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
+from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import OutOfMemory
 from sae_service.sae.sites import Sites
 from sae_service.settings import jax_memory_share
-from sae_service.spec import JobSpec
+from sae_service.spec import JobSpec, fields
 from sae_service.training import start
 from sae_service.training.placement import Placement
 
@@ -26,7 +27,7 @@ REMEDIES = {
     "step": ("/saes", "Lower stream.batch or d_sae."),
     "evaluation": ("/stream/prompts", "Lower stream.prompts or d_sae."),
     "fills": ("/stream", "Lower stream.buffer_bytes or stream.buffer_rows."),
-    "model": ("/stream/model", "Load the model in another dtype, or take a smaller one."),
+    "model": (fields.MODEL, fields.SMALLER_MODEL),
     "logits": ("/stream/prompts", "Lower stream.prompts or stream.context_size."),
 }
 """The field to blame for each purpose, and what to do."""
@@ -106,6 +107,11 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
         states[placement.by_sae[sae.name]] += size_of(shapes)
         parameters, d_sae = size_of(shapes.parameters), sae.architecture.d_sae
         steps.append(parameters + 4 * job.stream.batch * (DENSE_COPIES * d_sae + 4 * (at.d_read + at.d_write)))
+        if ARCHITECTURES[sae.architecture.kind].calibration is not None:
+            # The sampled rows, of which one batch at a time is encoded.
+            n_rows = job.stream.batch * min(job.stream.steps_in_sample, job.stream.steps_in_fill(row_bytes))
+            row = at.d_read if at.is_autoencoder else at.d_read + at.d_write
+            steps.append(parameters + 4 * (n_rows * row + job.stream.batch * (DENSE_COPIES * d_sae + row)))
         evaluations.append(parameters + 4 * job.stream.prompts * job.stream.context_size * (3 * d_sae + 4 * at.d_write))
     fills = {"fills": 2 * job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes}
     training, evaluation = {"states": max(states.values()), "step": max(steps)}, {"evaluation": max(evaluations)}

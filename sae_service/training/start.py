@@ -23,13 +23,12 @@ from sae_service.numerics import spread
 from sae_service.readable import EVERYWHERE, LARGEST_LOOK, Roots
 from sae_service.sae.architecture import Architecture, Rows
 from sae_service.sae.inference import InferenceSAE, unscaled
-from sae_service.sae.sites import Sites, columns
+from sae_service.sae.sites import Sites, check_width, columns
 from sae_service.schema import ArchitectureConfig, Normalization
 from sae_service.spec import InitialSpec, JobSpec, SAESpec
+from sae_service.spec.stream import SAMPLE_ROWS
 from sae_service.training.placement import Placement
 from sae_service.training.step import Served, TrainState, begun
-
-SAMPLE_ROWS = 32_768
 
 Scales = dict[str, float]
 """The scalar of each hook point of an SAE."""
@@ -186,8 +185,7 @@ def load(spec: SAESpec, index: int, widths: Mapping[str, int], roots: Roots = EV
             found, wanted = ("an SAE", "a transcoder") if sae.sites.is_autoencoder else ("a transcoder", "an SAE")
             raise InvalidSpec(f"the files hold {found}, and {wanted} is to be trained", "/initial/path")
         (read,), (written,) = reads, writes
-        if widths.get(written, d_write) != d_write:
-            raise InvalidSpec(f"the SAE writes rows of {d_write} numbers, and those of {written} have {widths[written]}")
+        check_width("writes", d_write, written, widths.get(written, d_write))
         initial = Initial(sae, sha256)
         sites = Sites(((read, d_read),), ((written, d_write),))
         parameters(spec, initial, dict.fromkeys(sites.hook_names, 1.0), sites)
@@ -204,8 +202,7 @@ def parameters(spec: SAESpec, initial: Initial, scales: Scales, sites: Sites) ->
 def _check_sizes(spec: SAESpec, d_in: int, d_sae: int, widths: Mapping[str, int]) -> None:
     if d_sae != spec.architecture.d_sae:
         raise InvalidSpec(f"must be {d_sae}, as in the SAE that it starts from", "/architecture/d_sae")
-    if widths.get(spec.reads[0], d_in) != d_in:
-        raise InvalidSpec(f"the SAE reads rows of {d_in} numbers, and those of {spec.reads[0]} have {widths[spec.reads[0]]}")
+    check_width("reads", d_in, spec.reads[0], widths.get(spec.reads[0], d_in))
 
 
 @contextmanager

@@ -33,6 +33,11 @@ def long_spec(spec: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
+def step_folders(service: Service, job_id: str) -> list[Path]:
+    """Where the job's checkpoints are stored, and what else its training has left."""
+    return list((service.data_dir / "storage" / "jobs" / job_id).glob("step-*"))
+
+
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, bytes]:
     """The weights of the long job, filled in by the first test that trains it."""
@@ -63,8 +68,7 @@ def test_a_job_goes_from_the_command_line_to_saes_on_disk(
     assert steps == [(sae, step) for step in range(5, 301, 5) for sae in ("a", "b")]
     kept = [checkpoint.step for checkpoint in service.client.checkpoints(job_id)]
     assert kept == [300, 280, 260], "the final checkpoint and the last two before it"
-    folders = list((service.data_dir / "storage" / "jobs" / job_id).iterdir())
-    assert len(folders) == len(kept)
+    assert len(step_folders(service, job_id)) == len(kept)
 
 
 def test_a_worker_that_is_killed_takes_its_child_along_and_the_job_ends_with_the_same_bytes(
@@ -78,12 +82,12 @@ def test_a_worker_that_is_killed_takes_its_child_along_and_the_job_ends_with_the
     assert (ended.status, ended.attempt) == ("succeeded", 2)
     assert worker_of(ended) != worker
     assert service.weights(ended, tmp_path) == undisturbed
-    folders = list((service.data_dir / "storage" / "jobs" / job.id).iterdir())
-    assert len(folders) == len(service.client.checkpoints(job.id)), "nothing is left of what was cut off"
+    assert len(step_folders(service, job.id)) == len(service.client.checkpoints(job.id)), "nothing is left of what was cut off"
     rows = [(row.sae, row.step) for row in service.client.metrics(job.id)]
     assert len(rows) == len(set(rows)) == 120
     ids = [event.id for event in service.client.events(job.id)]
     assert ids == list(range(1, len(ids) + 1))
+    assert service.client.logs(job.id, attempt=1), "it was kept from its first word on"
 
 
 def test_a_training_process_that_is_killed_is_started_again_at_its_checkpoint(
@@ -108,7 +112,7 @@ def test_a_paused_job_has_no_process_and_goes_on_to_the_same_bytes_even_from_a_d
     assert not is_alive(child)
     saved = service.client.checkpoints(job.id)[0].step
     assert saved >= service.client.job(job.id).progress.step  # pyright: ignore[reportOptionalMemberAccess]
-    newest = max((service.data_dir / "storage" / "jobs" / job.id).iterdir())
+    newest = max(step_folders(service, job.id))
     (newest / "state" / "arrays.safetensors").write_bytes(b"damaged")
     service.client.resume(job.id)
     ended = service.ended(job)
@@ -137,6 +141,24 @@ def test_a_job_whose_loss_explodes_fails_and_the_next_one_is_trained(
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 1
     assert "nan_loss" in told.stderr
+
+
+def test_why_a_job_failed_is_in_its_log_which_can_be_read_from_elsewhere_and_goes_with_the_job(
+    service: Service, spec: dict[str, Any]
+) -> None:
+    spec["saes"][0]["optimizer"]["lr"] = 1e30
+    failed = service.ended(service.client.submit(spec))
+    log = service.client.logs(failed.id)
+    assert "Traceback (most recent call last)" in log
+    assert failed.error is not None
+    assert failed.error.message in log
+    command = [*CLI, "logs", failed.id, "--url", service.url]
+    assert subprocess.run([*command, "-f"], capture_output=True, text=True).stdout == log
+    assert subprocess.run([*command, "--lines", "1"], capture_output=True, text=True).stdout == log.splitlines(keepends=True)[-1]
+    ended = f"INFO attempts: the attempt has ended: failed (nan_loss): {failed.error.message} [job={failed.id} attempt=1]"
+    assert ended in (service.data_dir / "serve.log").read_text()
+    service.client.delete(failed.id)
+    assert not (service.data_dir / "storage" / "jobs" / failed.id).exists()
 
 
 def test_ctrl_c_keeps_the_job_and_a_new_start_ends_it_with_the_same_bytes(

@@ -17,6 +17,7 @@ from tests.faults.history import History
 from tests.faults.random_kills import RandomKills
 from tests.faults.results import result
 from tests.faults.stores import Moto, Store, Swift
+from tests.published import published
 from tests.service import Service
 
 pytestmark = pytest.mark.faults
@@ -45,7 +46,7 @@ def in_pieces(content: bytes) -> Parts:
 def test_what_is_published_is_read_back_never_overwritten_and_deleted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = opened(store, monkeypatch)
     storage.publish("jobs/j/step-1", FILES)
-    assert storage.read_published("jobs/j/step-1") == FILES
+    assert published(storage, "jobs/j/step-1") == FILES
     assert storage.keys("jobs/j") == [f"jobs/j/step-1/{name}" for name in ("manifest.json", *sorted(FILES))]
     assert storage.size("jobs/j/step-1/state/values.json") == 0
     assert b"".join(storage.stream("jobs/j/step-1/state/arrays.safetensors", 5, 2_500_000)) == bytes(2_499_995)
@@ -59,7 +60,7 @@ def test_what_is_published_is_read_back_never_overwritten_and_deleted(store: Sto
         storage.delete("jobs/j/step-1")
     assert storage.keys("jobs/j") == []
     with pytest.raises(DamagedCheckpoint):
-        storage.read_published("jobs/j/step-1")
+        published(storage, "jobs/j/step-1")
 
 
 @pytest.mark.parametrize("made", [lambda content: content, in_pieces], ids=["whole", "in-pieces"])
@@ -68,7 +69,7 @@ def test_a_long_file_travels_in_parts(
 ) -> None:
     storage, content = opened(store, monkeypatch), random.Random(0).randbytes(2 * PART + 5)
     storage.publish("jobs/long/step-1", {"state/arrays.safetensors": made(content)})
-    assert storage.read_published("jobs/long/step-1") == {"state/arrays.safetensors": content}
+    assert published(storage, "jobs/long/step-1") == {"state/arrays.safetensors": content}
     e_tag = obstore.head(storage._store, "jobs/long/step-1/state/arrays.safetensors")["e_tag"]
     assert e_tag is not None
     assert e_tag.strip('"').endswith("-3"), "so a store marks what came in three parts"

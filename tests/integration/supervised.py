@@ -41,6 +41,11 @@ class Worker:
         return {"key": key, "step": step, "tokens": step, "is_final": is_final, "files": files, "metrics": {}}
 
 
+def saved(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a training process says of a checkpoint that it has published."""
+    return {"kind": "checkpoint", "seconds": 0.5, "checkpoint": checkpoint}
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     before = time.monotonic() + 20
     while not condition():

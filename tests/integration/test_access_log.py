@@ -13,16 +13,21 @@ import pytest
 from tests.service import free_port
 
 ROOT = Path(__file__).parents[2]
+JOB = {
+    "stream": {"synthetic": {"n_features": 32, "d_in": 16}, "tokens": 4096, "batch": 64},
+    "saes": [{"hook_name": "hook_synthetic", "architecture": {"kind": "topk", "d_sae": 32, "k": 4}}],
+}
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[httpx.Response], list[dict[str, Any]]]:
     """The answers of an API to some requests, and all that it has logged."""
     folder, port = tmp_path_factory.mktemp("api"), free_port()
-    settings = {"SAE_SERVICE_DATA_DIR": str(folder), "SAE_SERVICE_LOG_FORMAT": "json", "PYTHONPATH": str(ROOT)}
+    settings = {"DATA_DIR": str(folder), "LOG_FORMAT": "json", "LOG_LEVEL": "debug"}
+    environment = {f"SAE_SERVICE_{name}": value for name, value in settings.items()} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "api", "--port", str(port)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=settings, stderr=log)
+        process = subprocess.Popen(command, env=environment, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             until_it_answers(client)
@@ -32,6 +37,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[httpx.Response]
                 client.get("/v1/jobs", headers={"X-Request-ID": "with a space"}),
                 client.get("/v1/jobs", headers={"X-Request-ID": "x" * 65}),
                 client.get("/a%0Aline%20of%20its%20own"),
+                client.post("/v1/jobs", json=JOB),
             ]
     finally:
         process.terminate()
@@ -60,8 +66,14 @@ def test_the_log_has_one_line_for_each_request_and_nothing_else(told: Told) -> N
     for answer in answers:
         line = by_id[answer.headers["X-Request-ID"]]
         path = answer.request.url.raw_path.decode().split("?")[0]
-        assert (line["method"], line["path"], line["status"]) == ("GET", path, answer.status_code)
+        assert (line["method"], line["path"], line["status"]) == (answer.request.method, path, answer.status_code)
         assert line["duration_ms"] > 0
+
+
+def test_requests_that_only_look_and_find_are_for_those_who_look_for_them(told: Told) -> None:
+    levels = {(line["method"], line["status"]): line["level"] for line in told[1]}
+    expected = {("GET", 200): "debug", ("GET", 400): "info", ("GET", 404): "info", ("POST", 201): "info"}
+    assert {key: levels[key] for key in expected} == expected
 
 
 def test_the_log_has_no_query(told: Told) -> None:
@@ -69,6 +81,6 @@ def test_the_log_has_no_query(told: Told) -> None:
 
 
 def test_a_clients_own_request_id_is_kept_if_it_is_short_and_harmless(told: Told) -> None:
-    _, kept, *others, _ = (answer.headers["X-Request-ID"] for answer in told[0])
+    _, kept, *others = (answer.headers["X-Request-ID"] for answer in told[0][:4])
     assert kept == "from-a-client_1"
     assert all(other.startswith("req_") for other in others)

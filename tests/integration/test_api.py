@@ -211,6 +211,13 @@ def test_it_is_alive_while_all_its_threads_wait(tmp_path: Path) -> None:
     assert anyio.run(asked) == 200
 
 
+def test_an_application_has_its_tables_before_it_serves(settings: Settings) -> None:
+    app = create_app(settings)
+    assert not app.state.keys.has_valid()
+    app.state.keys.create("a", ("read",))
+    assert app.state.keys.has_valid()
+
+
 def test_an_address_that_others_can_reach_needs_a_key(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "api", "--host", "0.0.0.0", "--port", "0"]
     ended = subprocess.run(command, cwd=tmp_path, env=None, capture_output=True, text=True, timeout=60)

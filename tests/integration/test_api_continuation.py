@@ -3,16 +3,15 @@
 import asyncio
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from api.events import _stream as stream_of_events
+from api.events import stream_of_events
 from api.following import Following
-from sae_service.errors import StorageFailure, WrongVersion
-from sae_service.jobs import migration, tables
+from sae_service.errors import StorageFailure
+from sae_service.jobs import tables
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
 from sae_service.jobs.presence import Presence
@@ -89,6 +88,44 @@ def test_only_a_job_that_has_failed_or_was_cancelled_is_tried_again(api: TestCli
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json()["id"] == again.json()["id"] != begun.job_id
     assert first.json()["origin"]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("code", "param", "status"),
+    [
+        ("invalid_spec", "/saes/0/hook_name", 409), ("invalid_spec", None, 409), ("invalid_spec", "/stream/dataset/column", 201),
+        ("invalid_spec", "/saes/1/initial/path", 201), ("data_not_found", "/stream/dataset", 201),
+    ],
+)  # fmt: skip
+def test_a_job_that_its_own_spec_has_failed_is_tried_again_only_if_files_may_have_been_mended(
+    api: TestClient, begun: Attempt, code: str, param: str | None, status: int
+) -> None:
+    begun.fail({"code": code, "message": "It cannot be.", "param": param})
+    answer = api.post(f"/v1/jobs/{begun.job_id}/retry")
+    assert answer.status_code == status
+    if status == 409:
+        assert "would fail again" in answer.json()["detail"]
+        assert "submit it as a new job" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("what", ["extend", "fork", "retry", "conversion"])
+def test_a_job_of_a_newer_release_is_not_gone_on_with(
+    api: TestClient, begun: Attempt, settings: Settings, database: Database, what: str
+) -> None:
+    if what != "retry":
+        commit(begun, settings, 40, is_final=True)
+    else:
+        begun.fail({"code": "nan_loss", "message": "The loss is not finite.", "param": None})
+    with database.transaction() as connection:
+        newer = JobStore(database).get(begun.job_id).spec | {"schema_version": 99}
+        connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == begun.job_id).values(spec=newer))
+    path = f"/v1/jobs/{begun.job_id}"
+    if what == "conversion":
+        answer = api.get(f"{path}/checkpoints/latest/saes/a/download?format=saelens")
+    else:
+        answer = api.post(f"{path}/{what}", json={"tokens": 80 * 256} if what != "retry" else None)
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_version"), answer.text
+    assert "version 99" in answer.json()["detail"]
 
 
 def test_a_job_that_was_trained_but_not_evaluated_is_tried_again_and_forked(
@@ -222,85 +259,3 @@ def test_a_queued_job_says_whether_anyone_could_take_it(api: TestClient, databas
 def test_more_gpus_than_saes_are_refused(api: TestClient, spec: dict[str, Any]) -> None:
     refused = api.post("/v1/jobs", json=spec | {"gpus": 3})
     assert (refused.status_code, refused.json()["param"]) == (422, "/gpus")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    if request.param == "sqlite":
-        return Database(f"sqlite:///{tmp_path}/empty.sqlite")
-    url, name = request.getfixturevalue("postgres_url"), f"empty_{uuid4().hex}"
-    with sa.create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    return Database(sa.make_url(url).set(database=name).render_as_string(hide_password=False))
-
-
-def test_the_migrations_make_the_tables_that_the_code_expects(empty: Database) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-
-    migration.migrate(empty)
-    migration.migrate(empty)
-    with empty.engine.connect() as connection:
-        ours = set(tables.schema.tables)
-        options = {"include_name": lambda name, kind, _: kind != "table" or name in ours}
-        assert compare_metadata(MigrationContext.configure(connection, opts=options), tables.schema) == []
-
-
-@pytest.mark.parametrize("table", ["events", "workers"])
-def test_a_process_that_ends_between_two_tables_leaves_none_behind(
-    empty: Database, table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from alembic import op
-
-    really = op.create_table
-
-    def ends(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == table:
-            raise KeyboardInterrupt
-        return really(name, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(op, "create_table", ends)
-        with pytest.raises(KeyboardInterrupt):
-            migration.migrate(empty)
-    assert not set(tables.schema.tables) & set(sa.inspect(empty.engine).get_table_names())
-    migration.migrate(empty)
-    assert set(tables.schema.tables) < set(sa.inspect(empty.engine).get_table_names())
-
-
-def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty: Database) -> None:
-    migration.migrate(empty)
-    sae = {"name": "a", "hook_name": "hook_embed", "architecture": {"kind": "topk", "d_sae": 64, "k": 8}}
-    stream = {"model": {"name": "gpt2"}, "dataset": {"path": "some/text"}, "tokens": 1 << 20}
-    spec = {"queue": "default", "priority": 0, "metadata": {"team": "a"}, "stream": stream, "saes": [sae], "gpus": 2}
-    before = JobStore(empty).summary(JobStore(empty).submit(spec)[0].id)
-    with empty.transaction() as connection:
-        for table in ("workers", "labels", "keys"):
-            connection.execute(sa.text(f"DROP TABLE {table}"))
-        for index in ("origin_key", "uncollected", "origin_job_id", "project", "project_status", "status", "finished"):
-            connection.execute(sa.text(f"DROP INDEX ix_jobs_{index}"))
-        connection.execute(sa.text("CREATE INDEX ix_jobs_status ON jobs (status)"))
-        connection.execute(sa.text("DROP INDEX ix_metrics_sae"))
-        if not empty.is_sqlite:
-            connection.execute(sa.text("ALTER TABLE metrics RENAME CONSTRAINT metrics_by_step TO metrics_pkey"))
-        for column in ("origin", "origin_key", "origin_job_id", "collected", "summary", "project", "submitter", "trace"):
-            connection.execute(sa.text(f"ALTER TABLE jobs DROP COLUMN {column}"))
-        connection.execute(sa.text("ALTER TABLE checkpoints DROP COLUMN score"))
-        connection.execute(sa.text("DROP TABLE alembic_version"))
-    migration.migrate(empty)
-    with empty.transaction() as connection:
-        assert connection.execute(sa.select(tables.checkpoints.c.score)).all() == []
-        assert connection.execute(sa.select(tables.jobs.c.origin, tables.jobs.c.collected)).all() == [(None, False)]
-        assert connection.execute(sa.select(tables.workers)).all() == []
-    assert JobStore(empty).find(10, metadata={"team": "a"}) == [before]
-    assert (before.summary.model, before.summary.gpus, before.summary.saes[0].d_sae) == ("gpt2", 2, 64)
-
-
-def test_the_tables_of_a_newer_release_are_left_alone_and_said_to_be_so(empty: Database) -> None:
-    migration.migrate(empty)
-    with empty.transaction() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(WrongVersion):
-        migration.check(empty)
-    with pytest.raises(WrongVersion):
-        migration.migrate(empty)

@@ -107,6 +107,7 @@ def test_a_key_may_do_what_its_scopes_say(api: TestClient, keys: Keys, spec: dic
     assert api.get(where, headers=reads).json()["submitter"] == "submit"
     for headers, method, path, scope in (
         (reads, "POST", "/v1/jobs", "submit"), (reads, "POST", f"{where}/cancel", "manage"), (submits, "GET", where, "read"),
+        (submits, "GET", f"{where}/logs", "read"),
         (submits, "DELETE", where, "manage"), (manages, "POST", f"{where}/retry", "submit"), (manages, "GET", "/v1/jobs", "read"),
     ):  # fmt: skip
         refused = api.request(method, path, headers=headers, content=b"{" if method == "POST" else None)

@@ -72,6 +72,25 @@ def test_what_cannot_run_is_refused_with_the_fields_path_and_leaves_nothing(
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        (changed("stream.model.name", "\ud800"), "/stream/model/name"),
+        (changed("stream.dataset.column", "te\udfffxt"), "/stream/dataset/column"),
+        (changed("stream.tokens", "\ud800"), "/stream/tokens"),
+    ],
+)
+def test_half_a_character_is_refused_where_it_stands(
+    api: TestClient, spec: dict[str, Any], change: Callable[[dict[str, Any]], None], pointer: str
+) -> None:
+    bad = copy.deepcopy(spec)
+    change(bad)
+    refused = api.post("/v1/jobs", content=json.dumps(bad), headers={"Content-Type": "application/json"})
+    (error,) = refused.json()["errors"]
+    assert (refused.status_code, error["pointer"]) == (422, pointer)
+    assert "\\ud" in error["detail"]
+
+
 def test_one_mistake_is_one_error(api: TestClient, spec: dict[str, Any]) -> None:
     spec["saes"] = [spec["saes"][0] | {"architecture": {"kind": "topk", "d_sae": 64, "k": 100}}]
     problem = api.post("/v1/jobs", json=spec).json()
@@ -118,7 +137,9 @@ def test_a_parameter_is_refused_in_the_same_words(api: TestClient, query: str, d
         ("POST", "/v1/jobs", b"{", 400, "malformed_json"),
         ("POST", "/v1/jobs", b"[]", 422, "invalid_spec"),
         ("POST", "/v1/jobs", b"", 422, "invalid_spec"),
-        ("POST", "/v1/jobs", b"[" * 100_000, 400, "bad_request"),
+        ("POST", "/v1/jobs", b"[" * 100_000, 400, "malformed_json"),
+        ("POST", "/v1/jobs", b'{"a": "\xff"}', 400, "malformed_json"),
+        ("POST", "/v1/jobs", b"1" * 5000, 400, "malformed_json"),
         ("POST", "/v1/jobs", b'"' + b"x" * (1 << 20) + b'"', 413, "too_large"),
         ("POST", "/v1/jobs", iter([b"{", b"}"]), 411, "length_required"),
     ],

@@ -2,17 +2,15 @@
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-import uvicorn
 
 from api import server
-from api.app import create_app
 from sae_service.settings import Settings
+from tests.served import served
 
 WHOLE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
@@ -22,17 +20,11 @@ PATIENCE_S = 20
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A service that waits one second for a request."""
-    app = create_app(Settings(data_dir=tmp_path_factory.mktemp("service")))
-    running = uvicorn.Server(uvicorn.Config(app, http=server.Protocol, ws="none", log_level="critical", port=0))
+    settings = Settings(data_dir=tmp_path_factory.mktemp("service"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "REQUEST_S", 1.0)
-        thread = threading.Thread(target=running.run)
-        thread.start()
-        while not running.started:
-            time.sleep(0.05)
-        yield running.servers[0].sockets[0].getsockname()[1]
-        running.should_exit = True
-        thread.join()
+        with served(settings, http=server.Protocol, ws="none", log_level="critical") as address:
+            yield int(address.split(":")[1])
 
 
 def said(port: int, *parts: bytes, pause_s: float = 0.0) -> str:

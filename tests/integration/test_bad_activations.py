@@ -15,6 +15,7 @@ from sae_service.errors import NonFiniteLoss
 from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
 from sae_service.storage.objects import Storage
+from tests.published import published
 from tests.recorder import Recorder
 
 DEMO = Path(sae_service.__file__).parent / "demo"
@@ -68,7 +69,7 @@ def test_the_job_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path, value:
     assert len(list(tmp_path.rglob("manifest.json"))) == len(recorder.checkpoints) >= 2
     last = recorder.checkpoints[-1]
     assert last.step < 24
-    files = storage.read_published(last.key)
+    files = published(storage, last.key)
     for content in (files[path] for path in files if path.endswith(".safetensors")):
         assert all(np.isfinite(array).all() for array in load(content).values())
     for sae in spec.saes:

@@ -8,13 +8,14 @@ import sqlalchemy as sa
 from sae_service.errors import NotFound, StorageFailure
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import MAX_CRASHES, Attempt
-from sae_service.jobs.collection import AT_ONCE, UNCOLLECTED, Collection
+from sae_service.jobs.collection import AT_ONCE, Collection
 from sae_service.jobs.database import Database
 from sae_service.jobs.lost_attempts import LostAttempts
 from sae_service.jobs.records import Job
 from sae_service.jobs.store import JobStore
 from sae_service.storage.objects import Storage
 from tests.attempts import SPEC, checkpoint, claimed, submitted
+from tests.published import published
 
 LEASE_S = 60
 FILES = {"state/arrays.safetensors": b"weights"}
@@ -86,7 +87,7 @@ def test_nothing_is_left_of_the_publish_in_the_middle_of_which_the_third_worker_
     assert store.get(attempt.job_id).status == "failed"
     collecting.passes()
     assert collecting.left(attempt.job_id) == {kept}
-    assert collecting.storage.read_published(kept) == FILES
+    assert published(collecting.storage, kept) == FILES
 
 
 def test_nothing_is_left_of_a_job_that_is_cancelled_before_another_worker_goes_on_with_it(
@@ -172,7 +173,7 @@ def test_a_job_whose_folder_was_found_in_order_is_not_looked_at_again(
     assert is_collected(database, attempt.job_id)
     monkeypatch.setattr(collecting.storage, "folders", lambda prefix: pytest.fail(prefix))
     collecting.passes(leases=2)
-    assert collecting.storage.read_published(final) == FILES
+    assert published(collecting.storage, final) == FILES
 
 
 def test_a_storage_that_fails_is_asked_again_and_keeps_no_other_job_waiting_for_long(
@@ -257,7 +258,7 @@ def test_jobs_that_were_collected_cost_nothing_however_many_they_are(database: D
     rows = [row | {"id": f"job_old{n}", "status": "succeeded", "finished_at": 0, "collected": True} for n in range(3000)]
     rows += [row | {"id": f"job_old_queued{n}", "status": "queued", "finished_at": None, "collected": False} for n in range(3000)]
     job = ended(store)
-    query = sa.select(tables.jobs.c.id).where(*UNCOLLECTED).order_by(tables.jobs.c.id).limit(AT_ONCE)
+    query = sa.select(tables.jobs.c.id).where(tables.UNCOLLECTED).order_by(tables.jobs.c.id).limit(AT_ONCE)
     with database.transaction() as connection:
         connection.execute(sa.insert(tables.jobs), rows)
         assert job.id in connection.execute(query).scalars().all()

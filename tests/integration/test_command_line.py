@@ -1,24 +1,20 @@
-"""The command line and the client before a service that trains nothing, and before servers that are none."""
+"""The command line and the client before a service that trains nothing."""
 
 import copy
-import http.server
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import uvicorn
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from api.app import create_app
-from sae_service import __version__, errors
-from sae_service.cli import PANELS, app
+from sae_service import errors
+from sae_service.cli import app
 from sae_service.client import Client
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import Attempt
@@ -27,9 +23,10 @@ from sae_service.jobs.rows import add_event
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
-from sae_service.storage import artifacts
+from sae_service.storage import artifacts, attempt_logs
 from sae_service.storage.objects import Content, Storage
 from tests.saes import random_sae
+from tests.served import served
 
 MARKUP = ("org/m[/b]", "[bold]x", ":smile:", "[/red]")
 
@@ -38,14 +35,8 @@ MARKUP = ("org/m[/b]", "[bold]x", ":smile:", "[/red]")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
     """The address of a service without a worker, and its settings."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("service"))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", settings
-    server.should_exit = True
-    thread.join()
+    with served(settings) as address:
+        yield address, settings
 
 
 @pytest.fixture
@@ -127,9 +118,12 @@ def test_the_remedy_for_a_fork_is_an_option_of_fork(
     for arguments, message in (
         (("--set", "topk_64.k=8"), "--tokens: must be at least 10496: the checkpoint has 10240 tokens, a step 256"),
         (("--set", "topk_64.k=65", "--tokens", "20480"), "--set topk_64.k: must be at most d_sae (64)"),
-        (("--set", "topk_64.kk=8"), "--set topk_64: there is no field 'kk'; did you mean 'k'?"),
-        (("--set", "topk_64.lr=fast"), "--set topk_64.lr: must be a number, not 'fast'"),
-        (("--set", "b.lr=1"), "--set: 'b.lr=1' is not SAE.FIELD=NUMBER of one of the SAEs topk_64"),
+        (("--set", "topk_64.kk=8"), "--set topk_64.kk: there is no field 'kk'; did you mean 'k'?"),
+        (("--set", "topk_64.lr=fast"), '--set topk_64.lr: must be a number, not "fast"'),
+        (("--set", "b.lr=1"), "--set b.lr: there is no SAE 'b'; there are topk_64"),
+        (("--set", "a/b.lr=1"), "--set a/b.lr: there is no SAE 'a/b'; there are topk_64"),
+        (("--set", "lr=1"), "--set lr: must be SAE.FIELD=NUMBER, such as topk_64.lr=1e-4"),
+        (("--set", "topk_64.lr"), "--set topk_64.lr: must be SAE.FIELD=NUMBER, such as topk_64.lr=1e-4"),
     ):
         refused = run("fork", job_id, *arguments)
         assert (refused.exit_code, refused.stderr) == (2, f"sae-service: {message}\n")
@@ -139,59 +133,31 @@ def test_the_remedy_for_a_fork_is_an_option_of_fork(
     assert (missing.exit_code, missing.stderr.startswith("sae-service: --checkpoint: job ")) == (3, True)
 
 
+def test_a_checkpoint_that_is_not_there_is_told_in_words(
+    run: Callable[..., Result], service: Client, of_topk: dict[str, Any], tmp_path: Path
+) -> None:
+    job_id = service.submit(of_topk).id
+    for arguments, message in (
+        ((), f"job {job_id} has no checkpoint yet"),
+        (("--checkpoint", "first"), f"job {job_id} has no checkpoint 'first'; name one by its id, or as latest or best"),
+        (("--checkpoint", "../x"), "'../x' is no job or checkpoint: jobs have ids, checkpoints an id, latest or best"),
+    ):
+        told = run("download", job_id, "--output", str(tmp_path), *arguments)
+        assert (told.exit_code, told.stderr) == (3, f"sae-service: {message}\n")
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[bold]x", "a b"])
+def test_a_name_that_no_key_can_have_is_blamed_on_the_name(name: str, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["keys", "create", name, "--scopes", "read", "--data-dir", str(tmp_path)])
+    assert (told.exit_code, told.stderr.splitlines()[-1].startswith(f"sae-service: NAME: {name!r} cannot be used")) == (2, True)
+
+
 def test_what_a_jobs_state_does_not_allow_has_an_exit_code_of_its_own(
     run: Callable[..., Result], service: Client, running: tuple[str, Settings], database: Database, of_topk: dict[str, Any]
 ) -> None:
     job_id = finished(database, running[1], service.submit(of_topk).id)
     refused = run("cancel", job_id)
     assert (refused.exit_code, refused.stderr) == (6, f"sae-service: job {job_id} has ended: it is succeeded\n")
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    """Some other web server."""
-
-    status, content = 404, b"<html>nothing here</html>"
-
-    def do_GET(self) -> None:
-        self.send_response(self.status)
-        self.end_headers()
-        self.wfile.write(self.content)
-
-    do_POST = do_GET
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("status", "content"),
-    [
-        (404, b"<html>nothing here</html>"), (404, b'{"detail": "Not Found"}'), (422, b'{"errors": [{"message": "no"}]}'),
-        (400, b'{"code": 7}'), (200, b"hello"), (200, b'{"status": "ok"}'), (200, b"[]"), (200, b'{"data": [{"id": 1}]}'),
-        (200, b'{"data": [], "has_more": true}'), (302, b""),
-    ],
-)  # fmt: skip
-def test_another_server_is_said_to_be_no_sae_service(status: int, content: bytes, tmp_path: Path) -> None:
-    kind = type("Other", (Answer,), {"status": status, "content": content})
-    job = tmp_path / "job.yaml"
-    job.write_text("stream: {}\n")
-    with http.server.HTTPServer(("127.0.0.1", 0), kind) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        for command in (["list"], ["show", "job_" + "0" * 22], ["submit", str(job)]):
-            told = CliRunner().invoke(app, [*command, "--url", url])
-            assert told.exit_code == 4, (command, told.output)
-            assert f"what answers at {url} is no SAE training service" in told.stderr
-        server.shutdown()
-
-
-@pytest.mark.parametrize("url", ["127.0.0.1:1", "http://127.0.0.1:1", "ftp://127.0.0.1", "http://["])
-def test_an_address_without_a_service_is_told_with_what_to_do(url: str) -> None:
-    told = CliRunner().invoke(app, ["list", "--url", url])
-    assert told.exit_code in (2, 4)
-    assert ".." not in told.stderr
-    assert url.split("//")[-1] in told.stderr
-    assert "--url" in told.stderr
 
 
 def test_a_job_is_found_by_the_beginning_or_the_end_of_its_id(
@@ -285,7 +251,18 @@ def test_before_its_first_step_a_job_is_followed_by_what_it_does(
     threading.Timer(1.0, service.cancel, (job_id,)).start()
     threading.Timer(2.0, _end, (database, job_id)).start()
     told = run("watch", job_id)
-    assert (told.exit_code, told.stderr.splitlines()[:2]) == (1, [job_id, "running: Loading the model [/]."])
+    assert (told.exit_code, told.stdout.splitlines()[:2]) == (1, [job_id, "running: Loading the model [/]."])
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_paused_job_is_followed_to_its_pause_and_how_it_goes_on_is_said(
+    run: Callable[..., Result], service: Client, spec: dict[str, Any], arguments: tuple[str, ...]
+) -> None:
+    job_id = service.submit(spec).id
+    service.pause(job_id)
+    told = run("watch", job_id, *arguments)
+    assert (told.exit_code, told.stderr) == (6, f"The job is paused; `sae-service resume {job_id}` lets it go on.\n")
+    assert "paused" in told.stdout
 
 
 def _end(database: Database, job_id: str) -> None:
@@ -293,30 +270,22 @@ def _end(database: Database, job_id: str) -> None:
         connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(status="cancelled"))
 
 
-def test_the_commands_are_listed_in_the_order_of_a_days_work() -> None:
-    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
-    places = [shown.index(f"│ {name} ") for commands in PANELS.values() for name in commands]
-    assert places == sorted(places)
-
-
-def test_the_release_is_said() -> None:
-    assert CliRunner().invoke(app, ["--version"]).output == f"sae-service {__version__}\n"
-
-
-def test_a_key_that_the_service_does_not_know_is_told_with_the_option_for_it(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, api_key_sha256=("0" * 64,))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    told = CliRunner().invoke(app, ["list", "--url", f"127.0.0.1:{port}"])
-    server.should_exit = True
-    thread.join()
-    assert (told.exit_code, "--api-key" in told.stderr) == (5, True)
-
-
 def test_a_job_that_is_not_there_is_not_found(service: Client) -> None:
     with pytest.raises(errors.NotFound):
         service.job("job_nothing")
+
+
+def test_the_log_of_a_job_is_printed_as_it_is_and_followed_to_its_end(
+    run: Callable[..., Result], service: Client, running: tuple[str, Settings], spec: dict[str, Any]
+) -> None:
+    job, storage = service.submit(spec), Storage(running[1].resolved_storage_url())
+    none = run("logs", job.id)
+    assert (none.exit_code, f"job {job.id} has no log yet" in none.stderr) == (3, True)
+    attempt_logs.save(storage, job.id, 1, b"[bold]one\ntwo\n")
+    attempt_logs.save(storage, job.id, 2, b"three\nfour\n")
+    assert run("logs", job.id, "--attempt", "1").stdout == "[bold]one\ntwo\n"
+    assert run("logs", job.id, "--lines", "1").stdout == "four\n"
+    service.cancel(job.id)
+    assert run("logs", job.id, "-f").stdout == "three\nfour\n"
+    missing = run("logs", job.id, "--attempt", "7")
+    assert (missing.exit_code, "--attempt: attempt 7 of job" in missing.stderr) == (3, True)

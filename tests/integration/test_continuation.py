@@ -17,6 +17,7 @@ from sae_service.errors import DamagedCheckpoint, DataNotFound, InvalidSpec, Sto
 from sae_service.evaluation.on_synthetic import HeldOutRows
 from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
+from tests.published import published
 from tests.recorder import Recorder
 from tests.small_jobs import weights
 from tests.synthetic_jobs import BATCH, FILL, job, train
@@ -57,7 +58,7 @@ def test_a_job_that_is_tried_again_from_its_checkpoint_ends_with_the_same_bytes(
     middle = recorder.checkpoints[0]
     assert middle.step == 10
     again, files = train(folder, continued(spec, Changes(), middle.tokens), begin_with=middle.key)
-    assert weights(files) == weights(Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key))
+    assert weights(files) == weights(published(Storage(folder.as_uri()), recorder.checkpoints[-1].key))
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in recorder.rows if row["step"] > middle.step]
 
 
@@ -77,7 +78,7 @@ def test_a_job_that_was_trained_but_not_evaluated_is_tried_again_without_a_step(
     changes = Changes.model_validate({"evaluation": {"tokens": 1024}})
     again, files = train(tmp_path, continued(spec, changes, 3 * FILL * BATCH), str(saved.relative_to(tmp_path)))
     assert again.rows == []
-    assert weights(files) == weights(Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key))
+    assert weights(files) == weights(published(Storage(folder.as_uri()), recorder.checkpoints[-1].key))
 
 
 def test_a_job_can_be_cut_short_to_where_it_is_unless_it_was_evaluated_there(
@@ -183,8 +184,8 @@ print(recorder.checkpoints[-1].key, [message for level, message in recorder.even
     assert ended.returncode == 0, ended.stderr
     key, warnings = ended.stdout.split(maxsplit=1)
     assert warnings.strip() == "[]"
-    one = Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key, below="saes/")
-    assert weights(Storage(tmp_path.as_uri()).read_published(key, below="saes/")) == weights(one)
+    one = published(Storage(folder.as_uri()), recorder.checkpoints[-1].key, below="saes/")
+    assert weights(published(Storage(tmp_path.as_uri()), key, below="saes/")) == weights(one)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import event
 
-from api.events import _stream
+from api.events import stream_of_events
 from api.following import POLL_S, Following
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
@@ -15,7 +15,7 @@ SPEC: dict[str, Any] = {"queue": "default", "priority": 0, "metadata": {}}
 
 
 async def heard(jobs: JobStore, following: Following, job_id: str, words: list[str], until: str) -> None:
-    async for part in _stream(jobs, following, job_id, 0):
+    async for part in stream_of_events(jobs, following, job_id, 0):
         words.append(part)
         if until in part:
             return

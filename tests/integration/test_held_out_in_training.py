@@ -14,6 +14,7 @@ from sae_service.evaluation.on_synthetic import HeldOutRows
 from sae_service.spec import JobSpec
 from sae_service.storage import checkpoint
 from sae_service.storage.objects import Storage
+from tests.published import published
 from tests.recorder import Recorder
 from tests.small_jobs import weights
 from tests.synthetic_jobs import BATCH, FILL, job, train
@@ -65,7 +66,7 @@ def test_the_figures_are_those_of_a_job_that_ends_there(undisturbed: tuple[Path,
 def test_being_measured_changes_no_weight(undisturbed: tuple[Path, Recorder], tmp_path: Path) -> None:
     folder, recorder = undisturbed
     _, files = train(tmp_path, JobSpec.model_validate(job(STEPS)))
-    assert weights(files) == weights(Storage(folder.as_uri()).read_published(recorder.checkpoints[-1].key))
+    assert weights(files) == weights(published(Storage(folder.as_uri()), recorder.checkpoints[-1].key))
 
 
 @pytest.mark.parametrize("n_chunks", [0, 4])
@@ -97,7 +98,7 @@ def test_a_job_that_is_stopped_while_it_is_measured_is_measured_when_it_goes_on(
     def kept(folder: Path, found: Recorder) -> dict[int, tuple[Any, ...]]:
         """What each checkpoint holds, the last of those of one step."""
         stored = Storage(folder.as_uri())
-        files = {written.step: stored.read_published(written.key) for written in found.checkpoints}
+        files = {written.step: published(stored, written.key) for written in found.checkpoints}
         return {step: tuple(found[name] for name in (checkpoint.ARRAYS, checkpoint.VALUES)) for step, found in files.items()}
 
     assert kept(tmp_path, recorder) == kept(folder, expected)

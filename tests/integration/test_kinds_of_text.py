@@ -86,6 +86,14 @@ def test_less_held_out_text_than_was_asked_for_is_said(tmp_path: Path, texts: li
     assert files
 
 
+def test_a_default_that_is_more_than_the_held_out_text_is_no_warning(tmp_path: Path, texts: list[str]) -> None:
+    path = lines(tmp_path / "text.jsonl", "text", texts)
+    recorder, _ = train(tmp_path / "out", job_on({"path": str(path)}) | {"evaluation": {}})
+    said = [(level, message) for level, message in recorder.events if "held-out text" in message]
+    assert [level for level, _ in said] == ["info"]
+    assert "the figures are of all of them" in said[0][1]
+
+
 def test_text_and_its_ids_train_the_same_sae(tmp_path: Path, texts: list[str], model: LanguageModel) -> None:
     split = {"held_out_split": "test"}
     found = []

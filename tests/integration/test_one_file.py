@@ -67,6 +67,7 @@ from sae_service.storage import artifacts
 from sae_service.architectures import ARCHITECTURES
 from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
+from tests.published import published
 from tests.recorder import Recorder
 
 here = Path.cwd()
@@ -83,10 +84,10 @@ final = pipeline.run(job, storage, "job", recorder)
 fvu = [row["fvu"] for row in recorder.rows]
 assert fvu[-1] < fvu[0] / 2, fvu
 folder = "saes/mirrored_32/"
-files = {path.removeprefix(folder): content for path, content in storage.read_published(final.key).items() if folder in path}
+files = {path.removeprefix(folder): content for path, content in published(storage, final.key).items() if folder in path}
 assert artifacts.from_files(files).W_enc.shape == (16, 32)
 resumed = pipeline.run(job, storage, "again", Recorder(), resume_from=[recorder.checkpoints[2].key])
-states = [storage.read_published(found.key)["state/arrays.safetensors"] for found in (final, resumed)]
+states = [published(storage, found.key)["state/arrays.safetensors"] for found in (final, resumed)]
 assert states[0] == states[1]
 print("trained")
 '''

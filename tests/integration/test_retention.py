@@ -10,7 +10,8 @@ from sae_service.jobs import retention as retention_module
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
-from sae_service.jobs.retention import DAY_S, Retention
+from sae_service.jobs.retention import Retention
+from sae_service.jobs.rows import DAY_S
 from sae_service.jobs.store import JobStore
 from sae_service.storage.objects import Storage
 from tests.attempts import SPEC, checkpoint, claimed, submitted

@@ -13,6 +13,7 @@ from sae_service.spec import JobSpec
 from sae_service.storage import artifacts
 from sae_service.storage.objects import Storage
 from tests import peers
+from tests.published import published
 from tests.recorder import Recorder
 from tests.saes import (
     CROSSCODER,
@@ -141,7 +142,7 @@ def test_saelens_loads_each_kind_and_reconstructs_the_same(spec: dict[str, Any],
     x = np.random.default_rng(0).normal(scale=4, size=(64, 128))
     rows = {"x": x}
     for name in "abcde":
-        files = storage.read_published(final.key, below=f"saes/{name}/")
+        files = published(storage, final.key, below=f"saes/{name}/")
         for path, content in files.items():
             target = tmp_path / path.removeprefix("saes/")
             target.parent.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ from obstore.exceptions import AlreadyExistsError
 
 from sae_service.errors import DamagedCheckpoint, StorageFailure
 from sae_service.storage.objects import MANIFEST, PART, Content, Parts, Storage
+from tests.published import published
 
 
 @pytest.fixture
@@ -22,6 +23,13 @@ def test_nothing_is_overwritten(storage: Storage) -> None:
     with pytest.raises(StorageFailure, match="jobs/j/file exists already"):
         storage.put("jobs/j/file", b"second")
     assert storage.get("jobs/j/file") == b"first"
+
+
+def test_what_is_written_in_place_of_another_object_is_all_that_is_there(storage: Storage, tmp_path: Path) -> None:
+    for content in (b"first and longer", b"second"):
+        storage.replace("jobs/j/logs/1.log", content)
+    assert storage.get("jobs/j/logs/1.log") == b"second"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["1.log"]
 
 
 def test_a_write_that_meets_itself_on_its_way_can_be_tried_again(
@@ -48,7 +56,7 @@ def test_content_in_parts_is_stored_as_if_it_were_whole(storage: Storage, length
     whole = b"".join(parts)
     entries = storage.publish("jobs/j", {"parts": Parts(len(whole), lambda: iter(parts)), "other": b"bytes"})
     assert storage.get("jobs/j/parts") == whole
-    assert storage.read_published("jobs/j") == {"parts": whole, "other": b"bytes"}
+    assert published(storage, "jobs/j") == {"parts": whole, "other": b"bytes"}
     assert entries == [
         {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for path, content in (("other", b"bytes"), ("parts", whole))

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 from sqlalchemy.exc import OperationalError
 
 from sae_service.errors import ServiceUnavailable
 from sae_service.jobs.attempts import Attempt
-from tests.integration.supervised import READ_ASSIGNMENT, SPEC, Worker, eventually, says
+from tests.integration.supervised import READ_ASSIGNMENT, SPEC, Worker, eventually, saved, says
 from workers import child as child_module
 from workers.job_process import failure
 
@@ -29,7 +30,7 @@ def test_a_job_that_is_cancelled_as_its_final_checkpoint_comes_is_cancelled_at_o
     monkeypatch.setattr(worker.supervisor, "_record", cancelled_meanwhile)
     final = worker.publish(9, is_final=True)
     monkeypatch.setattr(worker.supervisor._storage, "folders", lambda prefix: set())
-    child_runs(says({"kind": "checkpoint", "checkpoint": final}, {"kind": "finished"}))
+    child_runs(says(saved(final), {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 1)
     assert worker.status == "cancelled"
 
@@ -109,12 +110,24 @@ def test_what_is_recorded_is_a_sign_of_life_where_the_renewals_do_not_get_their_
     # Three times as long as a worker may be without a renewal; the process says what it hears.
     news = "print(json.dumps({'kind': 'event', 'level': 'info', 'message': sys.stdin.buffer.raw.readline().decode()}), flush=True)"
     first = says({"kind": "event", "level": "info", "message": "begun"})
-    final = {"kind": "checkpoint", "checkpoint": worker.publish(9, is_final=True)}
+    final = saved(worker.publish(9, is_final=True))
     last = "\n".join(f"print({json.dumps(message)!r}, flush=True)" for message in (final, {"kind": "finished"}))
     child_runs(f"{first}\nfor _ in range(15): time.sleep(0.2); {news}\n{last}")
     worker.supervisor.work(worker.job_id, 1)
     assert (worker.status, worker.store.get(worker.job_id).attempt) == ("succeeded", 1)
     assert sum("renewed" in event.message for event in worker.store.events(worker.job_id)) == 15
+
+
+def test_what_a_checkpoint_took_to_be_written_is_counted(worker: Worker, child_runs: Callable[[str], None]) -> None:
+    def seconds() -> float:
+        return REGISTRY.get_sample_value("sae_checkpoint_seconds_sum") or 0.0
+
+    before = seconds()
+    child_runs(says(saved(worker.publish(3)), saved(worker.publish(9, is_final=True)), {"kind": "finished"}))
+    # They were published before their job was taken.
+    worker.supervisor._storage.folders = lambda prefix: set()
+    worker.supervisor.work(worker.job_id, 1)
+    assert (worker.status, seconds() - before) == ("succeeded", 2 * 0.5)
 
 
 def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(
@@ -131,7 +144,7 @@ def test_a_process_does_not_get_the_signals_that_stop_its_worker_not_even_in_its
 ) -> None:
     signalled = "import os, signal\nfor name in ('SIGTERM', 'SIGINT', 'SIGHUP'): os.kill(os.getpid(), getattr(signal, name))\n"
     final = worker.publish(9, is_final=True)
-    child_runs(signalled + says({"kind": "checkpoint", "checkpoint": final}, {"kind": "finished"}))
+    child_runs(signalled + says(saved(final), {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 1)
     assert (worker.status, worker.store.get(worker.job_id).attempt) == ("succeeded", 1)
 
@@ -177,7 +190,7 @@ def test_an_error_that_nobody_foresaw_in_the_worker_itself_is_recorded_at_once_a
     worker: Worker, child_runs: Callable[[str], None]
 ) -> None:
     worker.job_id = worker.store.submit(SPEC | {"checkpoints": {"keep": 10**25}})[0].id
-    child_runs(says({"kind": "checkpoint", "checkpoint": worker.publish(3)}))
+    child_runs(says(saved(worker.publish(3))))
     for attempt in (1, 2, 3):
         worker.supervisor.work(worker.job_id, attempt)
     job = worker.store.get(worker.job_id)

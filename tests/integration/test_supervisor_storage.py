@@ -11,7 +11,8 @@ import pytest
 from sae_service.errors import StorageFailure
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.lost_attempts import LostAttempts
-from tests.integration.supervised import READ_ASSIGNMENT, SPEC, Worker, eventually, says
+from tests.integration.supervised import READ_ASSIGNMENT, SPEC, Worker, eventually, saved, says
+from tests.published import published
 
 
 def away(worker: Worker, monkeypatch: pytest.MonkeyPatch, times: float) -> None:
@@ -48,7 +49,7 @@ def test_an_attempt_that_was_held_up_deletes_nothing_of_the_next_one(
     monkeypatch.setattr(worker.supervisor._storage, "folders", folders)
     child_runs(READ_ASSIGNMENT + "time.sleep(60)")
     worker.supervisor.work(worker.job_id, 1)
-    assert worker.storage.read_published(following[0]["key"]) == {"saes/a/cfg.json": b"{}"}
+    assert published(worker.storage, following[0]["key"]) == {"saes/a/cfg.json": b"{}"}
 
 
 def test_a_storage_that_hangs_in_deleting_holds_no_job_up(
@@ -56,7 +57,7 @@ def test_a_storage_that_hangs_in_deleting_holds_no_job_up(
 ) -> None:
     hangs = threading.Event()
     monkeypatch.setattr(worker.supervisor._storage, "delete", lambda key: hangs.wait(60))
-    steps = [{"kind": "checkpoint", "checkpoint": worker.publish(step)} for step in range(1, 5)]
+    steps = [saved(worker.publish(step)) for step in range(1, 5)]
     monkeypatch.setattr(worker.supervisor._storage, "folders", lambda prefix: set())
     child_runs(says(*steps) + "\ntime.sleep(60)")
     thread = threading.Thread(target=worker.supervisor.work, args=(worker.job_id, 1))
@@ -115,7 +116,7 @@ def test_files_with_which_a_fork_has_yet_to_begin_outlive_the_end_of_the_job(
     worker.store.submit(SPEC, origin=worker.store.checkpoint(worker.job_id, "latest"))
     attempt.release()
     evaluated = worker.publish(10, is_final=True) | {"step": 9}
-    child_runs(says({"kind": "checkpoint", "checkpoint": evaluated}, {"kind": "finished"}))
+    child_runs(says(saved(evaluated), {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 2)
     assert worker.status == "succeeded"
     assert worker.storage.has_published(trained["key"])
@@ -128,6 +129,6 @@ def test_what_a_write_that_was_cut_off_in_its_first_file_has_left_is_deleted(
     left = worker.settings.data_dir / "storage" / "jobs" / worker.job_id / "step-1" / "saes" / "cfg.json#1"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"{")
-    child_runs(says({"kind": "checkpoint", "checkpoint": worker.publish(9, is_final=True)}, {"kind": "finished"}))
+    child_runs(says(saved(worker.publish(9, is_final=True)), {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 1)
     assert not left.parents[1].exists()

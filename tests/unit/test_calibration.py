@@ -1,7 +1,5 @@
 """The threshold of BatchTopK and Matryoshka leaves exactly k latents a row on the rows that it is set on."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +14,8 @@ from tests.planted import BATCH, PLANTED, fresh, numbers, steps
 CHOOSING = {kind: architecture for kind, architecture in ARCHITECTURES.items() if architecture.calibration is not None}
 
 
-def batches() -> Iterator[Served]:
-    return (PLANTED.served(BATCH, seed) for seed in range(500, 505))
+def batches() -> list[Served]:
+    return [PLANTED.served(BATCH, seed) for seed in range(500, 505)]
 
 
 @pytest.mark.parametrize("kind", CHOOSING)
@@ -25,7 +23,7 @@ def batches() -> Iterator[Served]:
 def test_a_calibrated_sae_keeps_k_latents_a_row(kind: str, n_steps: int) -> None:
     architecture = CHOOSING[kind]
     state = calibrated(
-        architecture, architecture.example, steps(architecture, fresh(architecture), 0, n_steps), numbers(architecture), batches
+        architecture, architecture.example, steps(architecture, fresh(architecture), 0, n_steps), numbers(architecture), batches()
     )
     exported = architecture.export(architecture.example, state.parameters)
     acts = np.concatenate([np.asarray(exported.encode(served.read[0])) for served in batches()])
@@ -37,7 +35,7 @@ def test_calibration_changes_nothing_that_trains(kind: str) -> None:
     architecture = CHOOSING[kind]
     kept = steps(architecture, fresh(architecture), 0, 10)
     other = calibrated(
-        architecture, architecture.example, steps(architecture, fresh(architecture), 0, 5), numbers(architecture), batches
+        architecture, architecture.example, steps(architecture, fresh(architecture), 0, 5), numbers(architecture), batches()
     )
     other = steps(architecture, other, 5, 10)
     for one, two in zip(jax.tree.leaves(kept), jax.tree.leaves(other), strict=True):

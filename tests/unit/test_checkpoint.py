@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 from sae_service.errors import DamagedCheckpoint, WrongVersion
 from sae_service.storage import checkpoint
 from sae_service.storage.objects import PART, Storage
+from tests.published import published
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 STATE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4, dtype=np.int32)}
@@ -96,7 +97,7 @@ def test_a_state_longer_than_a_part_is_read_as_it_was_written(storage: Storage) 
     state = {name: np.random.default_rng(ord(name)).integers(0, 1 << 31, PART // 7, np.int32) for name in "abcd"}
     entries = storage.publish("c", checkpoint.to_files(state, {}))
     assert {entry["path"]: entry["size"] for entry in entries}[checkpoint.ARRAYS] == storage.size(ARRAYS) > 2 * PART
-    assert storage.read_published("c").keys() == {checkpoint.ARRAYS, checkpoint.VALUES}, "the manifest has the right hashes"
+    assert published(storage, "c").keys() == {checkpoint.ARRAYS, checkpoint.VALUES}, "the manifest has the right hashes"
     read, _ = checkpoint.read(storage, "c", like=state)
     assert all(np.array_equal(read[name], state[name]) for name in state)
 

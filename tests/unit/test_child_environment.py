@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from sae_service.settings import Settings, child_environment
+from sae_service.settings import Settings, child_environment, credentials
 
 SECRETS = {
     "SAE_SERVICE_DATABASE_URL": "postgresql://user:password@host/database", "SAE_SERVICE_API_KEY_SHA256": "[]",
     "SAE_SERVICE_LEASE_S": "60", "PGPASSWORD": "password", "WANDB_API_KEY": "key", "GOOGLE_APPLICATION_CREDENTIALS": "file",
-    "AWS_SECRET_ACCESS_KEY": "secret", "AZURE_STORAGE_KEY": "key",
+    "AWS_SECRET_ACCESS_KEY": "a secret of the cloud", "AZURE_STORAGE_KEY": "a key of the cloud",
 }  # fmt: skip
 
 
@@ -29,5 +29,11 @@ def test_the_training_process_has_no_address_of_a_database_and_no_keys(tmp_path:
 
 def test_it_has_those_of_the_cloud_if_the_checkpoints_are_kept_there(tmp_path: Path) -> None:
     found = child_environment(Settings(data_dir=tmp_path, storage_url="s3://bucket/prefix"), None)
-    assert found["AWS_SECRET_ACCESS_KEY"] == "secret"
+    assert found["AWS_SECRET_ACCESS_KEY"] == "a secret of the cloud"
     assert "SAE_SERVICE_DATABASE_URL" not in found
+
+
+def test_what_it_needs_and_nobody_is_to_read_is_known(tmp_path: Path) -> None:
+    found = credentials(child_environment(Settings(data_dir=tmp_path, storage_url="s3://bucket/prefix"), None))
+    assert {"needed to read the hub", "a secret of the cloud", "a key of the cloud"} <= found
+    assert not {"here", "false", "file"} & found

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from sae_service.activations.documents import Documents
 from sae_service.activations.tokens import Cursor, PackedTokens
-from sae_service.errors import InvalidSpec
+from sae_service.errors import DataNotFound, InvalidSpec
+from sae_service.evaluation.on_text import _too_little
 from sae_service.spec import DatasetSpec
 from tests.letters import BOS, TURNS, Letters, chat_tokenizer
 
@@ -171,9 +172,32 @@ def test_documents_of_any_kind_are_held_out_by_what_they_are(value: Any) -> None
         assert 0 in found
 
 
-def test_text_without_any_document_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("row", "said"), [('{"text": null}', "are NULL or empty"), ('{"text": ""}', "are empty")])
+def test_text_without_any_document_ends_at_once_with_its_column(tmp_path: Path, row: str, said: str) -> None:
     file = tmp_path / "text.jsonl"
-    file.write_text('{"text": null}\n{"text": ""}\n' * 100)
-    reader = PackedTokens(DatasetSpec(path=str(file)), "train", Letters(), 4, 1, repeat=True)
-    with pytest.raises(Exception, match="has no text"):
+    file.write_text(f"{row}\n" * 200)
+    dataset = DatasetSpec(path=str(file))
+    reader = PackedTokens(dataset, "train", Letters(), 4, 1, repeat=True)
+    with pytest.raises(DataNotFound, match=f"split 'train' of .* has no text in column 'text': its rows {said}") as refused:
         next(reader.read(Cursor()))
+    assert refused.value.param == "/stream/dataset/column"
+    packed = PackedTokens(dataset, "held_out", Letters(), 4, 1, repeat=False)
+    assert "has no text in column 'text'" in _too_little(packed).message
+
+
+@pytest.mark.parametrize(
+    ("fields", "value", "hint"),
+    [
+        ({"chat": True}, "text", "or leave chat out."),
+        ({"chat": True, "train_on": "assistant"}, "text", "or leave chat and train_on out."),
+        ({"chat": True, "train_on": "assistant"}, [1, 2], "or leave chat and train_on out."),
+        ({"rows": "kept"}, "text", "or leave rows out."),
+        ({}, TALK, "read with dataset.chat: true."),
+    ],
+)
+def test_the_hint_for_another_kind_of_column_names_the_fields_that_are_in_the_way(
+    fields: dict[str, Any], value: Any, hint: str
+) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        tokens(spec(**fields), value)
+    assert refused.value.hint.endswith(hint)

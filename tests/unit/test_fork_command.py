@@ -1,8 +1,10 @@
-"""What `fork --set` takes."""
+"""What `fork --set` and `--tokens` take."""
 
 import pytest
+import typer
 
 from sae_service.cli.changes import numbers
+from sae_service.cli.common import count
 from sae_service.errors import InvalidSpec
 
 SPEC = {"saes": [{"name": "a.b", "optimizer": {"lr": 1e-3}, "architecture": {"kind": "topk", "k": 32}}]}
@@ -16,3 +18,17 @@ def test_a_number_goes_to_the_part_that_has_its_field() -> None:
 def test_what_is_no_number_or_no_field_is_refused(change: str) -> None:
     with pytest.raises(InvalidSpec):
         numbers([change], SPEC)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("200000", 200_000), ("200_000", 200_000), ("200k", 200_000), ("1.5M", 1_500_000), ("4B", 4_000_000_000), (65_536, 65_536)],
+)
+def test_tokens_are_counted_in_thousands_millions_and_billions(text: str | int, tokens: int) -> None:
+    assert count(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["many", "", "1.5", "-5", "2m", "k", "1e6x"])
+def test_what_is_no_number_of_tokens_is_said_with_an_example(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="200k or 2M"):
+        count(text)

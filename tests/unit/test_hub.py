@@ -1,9 +1,11 @@
-"""What is said at submit of models on a hub, with a hub of our own."""
+"""What is said of models and datasets on a hub, with a hub of our own."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,6 +20,10 @@ ANSWERS = {
     "/org/there/resolve/v9/config.json": (404, "RevisionNotFound"),
     "/org/other/resolve/main/config.json": (404, "EntryNotFound"),
     "/org/busy/resolve/main/config.json": (503, ""),
+    "/datasets/org/text/resolve/main/README.md": (200, ""),
+    "/datasets/org/bare/resolve/main/README.md": (404, "EntryNotFound"),
+    "/datasets/org/gated/resolve/main/README.md": (403, "GatedRepo"),
+    "/datasets/org/text/resolve/v9/README.md": (404, "RevisionNotFound"),
 }
 CHECK = """
 import json, sys
@@ -39,6 +45,21 @@ MODELS = [
     {"name": "org/there"}, {"name": "org/nope"}, {"name": "org/gated"}, {"name": "org/there", "revision": "v9"},
     {"name": "org/other"}, {"name": "org/busy"},
 ]  # fmt: skip
+DATASETS = [
+    {"path": "org/text"}, {"path": "org/bare"}, {"path": "org/nope"}, {"path": "org/gated"},
+    {"path": "org/text", "revision": "v9"},
+]  # fmt: skip
+OPEN = """
+import sys
+from sae_service.activations.text import open_text
+from sae_service.errors import DataNotFound
+from sae_service.spec import DatasetSpec
+
+try:
+    open_text(DatasetSpec(path="org/text"), "train")
+except DataNotFound as error:
+    print(error)
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -63,17 +84,21 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def answers(spec: dict[str, Any], url: str) -> list[dict[str, Any] | None]:
-    """What the submission of a job for each of the models is answered, in a process that may ask a hub at `url`."""
-    jobs = [spec | {"stream": spec["stream"] | {"model": model, "dataset": {"path": "org/text"}}} for model in MODELS]
-    asked = environment({}) | {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": "/nonexistent"}
-    command = [sys.executable, "-c", CHECK]
-    said = subprocess.run(command, input=json.dumps(jobs), env=asked, capture_output=True, text=True, check=True)
+def asking(url: str) -> dict[str, str]:
+    """The environment of a process that may ask a hub at `url`."""
+    return environment({}) | {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": "/nonexistent"}
+
+
+def answers(spec: dict[str, Any], url: str, models: list[Any], datasets: list[Any]) -> list[dict[str, Any] | None]:
+    """What the submission of a job for each model with each dataset is answered."""
+    sources = [{"model": model, "dataset": dataset} for model in models for dataset in datasets]
+    jobs = json.dumps([spec | {"stream": spec["stream"] | source} for source in sources])
+    said = subprocess.run([sys.executable, "-c", CHECK], input=jobs, env=asking(url), capture_output=True, text=True, check=True)
     return json.loads(said.stdout)
 
 
 def test_a_model_that_a_hub_does_not_have_is_refused_at_submit(spec: dict[str, Any], hub: str) -> None:
-    there, nope, gated, revision, other, busy = answers(spec, hub)
+    there, nope, gated, revision, other, busy = answers(spec, hub, MODELS, DATASETS[:1])
     assert there is None
     assert busy is None, "a hub in trouble is no reason to refuse"
     for error, text, param in (
@@ -81,10 +106,31 @@ def test_a_model_that_a_hub_does_not_have_is_refused_at_submit(spec: dict[str, A
         (other, "has no config.json", "name"),
     ):  # fmt: skip
         assert error is not None
-        assert error["code"] == "model_not_found"
-        assert error["param"] == f"/stream/model/{param}"
+        assert (error["code"], error["param"]) == ("model_not_found", f"/stream/model/{param}")
+        assert text in error["message"]
+
+
+def test_a_dataset_that_a_hub_does_not_have_is_refused_at_submit(spec: dict[str, Any], hub: str) -> None:
+    there, bare, nope, gated, revision = answers(spec, hub, MODELS[:1], DATASETS)
+    assert (there, bare) == (None, None), "not every dataset has a README"
+    for error, text, param in (
+        (nope, "has no dataset org/nope", "path"), (gated, "accepted its terms", "path"), (revision, "no revision v9", "revision"),
+    ):  # fmt: skip
+        assert error is not None
+        assert (error["code"], error["param"]) == ("data_not_found", f"/stream/dataset/{param}")
         assert text in error["message"]
 
 
 def test_a_hub_that_does_not_answer_is_no_reason_to_refuse(spec: dict[str, Any]) -> None:
-    assert answers(spec, "http://127.0.0.1:9") == [None] * len(MODELS)
+    assert answers(spec, "http://127.0.0.1:9", MODELS, DATASETS[:1]) == [None] * len(MODELS)
+
+
+def test_the_training_process_waits_for_a_silent_hub_a_few_seconds_only() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        said = subprocess.run([sys.executable, "-c", OPEN], env=asking(url), capture_output=True, text=True, timeout=60, check=True)
+        took = time.monotonic() - began
+    assert said.stdout.startswith("/stream/dataset/path: org/text is on 127.0.0.1:")
+    assert "cannot be reached" in said.stdout
+    assert took < 30, "with the imports, on a busy machine; asked by the library itself it takes minutes"

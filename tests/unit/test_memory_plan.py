@@ -6,6 +6,7 @@ import pytest
 
 from sae_service.errors import OutOfMemory
 from sae_service.spec import JobSpec
+from sae_service.spec.stream import SAMPLE_ROWS
 from sae_service.training import memory
 from sae_service.training.memory import GIB, Limits, MemoryPlan
 from sae_service.training.placement import placement
@@ -33,6 +34,16 @@ def test_states_are_counted_once_for_each_sae_and_the_step_once() -> None:
     assert three.training["states"] == 3 * one.training["states"]
     assert three.training["step"] == one.training["step"]
     assert one.training["fills"] == 2 * 4 * BATCH * 4 * D_IN
+
+
+def test_the_rows_that_a_threshold_is_set_on_are_there_at_once() -> None:
+    stream = {"synthetic": {"n_features": 8, "d_in": D_IN}, "tokens": 100 * BATCH, "batch": BATCH, "buffer_rows": 80 * BATCH}
+
+    def step(kind: str) -> int:
+        sae = {"name": "sae0", "hook_name": "hook_synthetic", "architecture": {"kind": kind, "d_sae": 64, "k": 8}}
+        return plan({}, stream=stream, saes=[sae]).training["step"]
+
+    assert step("topk") < 4 * D_IN * SAMPLE_ROWS < step("batchtopk")
 
 
 def test_the_rows_of_a_model_are_no_part_of_what_jax_holds() -> None:

@@ -77,7 +77,7 @@ def test_a_folder_that_holds_no_model_is_refused(
         ("a.jsonl", b"not json\n", "cannot be read"),
         ("a.jsonl", b"[" * 100_000, "cannot be read"),
         ("a.jsonl", b"[1]\n", "not a JSON object"),
-        ("a.jsonl", b"", "not a JSON object"),
+        ("a.jsonl", b"", "a.jsonl is empty"),
         ("a.jsonl.xz", b"not xz", "cannot be read"),
         ("a.parquet", b"not parquet", "cannot be read"),
         ("a.jsonl", b'{"body": "x"}\n', "no column 'text'; it has body"),
@@ -125,6 +125,7 @@ COLUMNS: list[tuple[str, dict[str, Any], str | None]] = [
 def test_a_column_that_holds_no_documents_is_refused_by_its_type(
     folder: Path, spec: dict[str, Any], ending: str, column: str, fields: dict[str, Any], said: str | None
 ) -> None:
+    (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
     file = folder / f"table.{ending}"
     table = pyarrow.table(TABLES)
     if ending == "jsonl":
@@ -134,7 +135,8 @@ def test_a_column_that_holds_no_documents_is_refused_by_its_type(
     else:
         with pyarrow.ipc.new_stream(file, table.schema) as sink:
             sink.write_table(table)
-    stream = spec["stream"] | {"dataset": {"path": str(file), "column": column, **fields}}
+    dataset = {"path": str(file), "column": column, **fields}
+    stream = spec["stream"] | {"model": {"name": str(folder / "model")}, "dataset": dataset}
     job = JobSpec.model_validate(spec | {"stream": stream})
     if said is None:
         preflight.check(job, Roots((folder, DEMO)))
@@ -257,3 +259,20 @@ def test_checking_a_job_does_not_import_torch(spec: dict[str, Any]) -> None:
         "preflight.check(JobSpec.model_validate(job), Roots((Path(root),))); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, json.dumps([spec, str(DEMO)])], check=True)
+
+
+def test_conversations_for_a_model_without_a_chat_template_are_refused_at_submit(folder: Path, spec: dict[str, Any]) -> None:
+    (folder / "text" / "train.jsonl").write_text('{"text": [{"role": "user", "content": "a"}]}\n')
+    stream = spec["stream"] | {"model": {"name": str(folder / "model")}, "dataset": {"path": str(folder / "text"), "chat": True}}
+    job = JobSpec.model_validate(spec | {"stream": stream})
+    with pytest.raises(InvalidSpec, match="no chat template") as caught:
+        preflight.check(job, Roots((folder,)))
+    assert caught.value.param == "/stream/dataset/chat"
+    (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    preflight.check(job, Roots((folder,)))
+
+
+def test_an_empty_file_is_said_to_be_empty(folder: Path, spec: dict[str, Any]) -> None:
+    (folder / "text" / "train.jsonl").write_text("\n")
+    error = refused(folder, spec)
+    assert (error.param, error.message) == ("/stream/dataset/path", "train.jsonl is empty")

@@ -1,5 +1,6 @@
 """The training loop over several SAEs: what it reports, when it resamples, and that neither logging nor a stop matters."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,20 @@ def test_latents_are_not_started_anew_by_the_last_step_which_would_leave_them_un
     architecture = {"kind": "gated", "d_sae": 64, "resample_at": [7, 0.75, 20, 1.0, 30]}
     spec = job([architecture], 20)
     assert resampling_steps(spec, spec.saes[0]) == {7, 15}
+
+
+def test_the_rows_that_a_threshold_is_set_on_are_gathered_once() -> None:
+    training, gathered = trainer(job([{"kind": "batchtopk", "d_sae": 64, "k": 4}], 2), []), list[int]()
+
+    def at_hand() -> Iterator[dict[str, Any]]:
+        for seed in range(3):
+            gathered.append(seed)
+            yield {HOOK: planted_rows(BATCH, seed)}
+
+    training.at_hand = at_hand
+    train(training, 2)
+    training.settle()
+    assert gathered == [0, 1, 2]
 
 
 def test_whoever_asks_for_resampling_that_a_short_job_never_reaches_is_told() -> None:

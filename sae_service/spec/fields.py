@@ -1,0 +1,10 @@
+"""Fields of a stream that more than one part of the service finds wrong, as JSON pointers in the job's spec."""
+
+MODEL = "/stream/model"
+SMALLER_MODEL = "Load the model in another dtype, or take a smaller one."
+"""What to do where the device has no room for it."""
+MODEL_NAME = "/stream/model/name"
+DATASET_PATH = "/stream/dataset/path"
+COLUMN = "/stream/dataset/column"
+CHAT = "/stream/dataset/chat"
+HELD_OUT_SPLIT = "/stream/dataset/held_out_split"
