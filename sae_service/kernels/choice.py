@@ -12,7 +12,7 @@ MULTIPLE, SPARE, STEP = 2, 32, 32
 """Slots for a row with more than the average, in steps, so that SAEs with other k share their programs."""
 
 
-def n_slots(n_active: float | None, d_sae: int, backend: str) -> int | None:
+def n_slots(n_active: float | int | None, d_sae: int, backend: str) -> int | None:
     """Slots for the latents of a row, or None for the dense operations.
 
     Args:

@@ -73,8 +73,7 @@ def loss(encode: Encode, ops: Ops, given: dict[str, jax.Array]) -> tuple[jax.Arr
     return total, latents
 
 
-@pytest.mark.parametrize("batch", [7, 256])
-@pytest.mark.parametrize("encode", ENCODERS)
+@pytest.mark.parametrize(("encode", "batch"), [*((encode, 256) for encode in ENCODERS), (above, 7)])
 def test_values_and_gradients_are_those_of_the_dense_operations(encode: Encode, batch: int) -> None:
     def measured(ops: Ops) -> Any:
         return jax.jit(jax.value_and_grad(lambda given: loss(encode, ops, given), has_aux=True))(weights(batch))
