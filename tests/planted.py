@@ -106,12 +106,13 @@ def fitted(architecture: Architecture, task: Task) -> TrainState:
 
 
 def steps(
-    architecture: Architecture, state: TrainState, first: int, last: int, lr: float = 3e-3, task: Task = PLANTED
-) -> TrainState:
-    """The state after the steps from `first` to `last`, each on rows of its own."""
+    architecture: Architecture, state: TrainState, first: int, last: int, lr: float = 3e-3, task: Task = PLANTED,
+    n_slots: int | None = None,
+) -> TrainState:  # fmt: skip
+    """The state after the steps from `first` to `last`, each on rows of its own; by the dense operations without `n_slots`."""
     given = numbers(architecture, lr, sites=task.sites)
     for step in range(first, last):
-        state = compiled_step(architecture, architecture.example.structure(), state, given, task.served(BATCH, step))
+        state = compiled_step(architecture, architecture.example.structure(), n_slots, state, given, task.served(BATCH, step))
     return state
 
 

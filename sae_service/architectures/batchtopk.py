@@ -9,7 +9,7 @@ instead, which is the same SAE, learned faster (DECISIONS 22).
 
 from typing import Literal
 
-from sae_service.kernels.dense import Ops
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import normalized_error
 from sae_service.sae.architecture import LossContext, LossOutput, Rows, outcome
 from sae_service.sae.auxk import auxk_error
@@ -27,9 +27,9 @@ def loss(
     config: BatchTopKConfig, parameters: ThresholdedCoder, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, ThresholdedCoder]:
     """Normalised error + AuxK; the second value has the batch's threshold."""
-    coder, latents, moved = latents_of_batch(config, parameters, rows, ops)
+    coder, encoder, latents, moved = latents_of_batch(config, parameters, rows, ops)
     y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
-    aux = auxk_error(rows.y - y_hat, latents, coder.W_dec, context.is_dead, config.k_aux)
+    aux = auxk_error(rows.y - y_hat, latents, encoder, coder.W_dec, context.is_dead, config.k_aux)
     terms = {"error": normalized_error(rows.y, y_hat), "aux": config.aux_coefficient * aux}
     return outcome(terms, rows, y_hat, latents), moved
 

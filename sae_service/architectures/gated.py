@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service.kernels.dense import Latents, Ops
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import squared_error
 from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
@@ -80,19 +80,19 @@ def loss(
 ) -> tuple[LossOutput, GatedParameters]:
     """Reconstruction + λ ‖ReLU(gate)‖₁ + reconstruction from the gate alone, whose decoder is frozen."""
     coder = parameters.coder
-    u = rows.x @ coder.W_enc
-    gate = u + centred_bias(coder)
-    magnitude = jax.nn.relu(u * jnp.exp(parameters.r_mag) + magnitude_bias(parameters))
-    latents = Latents(gate, jnp.where(gate > 0, magnitude, 0))
+    open_gates = ops.encode(rows.x, coder.W_enc, centred_bias(coder))
+    gate, positive = open_gates.z, open_gates.acts
+    scale, b_enc, b_mag = (open_gates.of(part) for part in (jnp.exp(parameters.r_mag), coder.b_enc, parameters.b_mag))
+    magnitude = jax.nn.relu((gate - b_enc) * scale + b_mag)
+    latents = open_gates.replace(acts=jnp.where(gate > 0, magnitude, 0))
     y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
-    positive = jax.nn.relu(gate)
     terms = {
         "mse": squared_error(rows.y, y_hat),
         "sparsity": context.sparsity_scale * config.l1_coefficient * jnp.mean(jnp.sum(positive, axis=1)),
     }
     if config.aux != "off":
         frozen = jax.lax.stop_gradient(coder) if config.aux == "full" else coder
-        from_gate = completed(frozen, ops.decode(Latents(gate, positive), frozen.W_dec), rows.x)
+        from_gate = completed(frozen, ops.decode(open_gates, frozen.W_dec), rows.x)
         terms["aux"] = squared_error(rows.y, from_gate)
     return outcome(terms, rows, y_hat, latents), parameters
 
@@ -146,6 +146,7 @@ ARCHITECTURE = Architecture(
     optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0, lr_warm_up=1000, lr_warm_up_shape="cosine"),
     normalization="unit_mean_square",
     example=GatedConfig(d_sae=64),
+    n_active=lambda config: None,
     fit_to_rows=fit_to_rows,
     resample=resample,
     constrain_gradients=constrain_gradients,

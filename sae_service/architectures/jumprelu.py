@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from sae_service.kernels.dense import Ops, active
+from sae_service.kernels.jump import active
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import squared_error
 from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
@@ -32,6 +33,7 @@ from sae_service.sae.coder import (
     random_coder,
     with_unit_rows,
 )
+from sae_service.sae.dead import OfLatents, of_dead
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
 from sae_service.schema import BypassConfig, OptimizerConfig, refuse
@@ -108,18 +110,32 @@ def loss(
     Source (each row's): Gemma Scope 2, quadratic penalty λ (2 / target) (L0 - target)².
     """
     coder, threshold, bandwidth = parameters.coder, parameters.threshold, jnp.asarray(config.bandwidth, rows.x.dtype)
-    latents = ops.encode_above(rows.x, coder.W_enc, centred_bias(coder), threshold, bandwidth)
+    encoder = rows.x, coder.W_enc, centred_bias(coder)
+    latents = ops.encode_above(*encoder, threshold, bandwidth)
     y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
-    l0 = jnp.sum(active(latents.z, threshold, bandwidth), axis=1)
+    l0 = jnp.sum(active(latents.z, latents.of(threshold), bandwidth), axis=1)
     l0 = l0 if config.target_each_row else jnp.mean(l0)
     penalty = jnp.mean(l0 if config.target_l0 is None else jnp.square(l0 / config.target_l0 - 1))
-    below = jnp.where(context.is_dead, jax.nn.relu(threshold - latents.z) * norms(coder), 0)
+    # Where it has no weight there is nothing to compute.
+    is_lifted = context.is_dead & (config.pre_act_coefficient > 0)
+    below: Any = of_dead(below_threshold, is_lifted, rows.x, OfLatents(*encoder[1:], (threshold, norms(coder))), None)
     terms = {
         "mse": squared_error(rows.y, y_hat),
         "sparsity": context.sparsity_scale * config.l0_coefficient * penalty,
-        "pre_act": config.pre_act_coefficient * jnp.mean(jnp.sum(below, axis=1)),
+        "pre_act": config.pre_act_coefficient * below,
     }
     return outcome(terms, rows, y_hat, latents), parameters
+
+
+def below_threshold(z: Array, is_dead: Array, others: tuple[Array, Array], given: None) -> Array:
+    """How far the dead latents are below their thresholds, times their norms, summed over them; the mean over rows."""
+    threshold, found = others
+    return jnp.mean(jnp.sum(jnp.where(is_dead, jax.nn.relu(threshold - z) * found, 0), axis=1))
+
+
+def n_active(config: JumpReLUConfig) -> float | None:
+    """The L0 that it aims at, if it has one."""
+    return config.target_l0
 
 
 def export(config: JumpReLUConfig, parameters: JumpReLUParameters) -> InferenceSAE:
@@ -150,6 +166,7 @@ ARCHITECTURE = Architecture(
     ),
     normalization="unit_mean_square",
     example=JumpReLUConfig(d_sae=64),
+    n_active=n_active,
     fit_to_rows=fit_to_rows,
     constrain=constrain,
 )

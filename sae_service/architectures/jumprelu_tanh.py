@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service.kernels.dense import Ops
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import spread, squared_error
 from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from sae_service.kernels.dense import Ops
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import normalized_error
 from sae_service.sae.architecture import LossContext, LossOutput, Rows, outcome
 from sae_service.sae.auxk import auxk_error
@@ -43,14 +43,11 @@ def loss(
     config: MatryoshkaConfig, parameters: ThresholdedCoder, rows: Rows, context: LossContext, ops: Ops
 ) -> tuple[LossOutput, ThresholdedCoder]:
     """Mean normalised error of the prefixes + AuxK; the second value has the batch's threshold."""
-    coder, latents, moved = latents_of_batch(config, parameters, rows, ops)
-    y_hat = completed(coder, jnp.zeros_like(rows.y), rows.x)
-    errors, start = [], 0
-    for end in config.prefixes():
-        y_hat = y_hat + latents.acts[:, start:end] @ coder.W_dec[start:end]
-        errors.append(normalized_error(rows.y, y_hat))
-        start = end
-    aux = auxk_error(rows.y - y_hat, latents, coder.W_dec, context.is_dead, config.k_aux)
+    coder, encoder, latents, moved = latents_of_batch(config, parameters, rows, ops)
+    written = ops.decode_prefixes(latents, coder.W_dec, config.prefixes())
+    errors = [normalized_error(rows.y, completed(coder, decoded, rows.x)) for decoded in written]
+    y_hat = completed(coder, written[-1], rows.x)
+    aux = auxk_error(rows.y - y_hat, latents, encoder, coder.W_dec, context.is_dead, config.k_aux)
     terms = {"error": sum(errors, jnp.zeros(())) / len(errors), "aux": config.aux_coefficient * aux}
     return outcome(terms, rows, y_hat, latents), moved
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from sae_service.kernels.dense import Ops
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import squared_error
 from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
@@ -144,6 +144,7 @@ ARCHITECTURE = Architecture(
     optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2, sparsity_warm_up=5000),
     normalization="unit_mean_square",
     example=PAnnealingConfig(d_sae=64, lp_coefficient=0.01),
+    n_active=lambda config: None,
     fit_to_rows=fit_to_rows,
     resample=resample,
     constrain_gradients=lambda parameters, gradients: gradients.replace(coder=tangent(parameters.coder, gradients.coder)),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from pydantic import Field
 
-from sae_service.kernels.dense import Ops
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import squared_error
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
@@ -45,7 +45,7 @@ def loss(
     """Mean ‖y - y_hat‖² + λ mean Σ f_i ‖d_i‖."""
     latents = ops.encode(rows.x, parameters.W_enc, parameters.b_enc)
     y_hat = completed(parameters, ops.decode(latents, parameters.W_dec), rows.x)
-    penalty = jnp.mean(latents.acts @ norms(parameters))
+    penalty = jnp.mean(jnp.sum(latents.acts * latents.of(norms(parameters)), axis=1))
     terms = {
         "mse": squared_error(rows.y, y_hat),
         "sparsity": context.sparsity_scale * config.l1_coefficient * penalty,
@@ -73,6 +73,7 @@ ARCHITECTURE = Architecture(
     optimizer=OptimizerConfig(lr=5e-5, clip_norm=1.0, lr_decay=0.2, sparsity_warm_up=0.05),
     normalization="sqrt_d_in",
     example=StandardConfig(d_sae=64, l1_coefficient=0.1),
+    n_active=lambda config: None,
     fit_to_rows=fit_to_rows,
     resample=resample_coder,
 )

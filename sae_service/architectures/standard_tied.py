@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from pydantic import Field
 
-from sae_service.kernels.dense import Ops
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import squared_error
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
@@ -79,6 +79,7 @@ ARCHITECTURE = Architecture(
     optimizer=OptimizerConfig(lr=1e-3),
     normalization="unit_mean_square",
     example=StandardTiedConfig(d_sae=64, l1_coefficient=0.02),
+    n_active=lambda config: None,
     fit_to_rows=fit_to_rows,
     resample=resample_coder,
     constrain_gradients=tangent,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from sae_service.kernels.dense import Ops
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import normalized_error
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
@@ -30,6 +30,9 @@ from sae_service.sae.coder import (
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
 from sae_service.schema import BypassConfig, OptimizerConfig, refuse
+
+MULTIPLE = 4
+"""Of k, the latents of Multi-TopK."""
 
 
 class TopKConfig(BypassConfig):
@@ -69,12 +72,19 @@ def loss(
     encoder = rows.x, parameters.W_enc, centred_bias(parameters)
     latents = ops.encode_topk(*encoder, config.k)
     y_hat = completed(parameters, ops.decode(latents, parameters.W_dec), rows.x)
-    aux = auxk_error(rows.y - y_hat, latents, parameters.W_dec, context.is_dead, config.k_aux)
+    aux = auxk_error(rows.y - y_hat, latents, encoder, parameters.W_dec, context.is_dead, config.k_aux)
     terms = {"error": normalized_error(rows.y, y_hat), "aux": config.aux_coefficient * aux}
     if config.multi_coefficient is not None:
-        wider = ops.decode(ops.encode_topk(*encoder, 4 * config.k), parameters.W_dec)
-        terms["multi"] = config.multi_coefficient * normalized_error(rows.y, completed(parameters, wider, rows.x))
+        wider = ops.encode_topk(*encoder, MULTIPLE * config.k)
+        y_hat_of_wider = completed(parameters, ops.decode(wider, parameters.W_dec), rows.x)
+        terms["multi"] = config.multi_coefficient * normalized_error(rows.y, y_hat_of_wider)
+        latents = latents.replace(most=jnp.maximum(latents.most, wider.most))
     return outcome(terms, rows, y_hat, latents), parameters
+
+
+def n_active(config: TopKConfig) -> float:
+    """k, or the larger one of Multi-TopK."""
+    return config.k if config.multi_coefficient is None else MULTIPLE * config.k
 
 
 def export(config: TopKConfig, parameters: Coder) -> InferenceSAE:
@@ -96,6 +106,7 @@ ARCHITECTURE = Architecture(
     optimizer=OptimizerConfig(lr=2e-4, eps=6.25e-10, clip_norm=1.0, lr_warm_up=1000, lr_decay=0.2),
     normalization="unit_mean_square",
     example=TopKConfig(d_sae=64, k=4),
+    n_active=n_active,
     fit_to_rows=fit_to_rows,
     constrain_gradients=tangent,
     constrain=normalized,

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sae_service.errors import InvalidSpec
-from sae_service.kernels.dense import Latents, Ops
+from sae_service.kernels.latents import Latents
+from sae_service.kernels.ops import Ops
 from sae_service.pytree import PyTree
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
@@ -43,6 +44,8 @@ class LossOutput(PyTree):
         squared_error: sum over the batch of the squared residual norms.
         fired: whether a latent is active in any row.
         n_active: count of active latents, summed over the batch.
+        most: how many latents a row depends on, in the row that has the most. If `ops` left some of them out, nothing of this
+            may be used.
     """
 
     total: Float[Array, ""]
@@ -50,6 +53,7 @@ class LossOutput(PyTree):
     squared_error: Float[Array, ""]
     fired: Bool[Array, " d_sae"]
     n_active: Int[Array, ""]
+    most: Int[Array, ""]
 
 
 def outcome(
@@ -57,7 +61,8 @@ def outcome(
 ) -> LossOutput:
     """The output of a loss that is the sum of `terms`."""
     total = sum(terms.values(), jnp.zeros(()))
-    return LossOutput(total, terms, jnp.sum(jnp.square(rows.y - y_hat)), latents.fired(), latents.n_active())
+    error, most = jnp.sum(jnp.square(rows.y - y_hat)), jnp.asarray(latents.most)
+    return LossOutput(total, terms, error, latents.fired(), latents.n_active(), most)
 
 
 def _cannot_start(config: Any, sae: InferenceSAE) -> Any:
@@ -95,6 +100,8 @@ class Architecture:
         normalization: the default scaling of the rows.
         example: a small config, for documentation and for the shared tests.
         calibration: for one whose latents depend on the other rows of their batch while it trains; None for the others.
+        n_active: config -> about how many latents of a row will be active, None if that is left to training; for one whose
+            loss depends, in each row, on the latents that `ops` finds and no others. None for the others.
         fit_to_rows: (config, parameters, rows) -> parameters, applied once to the initial parameters with a sample of
             the rows that it is to be trained on.
         resample: (parameters, rows, y_hat, is_dead, key) -> (parameters, touched): dead latents started anew, and a
@@ -112,6 +119,7 @@ class Architecture:
     example: ArchitectureConfig
     from_inference: Callable[[Any, InferenceSAE], Any] = _cannot_start
     calibration: Calibration | None = None
+    n_active: Callable[[Any], float | None] | None = None
     fit_to_rows: Callable[[Any, Any, Rows], Any] = lambda config, parameters, rows: parameters
     resample: Callable[[Any, Rows, Array, Array, Any], tuple[Any, Any]] | None = None
     constrain_gradients: Callable[[Any, Any], Any] = lambda parameters, gradients: gradients

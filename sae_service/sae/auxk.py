@@ -1,17 +1,22 @@
 """AuxK: dead latents are trained on what the living ones leave over."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sae_service.kernels.dense import Latents
+from sae_service.kernels.latents import Latents
 from sae_service.kernels.selection import keep_largest
 from sae_service.numerics import squared_error, variance_of
+from sae_service.sae.dead import OfLatents, of_dead
 
 
 def auxk_error(
     residual: Float[Array, "batch d_write"],
     latents: Latents,
+    encoder: tuple[Float[Array, "batch d_read"], Float[Array, "d_read d_sae"], Float[Array, " d_sae"]],
     W_dec: Float[Array, "d_sae d_write"],
     is_dead: Bool[Array, " d_sae"],
     k_aux: int,
@@ -20,16 +25,23 @@ def auxk_error(
 
     A latent that fires in this batch is dead no longer: it already reconstructs. With k_aux 0, half of the width.
 
+    Args:
+        encoder: x, W_enc and b_enc, of which `latents` were made.
+
     Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093, appendix A.2. The
     residual carries no gradient. Unlike in the published code, the decoder bias is neither in the target nor added to
     its reconstruction; and unlike in sparsify, few dead latents do not lower the weight.
     """
     residual, is_dead = jax.lax.stop_gradient(residual), is_dead & ~latents.fired()
-    k_aux = k_aux or residual.shape[1] // 2
+    x, W_enc, b_enc = encoder
+    error = partial(_error, k_aux or residual.shape[1] // 2)
+    found: Any = of_dead(error, is_dead, x, OfLatents(W_enc, b_enc, W_dec), residual)
+    return found
 
-    def error(z: Array, W_dec: Array) -> Array:
-        revived = keep_largest(jnp.where(is_dead, jax.nn.relu(z), 0), k_aux)
-        variance = variance_of(residual)
-        return jnp.where(variance > 0, squared_error(residual, revived @ W_dec) / jnp.where(variance > 0, variance, 1), 0)
 
-    return jax.lax.cond(jnp.any(is_dead), error, lambda z, W_dec: jnp.zeros((), z.dtype), latents.z, W_dec)
+def _error(k_aux: int, z: Array, is_dead: Array, W_dec: Array, residual: Array) -> Array:
+    revived = jnp.where(is_dead, jax.nn.relu(z), 0)
+    if z.shape[1] > k_aux:
+        revived = keep_largest(revived, k_aux)
+    variance = variance_of(residual)
+    return jnp.where(variance > 0, squared_error(residual, revived @ W_dec) / jnp.where(variance > 0, variance, 1), 0)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from sae_service.kernels.dense import Latents, Ops
+from sae_service.kernels.latents import Latents
+from sae_service.kernels.ops import Ops
 from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Architecture, Calibration, Rows
@@ -58,11 +59,14 @@ def fit_to_rows(config: ThresholdedConfig, parameters: ThresholdedCoder, rows: R
 
 def latents_of_batch(
     config: ThresholdedConfig, parameters: ThresholdedCoder, rows: Rows, ops: Ops
-) -> tuple[Coder, Latents, ThresholdedCoder]:
-    """The coder with unit rows, the latents that the batch keeps, and the parameters with the smallest as their threshold."""
+) -> tuple[Coder, tuple[Array, Array, Array], Latents, ThresholdedCoder]:
+    """The coder with unit rows, its encoder with x, the latents that the batch keeps, and the parameters with the smallest as
+    their threshold.
+    """
     coder = with_unit_rows(parameters.coder)
-    latents, smallest = ops.encode_topk_of_batch(rows.x, coder.W_enc, centred_bias(coder), config.k)
-    return coder, latents, parameters.replace(threshold=jax.lax.stop_gradient(smallest))
+    encoder = rows.x, coder.W_enc, centred_bias(coder)
+    latents, smallest = ops.encode_topk_of_batch(*encoder, config.k)
+    return coder, encoder, latents, parameters.replace(threshold=jax.lax.stop_gradient(smallest))
 
 
 def values(config: ThresholdedConfig, parameters: ThresholdedCoder, rows: Rows) -> Float[Array, "batch d_sae"]:
@@ -103,5 +107,6 @@ def thresholded(loss: Callable[..., Any], example: ThresholdedConfig) -> Archite
         normalization="sqrt_d_in",
         example=example,
         calibration=Calibration(lambda config: config.k, values, with_threshold),
+        n_active=lambda config: config.k,
         fit_to_rows=fit_to_rows,
     )

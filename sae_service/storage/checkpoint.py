@@ -12,7 +12,7 @@ from sae_service.storage import arrays
 from sae_service.storage.objects import Content, Storage
 
 ARRAYS, VALUES = "state/arrays.safetensors", "state/values.json"
-FORMAT = 3
+FORMAT = 4
 FIRST_EXACT_FORMAT = 3
 """Before it, a job that was resumed twice within a group of documents went on from the beginning of the text."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sae_service.architectures import ARCHITECTURES
+from sae_service.kernels.choice import n_slots
 from sae_service.sae.architecture import Architecture
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
@@ -21,17 +22,23 @@ from sae_service.training.step import Numbers, Served, TrainState, resample, ste
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-compiled_step = jax.jit(step, static_argnums=(0, 1), donate_argnums=(2,))
+compiled_step = jax.jit(step, static_argnums=(0, 1, 2), donate_argnums=(3,))
 compiled_resample = jax.jit(resample, static_argnums=(0, 1), donate_argnums=(2,))
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """What such SAEs have in common. They are stepped one by one, each on its own device, by the same program."""
+    """What such SAEs have in common. They are stepped one by one, each on its own device, by the same program.
+
+    Attributes:
+        n_slots: of a row's latents in the sparse operations, which a step uses as long as a row depends on no more; None for
+            the dense ones.
+    """
 
     architecture: Architecture
     structure: ArchitectureConfig
     sites: Sites
+    n_slots: int | None
 
     def served(self, rows: Mapping[str, Array], place: Any) -> Served:
         """Their batch, of the rows by hook point, where they live."""
@@ -41,7 +48,7 @@ class Cohort:
 
     def step(self, state: TrainState, numbers: Numbers, served: Served) -> TrainState:
         """The state after one step. `state` is consumed."""
-        return compiled_step(self.architecture, self.structure, state, numbers, served)
+        return compiled_step(self.architecture, self.structure, self.n_slots, state, numbers, served)
 
     def resample(self, state: TrainState, numbers: Numbers, served: Served, key: Any) -> TrainState:
         """The state with its dead latents started anew. `state` is consumed."""
@@ -64,7 +71,13 @@ class Cohort:
 
 def cohort(sae: SAESpec, sites: Sites) -> Cohort:
     """The cohort that an SAE belongs to; equal ones are one."""
-    return Cohort(ARCHITECTURES[sae.architecture.kind], sae.architecture.structure(), sites)
+    architecture = ARCHITECTURES[sae.architecture.kind]
+    return Cohort(architecture, sae.architecture.structure(), sites, slots_of(architecture, sae.architecture))
+
+
+def slots_of(architecture: Architecture, config: ArchitectureConfig) -> int | None:
+    """The slots of a row in the sparse operations, None where the dense ones are to be used."""
+    return None if architecture.n_active is None else n_slots(architecture.n_active(config), config.d_sae, jax.default_backend())
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,5 +1,7 @@
 """One training step as a pure function: loss, gradient, update, constraint, counts and sums."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sae_service.kernels.dense import DENSE, Ops
+from sae_service.kernels.dense import DENSE
+from sae_service.kernels.ops import Ops
+from sae_service.kernels.sparse import sparse
 from sae_service.pytree import PyTree
-from sae_service.sae.architecture import Architecture, LossContext, Rows
+from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows
 from sae_service.sae.sites import Sites
 from sae_service.schema import ArchitectureConfig
 from sae_service.training import metrics, optimizer
@@ -18,12 +22,17 @@ COUNT_LIMIT = 1 << 30
 
 
 class TrainState(PyTree):
-    """All that changes during training, as one pytree. `n_steps` counts finished steps."""
+    """All that changes during training, as one pytree. `n_steps` counts finished steps.
+
+    Attributes:
+        most: how many latents a row depended on in the last step, in the row that had the most (`LossOutput.most`).
+    """
 
     parameters: Any
     optimizer: optax.OptState
     tokens_since_fired: Int[Array, " d_sae"]
     n_steps: Int[Array, ""]
+    most: Int[Array, ""]
     window: metrics.Window
 
 
@@ -67,17 +76,28 @@ def begun(architecture: Architecture, config: ArchitectureConfig, sites: Sites, 
         optimizer=optimizer.init(parameters),
         tokens_since_fired=jnp.zeros(config.d_sae, jnp.int32),
         n_steps=jnp.zeros((), jnp.int32),
+        most=jnp.zeros((), jnp.int32),
         window=metrics.empty(tuple(terms), sites.d_write),
     )
 
 
+class Measured(PyTree):
+    """What a step goes by: the gradients, the loss's output, and the parameters with what moves without a gradient."""
+
+    gradients: Any
+    output: LossOutput
+    moved: Any
+
+
 def step(
-    architecture: Architecture, structure: ArchitectureConfig, state: TrainState, numbers: Numbers, served: Served, ops: Ops = DENSE
-) -> TrainState:
+    architecture: Architecture, structure: ArchitectureConfig, n_slots: int | None, state: TrainState, numbers: Numbers,
+    served: Served,
+) -> TrainState:  # fmt: skip
     """The state after one step on raw rows.
 
     Args:
         structure: the config with its numbers taken out (`ArchitectureConfig.structure`).
+        n_slots: of a row's latents in the sparse operations; None for the dense ones.
     """
     rows = scaled(served, numbers)
     config = structure.with_numbers(numbers.architecture)
@@ -87,21 +107,42 @@ def step(
         progress=state.n_steps / numbers.schedule.n_steps,
     )
 
-    def loss(parameters: Any) -> tuple[Array, tuple[Any, Any]]:
-        output, moved = architecture.loss(config, parameters, rows, context, ops)
-        return output.total, (output, moved)
+    def measured(ops: Ops) -> Measured:
+        def loss(parameters: Any) -> tuple[Array, tuple[Any, Any]]:
+            output, moved = architecture.loss(config, parameters, rows, context, ops)
+            return output.total, (output, moved)
 
-    gradients, (output, moved) = jax.grad(loss, has_aux=True)(state.parameters)
-    gradients = architecture.constrain_gradients(state.parameters, gradients)
+        gradients, (output, moved) = jax.grad(loss, has_aux=True)(state.parameters)
+        return Measured(gradients, output, moved)
+
+    found = measured(DENSE) if n_slots is None else _measured_sparsely(measured, n_slots, state)
+    output = found.output
+    gradients = architecture.constrain_gradients(state.parameters, found.gradients)
     change, optimizer_state, norm = optimizer.update(numbers.schedule, gradients, state.optimizer, state.n_steps)
     unseen = jnp.minimum(state.tokens_since_fired + len(rows.x), COUNT_LIMIT)
     return TrainState(
-        parameters=architecture.constrain(optax.apply_updates(moved, change)),
+        parameters=architecture.constrain(optax.apply_updates(found.moved, change)),
         optimizer=optimizer_state,
         tokens_since_fired=jnp.where(output.fired, 0, unseen),
         n_steps=state.n_steps + 1,
+        most=output.most,
         window=metrics.add(state.window, rows.y, output, norm),
     )
+
+
+def _measured_sparsely(measured: Callable[[Ops], Measured], n_slots: int, state: TrainState) -> Measured:
+    """By the sparse operations, or by the dense ones where a row depends on more latents than there are slots.
+
+    A step after one with too many begins with the dense operations, so that it does not take the time of both.
+    """
+    sparsely = partial(measured, sparse(n_slots))
+
+    def untried() -> Measured:
+        nothing: Measured = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(sparsely))
+        return nothing.replace(output=nothing.output.replace(most=jnp.int32(n_slots + 1)), moved=state.parameters)
+
+    tried = jax.lax.cond(state.most > n_slots, untried, sparsely)
+    return jax.lax.cond(tried.output.most > n_slots, partial(measured, DENSE), lambda: tried)
 
 
 def resample(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_service.kernels.dense import DENSE, Latents
+from sae_service.kernels.dense import DENSE
+from sae_service.kernels.latents import Latents
 
 RANDOM = np.random.default_rng(0)
 X, W_ENC, B_ENC = RANDOM.normal(size=(9, 5)), RANDOM.normal(size=(5, 12)), RANDOM.normal(scale=0.3, size=12)

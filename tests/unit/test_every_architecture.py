@@ -82,7 +82,8 @@ def test_all_dead_and_all_alive_are_finite(architecture: Architecture, offset: f
     counts = state.tokens_since_fired + tokens_since_fired
     parameters = edited(state.parameters, "b_enc", lambda biases: biases + offset)
     state = state.replace(parameters=parameters, tokens_since_fired=counts)
-    state = compiled_step(architecture, architecture.example.structure(), state, numbers(architecture), PLANTED.served(BATCH, 0))
+    given, served = numbers(architecture), PLANTED.served(BATCH, 0)
+    state = compiled_step(architecture, architecture.example.structure(), None, state, given, served)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
     assert (metrics.read(state.window, 1)["l0"] == 0) == (offset < 0)
 
@@ -93,7 +94,7 @@ def test_ten_times_the_coefficient_makes_the_penalty_ten_times_as_large(kind: st
     given, structure = numbers(architecture), architecture.example.structure()
     for factor in (1, 10):
         changed = given.replace(architecture=given.architecture | {coefficient: factor * given.architecture[coefficient]})
-        state = compiled_step(architecture, structure, fresh(architecture), changed, PLANTED.served(BATCH, 0))
+        state = compiled_step(architecture, structure, None, fresh(architecture), changed, PLANTED.served(BATCH, 0))
         penalties.append(metrics.read(state.window, 1)["sparsity"])
     assert penalties[1] == pytest.approx(10 * penalties[0], rel=1e-4)
     assert penalties[0] > 0

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import gated, jumprelu, jumprelu_tanh, matryoshka, standard, standard_tied, topk
-from sae_service.kernels.dense import DENSE, Latents, active
+from sae_service.kernels.dense import DENSE
+from sae_service.kernels.jump import active
+from sae_service.kernels.latents import Latents
 from sae_service.kernels.selection import keep_largest, keep_largest_of_batch, kth_largest
 from sae_service.numerics import squared_error, variance_of
 from sae_service.sae.architecture import LossContext, outcome

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from sae_service.architectures import ARCHITECTURES, gated, topk
-from sae_service.kernels.dense import DENSE, Latents, active, jumprelu
+from sae_service.kernels.dense import DENSE
+from sae_service.kernels.jump import active, jumprelu
+from sae_service.kernels.latents import Latents
 from sae_service.numerics import normalized_error
 from sae_service.sae.architecture import Architecture, LossContext, Rows
 from sae_service.sae.auxk import auxk_error
@@ -179,7 +181,8 @@ def test_auxk_reconstructs_the_residual_from_the_largest_dead_latents_alone() ->
     expected = ((residual - kept @ W_dec) ** 2).sum() / ((residual - residual.mean(axis=0)) ** 2).sum()
 
     def error(residual: Any, W_dec: Any) -> jax.Array:
-        return auxk_error(residual, Latents(jnp.asarray(z), jnp.asarray(acts)), W_dec, jnp.asarray(is_dead), 2)
+        latents, encoder = Latents(jnp.asarray(z), jnp.asarray(acts)), (jnp.asarray(z), jnp.eye(12), jnp.zeros(12))
+        return auxk_error(residual, latents, encoder, W_dec, jnp.asarray(is_dead), 2)
 
     arguments = jnp.asarray(residual), jnp.asarray(W_dec)
     assert float(error(*arguments)) == pytest.approx(expected)

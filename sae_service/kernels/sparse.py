@@ -1,0 +1,123 @@
+"""The operations on latents where few of them matter: only the product that finds them is dense.
+
+A row's latents stand in a fixed number of slots. Those that take none have no effect on the loss or on a gradient, unless
+there are more than slots, which `Latents.most` tells; then nothing that comes of them may be used.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sae_service.kernels.gathered import chosen, written
+from sae_service.kernels.jump import jumprelu
+from sae_service.kernels.latents import Latents, SomeLatents
+from sae_service.kernels.ops import Ops
+from sae_service.kernels.selection import Number, indices_of, kth_largest, least_of_largest, n_of_batch, smallest_of
+
+SLOTS_PER_GROUP = 2
+"""Of a row, for whose maxima there are groups: with more groups fewer slots are taken by what is not among the largest."""
+
+
+def sparse(n_slots: int) -> Ops:
+    """The operations for at most so many latents a row."""
+    return Ops(
+        partial(encode, n_slots),
+        partial(encode_topk, n_slots),
+        partial(encode_topk_of_batch, n_slots),
+        partial(encode_above, n_slots),
+        decode,
+        decode_prefixes,
+    )
+
+
+def encode(
+    n_slots: int, x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"]
+) -> SomeLatents:
+    """The latents above 0."""
+    z = jax.lax.stop_gradient(x @ W_enc + b_enc)
+    found = _at(n_slots, (x, W_enc, b_enc), z, z > 0)
+    return found.replace(acts=jax.nn.relu(found.z))
+
+
+def encode_topk(
+    n_slots: int, x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"], k: Number
+) -> SomeLatents:
+    """The k largest latents of each row."""
+    z = jax.lax.stop_gradient(x @ W_enc + b_enc)
+    positive = jax.nn.relu(z)
+    least = least_of_largest(positive, k, n_slots // SLOTS_PER_GROUP)
+    indices, counts = indices_of((z >= least) & (z > 0), n_slots)
+    smallest = kth_largest(_values(positive, indices, counts), k)[:, None]
+    return _narrowed((x, W_enc, b_enc), z, indices, counts, smallest)
+
+
+def encode_topk_of_batch(
+    n_slots: int, x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"], k: Number
+) -> tuple[SomeLatents, Float[Array, ""]]:
+    """The k largest latents a row on average, and the smallest of them."""
+    z = jax.lax.stop_gradient(x @ W_enc + b_enc)
+    positive, n = jax.nn.relu(z), n_of_batch(z, k)
+    least = least_of_largest(positive, n, n_slots // SLOTS_PER_GROUP, over_batch=True)
+    indices, counts = indices_of((z >= least) & (z > 0), n_slots)
+    smallest = kth_largest(_values(positive, indices, counts).ravel(), n)
+    found = _narrowed((x, W_enc, b_enc), z, indices, counts, smallest)
+    return found, smallest_of(found.acts)
+
+
+def encode_above(
+    n_slots: int,
+    x: Float[Array, "batch d_read"],
+    W_enc: Float[Array, "d_read d_sae"],
+    b_enc: Float[Array, " d_sae"],
+    threshold: Float[Array, " d_sae"],
+    bandwidth: Float[Array, ""],
+) -> SomeLatents:
+    """The latents above their thresholds, and those in the windows around them."""
+    z = jax.lax.stop_gradient(x @ W_enc + b_enc)
+    found = _at(n_slots, (x, W_enc, b_enc), z, z - jax.lax.stop_gradient(threshold) > -bandwidth / 2)
+    return found.replace(acts=jumprelu(found.z, found.of(threshold), bandwidth))
+
+
+def decode(latents: Latents, W_dec: Float[Array, "d_sae d_write"]) -> Float[Array, "batch d_write"]:
+    """What the latents write."""
+    return _written(1, latents, W_dec, None)[0]
+
+
+def decode_prefixes(
+    latents: Latents, W_dec: Float[Array, "d_sae d_write"], widths: tuple[int, ...]
+) -> Float[Array, "prefixes batch d_write"]:
+    """What the first latents of each width write."""
+    assert isinstance(latents, SomeLatents)
+    groups = jnp.searchsorted(jnp.asarray(widths), latents.indices, side="right").astype(jnp.int32)
+    return jnp.cumsum(_written(len(widths), latents, W_dec, groups), axis=0)
+
+
+def _written(n_groups: int, latents: Latents, W_dec: Array, groups: Array | None) -> Any:
+    assert isinstance(latents, SomeLatents)
+    return written(n_groups, latents.acts, W_dec, latents.indices, latents.counts, groups)
+
+
+Encoder = tuple[Array, Array, Array]
+
+
+def _at(n_slots: int, encoder: Encoder, z: Float[Array, "batch d_sae"], mask: Array) -> SomeLatents:
+    indices, counts = indices_of(mask, n_slots)
+    found = chosen(*encoder, z, indices, counts)
+    return SomeLatents(found, found, jnp.max(counts), indices=indices, counts=jnp.minimum(counts, n_slots), d_sae=z.shape[1])
+
+
+def _values(z: Float[Array, "batch d_sae"], indices: Int[Array, "batch slots"], counts: Int[Array, " batch"]) -> Array:
+    """What is in the slots, 0 in those that are not taken."""
+    return jnp.where(jnp.arange(indices.shape[1]) < counts[:, None], jnp.take_along_axis(z, indices, axis=1), 0)
+
+
+def _narrowed(encoder: Encoder, z: Array, indices: Array, counts: Array, smallest: Array) -> SomeLatents:
+    """The latents in the slots that reach the smallest, in slots of their own. `most` is of all that were looked at."""
+    values = _values(z, indices, counts)
+    slots, n_kept = indices_of((values >= smallest) & (values > 0), indices.shape[1])
+    kept = jnp.take_along_axis(indices, slots, axis=1)
+    found = chosen(*encoder, z, kept, n_kept)
+    return SomeLatents(found, jax.nn.relu(found), jnp.max(counts), indices=kept, counts=n_kept, d_sae=z.shape[1])
