@@ -70,6 +70,6 @@ def _tell(scope: Scope, status: int | None, seconds: float) -> None:
 
 
 def _level(method: str, status: int | None) -> int:
-    """Requests that look and find are many, and would hide the others."""
+    """Successful GET and HEAD requests would drown the rest."""
     has_found = method in ("GET", "HEAD") and status is not None and status < 400
     return logging.DEBUG if has_found else logging.INFO

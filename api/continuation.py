@@ -58,8 +58,8 @@ def retry_job(job_id: str, jobs: Jobs, request: MayComeAgain) -> Job:
         raise Conflict(f"job {job_id} is {parent.status}; only a failed or cancelled job can be retried")
     if parent.error is not None and _fails_again(parent.error):
         told = f"{parent.error.param}: {parent.error.message}" if parent.error.param else parent.error.message
-        hint = "Correct it there and submit it as a new job."
-        raise Conflict(f"job {job_id} failed by its own spec, and would fail again: {told}", hint=hint)
+        hint = "Correct it, or the file that it does not fit, and submit it as a new job."
+        raise Conflict(f"job {job_id} failed by its own spec: {told}", hint=hint)
     if jobs.checkpoints(job_id):
         return _go_on(asked, parent, Fork())
     # What it went on from itself, if anything.
@@ -68,7 +68,7 @@ def retry_job(job_id: str, jobs: Jobs, request: MayComeAgain) -> Job:
 
 
 def _fails_again(error: Failure) -> bool:
-    """Whether a job is refused for what its spec says, whatever its files hold by now."""
+    """Whether a job has failed by a number or name in its spec that another attempt would meet again."""
     param = error.param or ""
     return error.code == InvalidSpec.code and not (param.startswith(OF_FILES) or "/initial" in param)
 

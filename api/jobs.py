@@ -14,11 +14,12 @@ from api.examples import JOB_EXAMPLES
 from api.idempotency import MayComeAgain
 from sae_service import preflight
 from sae_service.errors import BadRequest, InvalidSpec, NotFound, UnknownCursor
-from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker, folder
+from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker
 from sae_service.readable import Roots
 from sae_service.schema import must
 from sae_service.settings import Settings
 from sae_service.spec import JobSpec
+from sae_service.storage.job_folders import job_folder
 
 router = APIRouter(tags=["jobs"])
 RowId = Annotated[
@@ -139,7 +140,7 @@ def resume_job(job_id: str, jobs: Jobs) -> Job:
 @router.delete("/jobs/{job_id}", status_code=204)
 def delete_job(job_id: str, jobs: Jobs, storage: Files) -> None:
     """Deletes a job that has ended, with its metrics, events and checkpoints."""
-    jobs.delete(job_id, lambda: storage.delete(folder(job_id)))
+    jobs.delete(job_id, lambda: storage.delete(job_folder(job_id)))
 
 
 @router.get("/workers")

@@ -115,9 +115,9 @@ class Client:
         return self._log(job_id, attempt, lines)[1]
 
     def follow_logs(
-        self, job_id: str, attempt: int | None = None, lines: int | None = None, pause_s: float = 2.0
+        self, job_id: str, attempt: int | None = None, lines: int | None = None, pause_s: float = 10.0
     ) -> Iterator[str]:
-        """The end of a log, then what is added to it, until the job has ended; by default of each attempt after the other.
+        """The end of a log, then what is added to it, until the job has ended or is paused; by default one attempt after another.
 
         Args:
             lines: begin with only the last so many.

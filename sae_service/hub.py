@@ -1,13 +1,16 @@
 """What the hub says of a name, asked in a few seconds: its own libraries keep trying for half a minute and more."""
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 
 from sae_service.errors import DataNotFound, ModelNotFound, SAEServiceError, translated
 from sae_service.settings import hub_host, is_offline
 from sae_service.spec import fields
 
 TIMEOUT_S = 3
+PATIENCE_S, PAUSE_S = 20, 2
 KINDS: dict[str, tuple[type[SAEServiceError], str, str]] = {
     "model": (ModelNotFound, "/stream/model", fields.MODEL_NAME),
     "dataset": (DataNotFound, "/stream/dataset", fields.DATASET_PATH),
@@ -42,6 +45,21 @@ def check_dataset(name: str, revision: str | None) -> None:
         _ask("dataset", name, "README.md", revision)
 
 
+@cache
+def wait_for(check: Callable[[str, str | None], None], name: str, revision: str | None) -> None:
+    """Asks by `check` until the hub answers, for PATIENCE_S at most, and once a process: whoever has begun to read goes on with
+    the patience of the library that reads. Raises what `check` raises.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return check(name, revision)
+        except ConnectionError:
+            if time.monotonic() - began > PATIENCE_S:
+                raise
+        time.sleep(PAUSE_S)
+
+
 def _ask(what: str, name: str, file: str, revision: str | None) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -68,4 +86,4 @@ def _said(what: str, name: str, revision: str | None, error: Exception) -> Excep
             return None
         case of_hub.EntryNotFoundError():
             return kind(f"{name} on {hub_host()} has no config.json.", field)
-    return ConnectionError(f"{hub_host()} does not answer: {error}")
+    return ConnectionError(f"{hub_host()} does not say whether it has {name}: {error}")

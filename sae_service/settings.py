@@ -21,9 +21,10 @@ OWN = (PREFIX, "PG", "WANDB_API_KEY")
 CLOUD = ("AWS_", "AZURE_", "GOOGLE_")
 """How variables begin that are the service's own, and the credentials of a storage that is no folder."""
 DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
-CREDENTIAL = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|KEY)$")
-"""How variables end that nobody is to read."""
-SHORTEST_CREDENTIAL = 8
+SECRET = re.compile(
+    r"(?:TOKEN|SECRET|PASSWORD|(?:^|_)PASS|(?:^|_)(?:API)?KEY|(?:^|_)OTLP_(?:[A-Z]+_)?HEADERS)(?:_SHA256)?$", re.IGNORECASE
+)
+"""The endings of names whose values are secret."""
 COMPILED_BYTES = 1 << 30
 """Largest size of the compiled programs that are kept; those that have not been used for longest go first."""
 
@@ -191,9 +192,9 @@ def child_environment(settings: Settings, device: str | None) -> dict[str, str]:
     return environment if device is None else {**environment, "CUDA_VISIBLE_DEVICES": device}
 
 
-def credentials(environment: dict[str, str]) -> set[str]:
-    """The values in a training process's environment that must not be read by those who read its log."""
-    return {value for name, value in environment.items() if CREDENTIAL.search(name) and len(value) >= SHORTEST_CREDENTIAL}
+def is_secret(name: str) -> bool:
+    """Whether the value of a setting or a variable of this name is to be shown to nobody."""
+    return SECRET.search(name) is not None
 
 
 def environment(changes: dict[str, str | None]) -> dict[str, str]:

@@ -29,3 +29,5 @@ class Deletions:
             self._storage.delete(key)
         except (StorageFailure, NotFound) as error:
             log.warning("cannot delete %s: %s", key, error)
+        except Exception:  # the last resort: nobody asks what became of it
+            log.exception("cannot delete %s", key)

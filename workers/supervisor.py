@@ -12,12 +12,13 @@ from sae_service import counters, logs, tracing
 from sae_service.errors import DatabaseFailure, LeaseLost, ServiceUnavailable, StorageFailure, WorkerCrashed, as_stored
 from sae_service.jobs.attempts import Attempt
 from sae_service.jobs.database import Database
-from sae_service.jobs.records import folder
-from sae_service.settings import Settings, child_environment, credentials
+from sae_service.settings import Settings, child_environment
 from sae_service.storage import attempt_logs
+from sae_service.storage.job_folders import job_folder, log_folder
 from sae_service.storage.objects import Storage
 from workers.child import ORPHANED, Child
 from workers.child_log import ChildLog
+from workers.credentials import Withholder, credentials
 from workers.deletions import Deletions
 from workers.ending import DELETIONS_S, LOG_S
 from workers.lease import Lease
@@ -92,7 +93,7 @@ class Supervisor:
                 # First of all: it may be what the lease's thread waits for.
                 for child in children:
                     child.kill()
-                    child.log.keep(LOG_S)
+                    child.log.store(LOG_S, is_growing=False)
             finally:
                 counters.TOKENS_PER_SECOND.set(0)
                 lease.close()
@@ -113,7 +114,7 @@ class Supervisor:
         began, told = time.monotonic(), False
         while time.monotonic() - began < self._settings.hang_s:
             try:
-                self._storage.folders(folder(attempt.job_id))
+                self._storage.folders(job_folder(attempt.job_id))
                 return None
             except StorageFailure as error:
                 text = f"{error} The job waits for the storage."
@@ -143,7 +144,7 @@ class Supervisor:
             "readable_roots": list(map(str, self._settings.readable_roots())),
             "closed_folders": list(map(str, self._settings.closed_folders())),
             "storage_url": self._settings.resolved_storage_url(),
-            "prefix": folder(attempt.job_id),
+            "prefix": job_folder(attempt.job_id),
             "resume_from": committed,
             "begin_with": _persist(attempt.origin_key),
             "lease_s": self._settings.lease_s,
@@ -153,9 +154,9 @@ class Supervisor:
         }
         environment = child_environment(self._settings, self._device)
         path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"
-        keep = partial(attempt_logs.save, self._storage, attempt.job_id, attempt.number)
+        store, withheld = partial(_store_log, self._storage, attempt), Withholder(credentials(environment))
         try:
-            children.append(Child(environment, ChildLog(path, keep, credentials(environment)), assignment))
+            children.append(Child(environment, ChildLog(path, store, withheld), assignment))
         except OSError as error:
             return _crash(attempt, f"The training process cannot be started: {error}")
         return None
@@ -185,22 +186,23 @@ class Supervisor:
             heard = time.monotonic()
             if message["kind"] == "checkpoint" and message["checkpoint"]["is_final"]:
                 # Whoever reads "succeeded" finds the log.
-                child.log.keep(LOG_S)
+                child.log.store(LOG_S, is_growing=True)
             if message["kind"] in ("failed", "stopped"):
                 result = message
                 break
             try:
-                self._record(attempt, message, lease, keep)
+                self._record(attempt, child, message, lease, keep)
             except LeaseLost:
                 # The database was away for too long, which is no crash; if the job is another's, that is refused.
                 return attempt.release
         return _ending(attempt, result, child)
 
-    def _record(self, attempt: Attempt, message: dict[str, Any], lease: Lease, keep: int) -> None:
+    def _record(self, attempt: Attempt, child: Child, message: dict[str, Any], lease: Lease, keep: int) -> None:
         began = time.monotonic()
         match message["kind"]:
             case "event":
-                _persist(lambda: attempt.event(message["level"], message["message"]), lease)
+                text = child.log.withheld(message["message"])
+                _persist(lambda: attempt.event(message["level"], text), lease)
             case "metrics":
                 counters.TOKENS_PER_SECOND.set(message["progress"]["tokens_per_s"])
                 _persist(lambda: attempt.metrics(message["rows"], message["progress"]), lease)
@@ -216,7 +218,7 @@ class Supervisor:
         """Deletes what was written for the job but never became part of it. Returns what did."""
         written: set[str] = set()
         try:
-            written = self._storage.folders(folder(attempt.job_id))
+            written = self._storage.folders(job_folder(attempt.job_id))
         except StorageFailure as error:
             log.warning("%s", error)
         if not is_over:
@@ -245,15 +247,22 @@ def _ending(attempt: Attempt, result: dict[str, Any], child: Child) -> Callable[
             return None
         case "stopped":
             return attempt.release
-        case "failed" if not result["retryable"]:
-            return lambda: attempt.fail(result["error"])
         case "failed":
-            return lambda: attempt.record_crash(result["error"])
+            error = result["error"] | {"message": child.log.withheld(result["error"]["message"])}
+            return lambda: (attempt.record_crash if result["retryable"] else attempt.fail)(error)
     if status == ORPHANED:
         # The lease could not be renewed for a while, which is no crash; it may have come back just now.
         return attempt.release
     text = f"The training process ended with status {status}. Its last lines:\n{child.log.last_words()}"
     return _crash(attempt, text)
+
+
+def _store_log(storage: Storage, attempt: Attempt, end: bytes) -> None:
+    """Stores the end of the attempt's log. Nothing is left of it if the job was deleted while it was on its way."""
+    attempt_logs.store(storage, attempt.job_id, attempt.number, end)
+    with suppress(ServiceUnavailable):
+        if attempt.is_gone():
+            storage.delete(log_folder(attempt.job_id))
 
 
 def _crash(attempt: Attempt, text: str) -> Callable[[], None]:

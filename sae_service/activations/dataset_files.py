@@ -12,9 +12,8 @@ from typing import Any
 
 from sae_service.activations.model_files import check_hub_name
 from sae_service.errors import DataNotFound, InvalidSpec, translated
-from sae_service.hub import check_dataset
+from sae_service.hub import check_dataset, wait_for
 from sae_service.readable import Roots, content
-from sae_service.settings import hub_host
 from sae_service.spec import DatasetSpec, fields, is_path
 
 KINDS = ("json", "text", "csv", "parquet", "arrow")
@@ -70,12 +69,12 @@ def builder(spec: DatasetSpec, arguments: dict[str, Any], roots: Roots) -> Any:
 
 
 def _check_hub(spec: DatasetSpec) -> None:
-    """Raises DataNotFound at once if the hub does not have a dataset, or is away."""
+    """Raises DataNotFound if the hub does not have a dataset, or stays away."""
     try:
-        check_dataset(spec.path, spec.revision)
+        wait_for(check_dataset, spec.path, spec.revision)
     except ConnectionError as error:
         hint = "Text can also be read from a file or a folder; its name starts with '/', '.' or '~'."
-        raise DataNotFound(f"{spec.path} is on {hub_host()}, which cannot be reached.", fields.DATASET_PATH, hint) from error
+        raise DataNotFound(f"{spec.path} cannot be read: {error}", fields.DATASET_PATH, hint) from error
 
 
 def reading(name: str) -> AbstractContextManager[None]:

@@ -8,9 +8,8 @@ import torch
 from sae_service.activations import model_files
 from sae_service.activations.blame import blamed
 from sae_service.errors import ModelNotFound, translated
-from sae_service.hub import check_model
+from sae_service.hub import check_model, wait_for
 from sae_service.readable import Roots
-from sae_service.settings import hub_host
 from sae_service.spec import ModelSpec, fields, is_path
 
 
@@ -62,10 +61,10 @@ def _complete(bridge: Any, dtype: torch.dtype) -> None:
 
 
 def _check_hub(spec: ModelSpec) -> None:
-    """Raises ModelNotFound at once if a hub model is neither in the local cache nor on the hub, or the hub is away."""
+    """Raises ModelNotFound if a hub model is neither in the local cache nor on the hub, or the hub stays away."""
     try:
-        check_model(spec.name, spec.revision)
+        wait_for(check_model, spec.name, spec.revision)
     except ConnectionError as error:
         hint = "Give a folder in Hugging Face format instead; its name starts with '/', '.' or '~'."
-        message = f"{spec.name} is not on this machine and {hub_host()} cannot be reached."
+        message = f"{spec.name} is not on this machine, and {error}"
         raise ModelNotFound(message, fields.MODEL_NAME, hint) from error

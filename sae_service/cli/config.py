@@ -7,7 +7,6 @@ import typer
 
 from sae_service.cli.common import AsJson, DataDir, reported
 
-SECRET = re.compile("key|secret|token|password")
 # Of a URL: between its user and the last @, or one of its parameters.
 PASSWORD = re.compile(r"(://[^/:@]*:).*(?=@)|(?<=[?&]password=)[^&]*")
 
@@ -30,6 +29,8 @@ def config(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 def _shown(name: str, value: object) -> object:
-    if SECRET.search(name) and value:
+    from sae_service.settings import is_secret
+
+    if is_secret(name) and value:
         return "***"
     return PASSWORD.sub(lambda found: f"{found[1] or ''}***", value) if isinstance(value, str) else value

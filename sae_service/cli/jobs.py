@@ -141,22 +141,27 @@ def _watch(client: Client, job_id: str, as_json: bool, is_error: bool = False) -
             _show_results(last, client.checkpoints(job_id), is_error)
     assert last is not None
     if last.status == "paused":
-        typer.echo(f"The job is paused; `sae-service resume {job_id}` lets it go on.", err=True)
-        return EXIT_CODES[errors.Conflict]
+        return _told_how_to_go_on(job_id)
     if last.error is not None:
         typer.echo(f"{last.error.code}: {last.error.message}", err=True)
     return 0 if last.status == "succeeded" else 1
+
+
+def _told_how_to_go_on(job_id: str) -> int:
+    """Says what lets a paused job go on. Returns the exit code."""
+    typer.echo(f"The job is paused; `sae-service resume {job_id}` lets it go on.", err=True)
+    return EXIT_CODES[errors.Conflict]
 
 
 def logs(
     job_id: JobId,
     attempt: Annotated[int | None, typer.Option(min=1, help="The attempt; by default the last one that has a log.")] = None,
     lines: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last N lines.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is added too, until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is added too, to the job's end or pause.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Prints the end of what a job's training process has logged."""
+    """Prints the end of what a job's training process has logged. Exit code 6 if it was followed to the job's pause."""
     with reported():
         client = Client(url, api_key)
         full = full_id(client, job_id)
@@ -164,6 +169,9 @@ def logs(
             typer.echo("The job is queued; it has no log yet.", err=True)
         for part in client.follow_logs(full, attempt, lines) if follow else [client.logs(full, attempt, lines)]:
             typer.echo(part, nl=False)
+        job = client.job(full) if follow else None
+        if job is not None and job.status == "paused" and attempt in (None, job.attempt):
+            raise typer.Exit(_told_how_to_go_on(full))
 
 
 def _until_paused(changes: Iterable[T], job_of: Callable[[T], Job]) -> Iterator[T]:

@@ -17,7 +17,7 @@ from sae_service.jobs.endings import attempt_ended
 from sae_service.jobs.queue import Queue
 from sae_service.jobs.records import ACTIVE, TERMINAL
 from sae_service.jobs.rows import GPUS, add_event, add_status_event, best_step, new_id, now, storable
-from sae_service.storage import attempt_logs
+from sae_service.storage.job_folders import log_folder
 
 MAX_CRASHES = 3
 STOPPING = "worker_stopping"
@@ -94,6 +94,12 @@ class Attempt:
         with self._database.transaction() as connection:
             status = connection.execute(sa.select(tables.jobs.c.status).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
         return status is None or status in TERMINAL
+
+    def is_gone(self) -> bool:
+        """Whether the job has been deleted. Never raises LeaseLost."""
+        with self._database.transaction() as connection:
+            found = connection.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == self.job_id))
+            return found.one_or_none() is None
 
     def event(self, level: str, message: str) -> None:
         """Records something that a user may want to read. Repeated because it was not answered, it is recorded once."""
@@ -242,7 +248,7 @@ def uncommitted(connection: sa.Connection, job_id: str, written: set[str]) -> se
     """Those of the keys below which there are files of a job that are no checkpoint of it, nor its logs while it is there."""
     query = sa.select(tables.checkpoints.c.key).where(tables.checkpoints.c.job_id == job_id)
     is_there = connection.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == job_id)).one_or_none() is not None
-    return written - set(connection.execute(query).scalars()) - ({attempt_logs.folder(job_id)} if is_there else set())
+    return written - set(connection.execute(query).scalars()) - ({log_folder(job_id)} if is_there else set())
 
 
 def end_job(

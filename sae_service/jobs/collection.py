@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
 from sae_service.jobs.attempts import promised, uncommitted
-from sae_service.jobs.records import TERMINAL, folder
+from sae_service.jobs.records import TERMINAL
+from sae_service.storage.job_folders import job_folder
 from sae_service.storage.objects import Storage
 
 AT_ONCE = 100
@@ -58,7 +59,7 @@ class Collection:
         with self._database.transaction() as connection:
             if connection.execute(is_open).one_or_none() is None:
                 return True
-        written = self._storage.folders(folder(job_id))
+        written = self._storage.folders(job_folder(job_id))
         with self._database.transaction() as connection:
             # After the listing and before its checkpoints are read: an ended job gets no more of them.
             if connection.execute(is_open).one_or_none() is None:

@@ -17,7 +17,7 @@ def attempt_ended(
         status: the job's before; what its user had asked for by then is how it ended.
         how: succeeded, failed, crashed or preempted, if it was left to itself.
         error: why, as it is stored with the job. Only its first line is said: of a crash the rest is the end of a log.
-        became: what became of the job, as a sentence.
+        became: what the job did next, as a sentence.
     """
     end = {"cancelling": "cancelled", "pausing": "paused"}.get(status, how)
     ATTEMPTS.labels(end).inc()

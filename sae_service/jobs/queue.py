@@ -6,6 +6,7 @@ priority and then by age; whether that worker's writes count is decided by the a
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -79,15 +80,16 @@ class Queue:
         self._client.enqueue_in_transaction(connection, options, job_id, attempt)
 
     def drop(self, job_id: str, attempt: int) -> None:
-        """Takes an attempt out of the queue, unless a worker has taken it already.
+        """Takes an attempt out of the queue, unless a worker has taken it already; a look forgets it then, as all that have ended.
 
         Not by DBOS's own cancel, which reaches what a worker has in hand too: DBOS then waits for an outcome that nobody writes,
         and logs an error.
         """
         columns = self._workflows.c
         waiting = (columns.workflow_uuid == _name(job_id, attempt), columns.status == "ENQUEUED")
+        cancelled = {"status": "CANCELLED", "queue_name": None, "completed_at": int(time.time() * 1000)}
         with self._database.transaction() as connection:
-            connection.execute(sa.delete(self._workflows).where(*waiting))
+            connection.execute(sa.update(self._workflows).where(*waiting).values(cancelled))
 
     def begun(self) -> list[Begun]:
         """The attempts that workers have in hand, and the first AT_ONCE of those that have ended and are not forgotten."""

@@ -13,11 +13,6 @@ TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """Never left again."""
 
 
-def folder(job_id: str) -> str:
-    """The key below which a job's files are in the storage."""
-    return f"jobs/{job_id}"
-
-
 class Failure(Frozen):
     """Why a job failed: a stable code, a sentence, and the field of the spec that is to blame."""
 

@@ -8,9 +8,10 @@ import sqlalchemy as sa
 from sae_service.errors import Conflict, NotFound, StorageFailure
 from sae_service.jobs import database as db
 from sae_service.jobs import tables
-from sae_service.jobs.records import TERMINAL, folder
+from sae_service.jobs.records import TERMINAL
 from sae_service.jobs.rows import DAY_S, now
 from sae_service.jobs.store import JobStore
+from sae_service.storage.job_folders import job_folder
 from sae_service.storage.objects import Storage
 
 log = logging.getLogger("retention")
@@ -36,7 +37,7 @@ class Retention:
         for job_id in self._over(now() - round(self._keep_days * DAY_S)):
             try:
                 with suppress(NotFound, Conflict):
-                    self._store.delete(job_id, lambda job_id=job_id: self._storage.delete(folder(job_id)))
+                    self._store.delete(job_id, lambda job_id=job_id: self._storage.delete(job_folder(job_id)))
             except StorageFailure as error:
                 log.warning("cannot delete job %s: %s", job_id, error)
                 self._failed.add(job_id)

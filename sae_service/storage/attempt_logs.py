@@ -4,27 +4,23 @@ import re
 from pathlib import PurePosixPath
 
 from sae_service.errors import NotFound
+from sae_service.storage.job_folders import log_folder
 from sae_service.storage.objects import Storage
 
 LONGEST = 64 << 10
-"""Bytes that are kept of a log."""
+"""Bytes that are stored of a log."""
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that would do something to a terminal but to go on with the text."""
+"""Control characters that a terminal would obey, other than tab and newline."""
 
 
-def folder(job_id: str) -> str:
-    """The key below which the logs of a job are."""
-    return f"jobs/{job_id}/logs"
-
-
-def save(storage: Storage, job_id: str, attempt: int, end: bytes) -> None:
-    """Keeps the end of an attempt's log, in place of what was kept before. Raises StorageFailure."""
-    storage.replace(f"{folder(job_id)}/{attempt}.log", end[-LONGEST:])
+def store(storage: Storage, job_id: str, attempt: int, end: bytes) -> None:
+    """Stores the end of an attempt's log, in place of what was stored before. Raises StorageFailure."""
+    storage.replace(f"{log_folder(job_id)}/{attempt}.log", end[-LONGEST:])
 
 
 def latest(storage: Storage, job_id: str) -> int:
     """The last attempt of a job that has a log. Raises NotFound if none has, and StorageFailure."""
-    names = [PurePosixPath(key).stem for key in storage.keys(folder(job_id))]
+    names = [PurePosixPath(key).stem for key in storage.keys(log_folder(job_id))]
     attempts = [int(name) for name in names if name.isdecimal()]
     if not attempts:
         raise NotFound(f"job {job_id} has no log yet", hint="There is one soon after its training process has started.")
@@ -34,7 +30,7 @@ def latest(storage: Storage, job_id: str) -> int:
 def read(storage: Storage, job_id: str, attempt: int, lines: int | None = None) -> str:
     """The end of an attempt's log as text, or its last lines. Raises NotFound and StorageFailure."""
     try:
-        content = storage.get(f"{folder(job_id)}/{attempt}.log")
+        content = storage.get(f"{log_folder(job_id)}/{attempt}.log")
     except NotFound:
         newest = latest(storage, job_id)
         raise NotFound(f"attempt {attempt} of job {job_id} has no log; the last one that has is {newest}", "attempt") from None

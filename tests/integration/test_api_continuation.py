@@ -104,7 +104,7 @@ def test_a_job_that_its_own_spec_has_failed_is_tried_again_only_if_files_may_hav
     answer = api.post(f"/v1/jobs/{begun.job_id}/retry")
     assert answer.status_code == status
     if status == 409:
-        assert "would fail again" in answer.json()["detail"]
+        assert "failed by its own spec" in answer.json()["detail"]
         assert "submit it as a new job" in answer.json()["detail"]
 
 

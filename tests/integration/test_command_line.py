@@ -260,15 +260,15 @@ def test_before_its_first_step_a_job_is_followed_by_what_it_does(
     assert [phase for _, phase in steps] == [""], "of a job that runs no more it says nothing"
 
 
-@pytest.mark.parametrize("arguments", [(), ("--json",)])
+@pytest.mark.parametrize("arguments", [("watch",), ("watch", "--json"), ("logs", "-f")], ids=" ".join)
 def test_a_paused_job_is_followed_to_its_pause_and_how_it_goes_on_is_said(
     run: Callable[..., Result], service: Client, spec: dict[str, Any], arguments: tuple[str, ...]
 ) -> None:
     job_id = service.submit(spec).id
     service.pause(job_id)
-    told = run("watch", job_id, *arguments)
+    told = run(*arguments, job_id)
     assert (told.exit_code, told.stderr) == (6, f"The job is paused; `sae-service resume {job_id}` lets it go on.\n")
-    assert "paused" in told.stdout
+    assert ("paused" in told.stdout) == ("watch" in arguments)
 
 
 def _end(database: Database, job_id: str) -> None:
@@ -290,8 +290,8 @@ def test_the_log_of_a_job_is_printed_as_it_is_and_followed_to_its_end(
     threading.Timer(0.5, service.cancel, (waiting,)).start()
     told = run("logs", waiting, "-f")
     assert (told.exit_code, told.stderr.splitlines()[0]) == (3, "The job is queued; it has no log yet.")
-    attempt_logs.save(storage, job.id, 1, b"[bold]one\ntwo\n")
-    attempt_logs.save(storage, job.id, 2, b"three\nfour\n")
+    attempt_logs.store(storage, job.id, 1, b"[bold]one\ntwo\n")
+    attempt_logs.store(storage, job.id, 2, b"three\nfour\n")
     assert run("logs", job.id, "--attempt", "1").stdout == "[bold]one\ntwo\n"
     assert run("logs", job.id, "--lines", "1").stdout == "four\n"
     service.cancel(job.id)

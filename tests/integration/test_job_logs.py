@@ -1,4 +1,4 @@
-"""The logs of a job's attempts, from the worker that keeps them to whoever reads them over REST."""
+"""The logs of a job's attempts, from the worker that stores them to whoever reads them over REST."""
 
 import json
 import threading
@@ -11,7 +11,9 @@ from fastapi.testclient import TestClient
 from sae_service.errors import StorageFailure
 from sae_service.jobs.collection import Collection
 from sae_service.storage import attempt_logs
-from tests.integration.supervised import READ_ASSIGNMENT, Worker, eventually
+from sae_service.storage.job_folders import log_folder
+from tests.integration.supervised import READ_ASSIGNMENT, Worker, eventually, says
+from workers import supervisor
 
 FAILED = {"kind": "failed", "error": {"code": "invalid_spec", "message": "no", "param": None}, "retryable": False}
 SAYS_WHICH_ATTEMPT = """
@@ -28,7 +30,7 @@ def logs(text: str, *messages: dict[str, Any], times: int = 1) -> str:
 
 
 def stored(worker: Worker) -> list[str]:
-    return worker.storage.keys(attempt_logs.folder(worker.job_id))
+    return worker.storage.keys(log_folder(worker.job_id))
 
 
 def test_before_there_is_a_log_the_answer_says_so(worker: Worker, api: TestClient) -> None:
@@ -55,7 +57,7 @@ def test_each_attempt_has_a_log_of_its_own_and_the_last_one_is_shown(
 
 
 def test_as_many_lines_are_shown_as_are_asked_for(worker: Worker, api: TestClient) -> None:
-    attempt_logs.save(worker.storage, worker.job_id, 1, b"one\ntwo\nthree\n")
+    attempt_logs.store(worker.storage, worker.job_id, 1, b"one\ntwo\nthree\n")
     path = f"/v1/jobs/{worker.job_id}/logs"
     assert api.get(path, params={"lines": 2}).text == "two\nthree\n"
     assert api.get(path, params={"lines": 10_000}).text == "one\ntwo\nthree\n"
@@ -75,12 +77,12 @@ def test_the_log_of_an_attempt_is_64_kib_at_most_wherever_it_is(
 
 
 def test_a_log_does_nothing_to_the_terminal_that_shows_it(worker: Worker, api: TestClient) -> None:
-    attempt_logs.save(worker.storage, worker.job_id, 1, b"\x1b]0;title\x07red \x1b[31m\xff\x00\r\n1%\r2%\ttabs\n")
+    attempt_logs.store(worker.storage, worker.job_id, 1, b"\x1b]0;title\x07red \x1b[31m\xff\x00\r\n1%\r2%\ttabs\n")
     text = api.get(f"/v1/jobs/{worker.job_id}/logs").text
     assert text == "]0;titlered [31m\N{REPLACEMENT CHARACTER}\n1%\n2%\ttabs\n"
 
 
-def test_a_store_that_keeps_no_log_harms_no_job(
+def test_a_storage_that_takes_no_log_harms_no_job(
     worker: Worker, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuses(*_: Any) -> None:
@@ -91,7 +93,7 @@ def test_a_store_that_keeps_no_log_harms_no_job(
     child_runs(logs("a word\n", final, {"kind": "finished"}))
     worker.supervisor.work(worker.job_id, 1)
     assert worker.status == "succeeded"
-    assert "the log of the attempt cannot be kept: cannot write: the disk is full" in caplog.text
+    assert "the log of the attempt cannot be stored: cannot write: the disk is full" in caplog.text
 
 
 def test_who_reads_that_a_job_has_succeeded_finds_its_log(
@@ -119,7 +121,7 @@ def test_the_log_of_a_cancelled_job_can_be_read(
     assert api.get(f"/v1/jobs/{worker.job_id}/logs").text == "I train\n"
 
 
-def test_the_log_of_an_attempt_that_has_lost_its_job_is_kept(
+def test_the_log_of_an_attempt_that_has_lost_its_job_is_stored(
     worker: Worker, child_runs: Callable[[str], None]
 ) -> None:
     child_runs(logs("I train\n") + "\ntime.sleep(1); sys.stderr.write('I go on\\n')\ntime.sleep(60)")
@@ -130,7 +132,7 @@ def test_the_log_of_an_attempt_that_has_lost_its_job_is_kept(
     with worker.database.transaction() as connection:
         connection.exec_driver_sql("UPDATE jobs SET attempt = 2, status = 'queued'")
     working.join()
-    assert worker.storage.get(f"{attempt_logs.folder(worker.job_id)}/1.log") == b"I train\nI go on\n"
+    assert worker.storage.get(f"{log_folder(worker.job_id)}/1.log") == b"I train\nI go on\n"
 
 
 def test_a_collection_leaves_the_logs_of_an_ended_job(worker: Worker, child_runs: Callable[[str], None]) -> None:
@@ -141,7 +143,7 @@ def test_a_collection_leaves_the_logs_of_an_ended_job(worker: Worker, child_runs
     worker.storage.put(f"jobs/{worker.job_id}/step-3/saes/a/cfg.json", b"cut off")
     for now[0] in range(0, 300, 10):
         collection.look()
-    assert worker.storage.folders(f"jobs/{worker.job_id}") == {attempt_logs.folder(worker.job_id)}
+    assert worker.storage.folders(f"jobs/{worker.job_id}") == {log_folder(worker.job_id)}
 
 
 def test_the_log_goes_with_its_job(worker: Worker, api: TestClient, child_runs: Callable[[str], None]) -> None:
@@ -153,7 +155,7 @@ def test_the_log_goes_with_its_job(worker: Worker, api: TestClient, child_runs: 
     assert api.get(f"/v1/jobs/{worker.job_id}/logs").status_code == 404
 
 
-def test_nothing_is_left_of_a_log_that_was_kept_once_more_after_its_job_was_deleted(
+def test_nothing_is_left_of_a_log_that_was_stored_once_more_after_its_job_was_deleted(
     worker: Worker, api: TestClient, child_runs: Callable[[str], None]
 ) -> None:
     final = {"kind": "checkpoint", "seconds": 0.1, "checkpoint": worker.publish(9, is_final=True)}
@@ -165,3 +167,38 @@ def test_nothing_is_left_of_a_log_that_was_kept_once_more_after_its_job_was_dele
     assert api.delete(f"/v1/jobs/{worker.job_id}").status_code == 204
     working.join()
     assert worker.storage.folders(f"jobs/{worker.job_id}") == set()
+
+
+def test_nothing_is_left_of_a_log_that_arrives_after_its_job_was_deleted(
+    worker: Worker, api: TestClient, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, arrived, is_deleted = worker.supervisor._storage.replace, threading.Event(), threading.Event()
+
+    def hangs(key: str, content: bytes) -> None:
+        is_deleted.wait(60)
+        replace(key, content)
+        arrived.set()
+
+    monkeypatch.setattr(worker.supervisor._storage, "replace", hangs)
+    monkeypatch.setattr(supervisor, "LOG_S", 0.1)
+    child_runs(logs("why\n", FAILED))
+    worker.supervisor.work(worker.job_id, 1)
+    assert api.delete(f"/v1/jobs/{worker.job_id}").status_code == 204
+    is_deleted.set()
+    assert arrived.wait(20)
+    eventually(lambda: worker.storage.folders(f"jobs/{worker.job_id}") == set())
+
+
+@pytest.mark.parametrize("retryable", [False, True], ids=["fails", "crashes"])
+def test_no_credential_is_in_what_is_said_of_a_job(
+    worker: Worker, api: TestClient, child_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, retryable: bool
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    event = {"kind": "event", "level": "info", "message": "Loading with hf_abcdefgh."}
+    error = FAILED["error"] | {"message": "hf_abcdefgh is refused"}
+    child_runs(says(event, FAILED | {"error": error, "retryable": retryable}))
+    worker.supervisor.work(worker.job_id, 1)
+    told = [event.message for event in worker.store.events(worker.job_id)]
+    assert "Loading with [withheld]." in told
+    assert any("[withheld] is refused" in message for message in told)
+    assert "hf_" not in "".join(told) + api.get(f"/v1/jobs/{worker.job_id}").text

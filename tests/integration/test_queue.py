@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import sqlalchemy as sa
 
 from sae_service.jobs.database import Database
-from sae_service.jobs.queue import Queue
+from sae_service.jobs.queue import Begun, Queue
 from sae_service.jobs.store import JobStore
 from tests.attempts import submitted
 
@@ -47,8 +48,19 @@ def test_a_job_that_is_changed_as_a_worker_takes_it_is_no_error_and_the_next_one
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
-def test_what_is_taken_out_of_the_queue_leaves_nothing_there(store: JobStore, database: Database) -> None:
-    queue = Queue(database)
-    before = queue.begun()
-    store.cancel(submitted(store).id)
-    assert queue.begun() == before
+def test_what_is_taken_out_of_the_queue_has_ended_and_leaves_nothing_of_itself_once_it_is_forgotten(
+    store: JobStore, database: Database
+) -> None:
+    job, queue = submitted(store), Queue(database)
+    schema = "" if database.is_sqlite else "dbos."
+
+    def rows() -> list[int]:
+        count = f"SELECT count(*) FROM {schema}{{}} WHERE workflow_uuid = '{job.id}.1'"
+        with database.engine.connect() as connection:
+            return [connection.execute(sa.text(count.format(name))).scalar_one() for name in ("workflow_status", "workflow_input")]
+
+    assert rows() == [1, 1]
+    store.cancel(job.id)
+    assert Begun(job.id, 1, None) in queue.begun()
+    queue.forget([(job.id, 1)])
+    assert rows() == [0, 0]

@@ -127,7 +127,7 @@ def test_what_a_checkpoint_took_to_be_written_is_counted(worker: Worker, child_r
     # They were published before their job was taken.
     worker.supervisor._storage.folders = lambda prefix: set()
     worker.supervisor.work(worker.job_id, 1)
-    assert (worker.status, seconds() - before) == ("succeeded", 2 * 0.5)
+    assert (worker.status, seconds() - before) == ("succeeded", pytest.approx(2 * 0.5))
 
 
 def test_a_process_that_has_heard_nothing_for_half_a_lease_is_no_crash(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_service.settings import Settings, child_environment, credentials
+from sae_service.settings import Settings, child_environment
 
 SECRETS = {
     "SAE_SERVICE_DATABASE_URL": "postgresql://user:password@host/database", "SAE_SERVICE_API_KEY_SHA256": "[]",
@@ -31,9 +31,3 @@ def test_it_has_those_of_the_cloud_if_the_checkpoints_are_kept_there(tmp_path: P
     found = child_environment(Settings(data_dir=tmp_path, storage_url="s3://bucket/prefix"), None)
     assert found["AWS_SECRET_ACCESS_KEY"] == "a secret of the cloud"
     assert "SAE_SERVICE_DATABASE_URL" not in found
-
-
-def test_what_it_needs_and_nobody_is_to_read_is_known(tmp_path: Path) -> None:
-    found = credentials(child_environment(Settings(data_dir=tmp_path, storage_url="s3://bucket/prefix"), None))
-    assert {"needed to read the hub", "a secret of the cloud", "a key of the cloud"} <= found
-    assert not {"here", "false", "file"} & found

@@ -69,6 +69,17 @@ def test_one_attempt_follows_the_other_and_nothing_of_the_first_is_missed() -> N
     assert "".join(looks.parts()) == "a\nlast\nb\nc\n"
 
 
+def test_attempts_that_begin_and_end_between_two_looks_are_not_missed() -> None:
+    later = {1: "a\nlast\n", 2: "b\n", 4: "d\n"}
+    looks = Looks(("running", 1, {1: "a\n"}), ("running", 4, later), ("failed", 4, later))
+    assert "".join(looks.parts()) == "a\nlast\nb\nd\n"
+
+
+@pytest.mark.parametrize("log", [{}, {1: "a\n"}], ids=["no log", "a log"])
+def test_a_log_is_followed_to_the_pause_of_its_job(log: dict[int, str]) -> None:
+    assert "".join(Looks(("pausing", 1, log), ("paused", 1, log)).parts()) == log.get(1, "")
+
+
 def test_one_attempt_is_followed_to_its_own_end() -> None:
     looks = Looks(("running", 1, {1: "a\n"}), ("running", 2, {1: "a\nlast\n"}))
     assert "".join(looks.parts(attempt=1)) == "a\nlast\n"
