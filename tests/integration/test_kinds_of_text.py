@@ -89,7 +89,7 @@ def test_less_held_out_text_than_was_asked_for_is_said(tmp_path: Path, texts: li
 def test_a_default_that_is_more_than_the_held_out_text_is_no_warning(tmp_path: Path, texts: list[str]) -> None:
     path = lines(tmp_path / "text.jsonl", "text", texts)
     recorder, _ = train(tmp_path / "out", job_on({"path": str(path)}) | {"evaluation": {}})
-    said = [(level, message) for level, message in recorder.events if "eld-out text" in message]
+    said = [(level, message) for level, message in recorder.events if message.startswith("Held-out text")]
     assert [level for level, _ in said] == ["info"]
     assert "all used for the figures" in said[0][1]
 
