@@ -20,11 +20,6 @@ SOME, FEW = 32, 1
 """Slots that suffice for some of the steps, so that all branches are taken, and for none."""
 
 
-@pytest.fixture(params=list(SPARSE))
-def architecture(request: pytest.FixtureRequest) -> Architecture:
-    return SPARSE[request.param]
-
-
 def with_dead(state: TrainState, n_dead: int) -> TrainState:
     return state.replace(tokens_since_fired=jnp.where(jnp.arange(64) < n_dead, 5000, state.tokens_since_fired))
 
@@ -36,6 +31,7 @@ def are_close(actual: TrainState, expected: TrainState) -> None:
     jax.tree.map(close, actual.replace(most=0), expected.replace(most=0))
 
 
+@pytest.mark.parametrize("architecture", SPARSE.values(), ids=SPARSE)
 def test_they_lead_to_the_same_state(architecture: Architecture) -> None:
     expected = steps(architecture, with_dead(fresh(architecture), 5), 0, 10)
     actual = steps(architecture, with_dead(fresh(architecture), 5), 0, 10, n_slots=SOME)
@@ -57,6 +53,7 @@ def test_those_of_a_transcoder_or_a_crosscoder_do_too(task: Task) -> None:
     are_close(steps(topk, fitted(topk, task), 0, 10, task=task, n_slots=SOME), expected)
 
 
+@pytest.mark.parametrize("architecture", [SPARSE["topk"], SPARSE["jumprelu"]], ids=["topk", "jumprelu"])
 def test_saving_and_loading_in_the_middle_changes_nothing(architecture: Architecture, tmp_path: Path) -> None:
     storage = Storage(tmp_path.as_uri())
     whole = storage.publish("whole", checkpoint.to_files(steps(architecture, fresh(architecture), 0, 20, n_slots=SOME), {}))
