@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sae_service.errors import StorageFailure
-from sae_service.storage.attempt_logs import LONGEST
+from sae_service.storage.attempt_logs import LONGEST, shown
 from workers.credentials import Withholder
 
 log = logging.getLogger("workers")
@@ -71,7 +71,7 @@ class ChildLog:
     def last_words(self) -> str:
         """Its last lines."""
         try:
-            return "\n".join(self._end(is_growing=False).decode().splitlines()[-LAST_LINES:])
+            return "\n".join(shown(self._end(is_growing=False)).splitlines()[-LAST_LINES:])
         except OSError as error:
             return f"(the log cannot be read: {error})"
 

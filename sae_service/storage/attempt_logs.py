@@ -13,6 +13,11 @@ STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters that a terminal would obey, other than tab and newline."""
 
 
+def shown(content: bytes) -> str:
+    """A log as text that a terminal can print."""
+    return STEERING.sub("", content.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n"))
+
+
 def store(storage: Storage, job_id: str, attempt: int, end: bytes) -> None:
     """Stores the end of an attempt's log, in place of what was stored before. Raises StorageFailure."""
     storage.replace(f"{log_folder(job_id)}/{attempt}.log", end[-LONGEST:])
@@ -34,5 +39,5 @@ def read(storage: Storage, job_id: str, attempt: int, lines: int | None = None) 
     except NotFound:
         newest = latest(storage, job_id)
         raise NotFound(f"attempt {attempt} of job {job_id} has no log; the last one that has is {newest}", "attempt") from None
-    text = STEERING.sub("", content.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n"))
+    text = shown(content)
     return text if lines is None else "".join(text.splitlines(keepends=True)[-lines:])
