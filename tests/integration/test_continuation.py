@@ -193,7 +193,7 @@ print(recorder.checkpoints[-1].key, [message for level, message in recorder.even
     [
         ({"tokens": 10 * BATCH - 1}, "/tokens"),
         ({"saes": {"other": {}}}, "/saes/other"),
-        ({"saes": {"standard": {"architecture": {"d_sae": 64}}}}, "/saes/standard/architecture"),
+        ({"saes": {"standard": {"architecture": {"d_sae": 64}}}}, "/saes/standard/architecture/d_sae"),
         ({"saes": {"batchtopk": {"architecture": {"kind": "topk"}}}}, "/saes/batchtopk/architecture/kind"),
         ({"saes": {"standard": {"architecture": {"l1": 1.0}}}}, "/saes/standard/architecture/l1"),
         ({"saes": {"standard": {"optimizer": {"lr": -1.0}}}}, "/saes/standard/optimizer/lr"),

@@ -251,5 +251,5 @@ def test_a_checkpoint_that_is_retired_while_it_is_converted_is_not_found(
 
 
 def test_an_api_key_that_no_header_can_carry_is_refused_by_name() -> None:
-    with pytest.raises(errors.InvalidSpec, match="API key"):
+    with pytest.raises(errors.InvalidSpec, match="api_key: must be printable ASCII"):
         client.Client(api_key="ключ")
