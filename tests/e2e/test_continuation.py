@@ -71,7 +71,7 @@ def test_a_job_that_cannot_end_well_is_tried_again_with_other_numbers(service: S
     again = service.client.job(sae_service(service, "retry", failed.id))
     assert service.ended(again).status == "failed"
     refused = subprocess.run([*CLI, "fork", failed.id, "--set", "a.rate=1", "--url", service.url], capture_output=True, text=True)
-    assert (refused.returncode, "--set a: there is no field 'rate'" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--set a.rate: there is no field 'rate'" in refused.stderr) == (2, True)
 
 
 def test_the_workers_are_listed_with_what_they_do(service: Service, quick: dict[str, Any]) -> None:
