@@ -61,8 +61,9 @@ class JobSpec(Frozen):
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
     queue: Name = "default"
     gpus: int = Field(
-        default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them, or split (shard). 1 also runs on a CPU."
-    )
+        default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them, or split (shard). 1 also "
+        "runs on a CPU.",
+    )  # fmt: skip
     metadata: Labels = Field(default={}, description="The user's own labels; jobs can be listed by them.")
 
     @model_validator(mode="before")

@@ -19,6 +19,10 @@ HookNames = Annotated[
 ]
 
 
+Shard = Literal["none", "latents", "batch"]
+"""What of an SAE's training is split over the devices of a job."""
+
+
 class InitialSpec(Frozen):
     """Weights that were trained before, to go on from."""
 
@@ -72,7 +76,7 @@ class SAESpec(Frozen):
     )  # fmt: skip
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     initial: InitialSpec | None = Field(default=None, description="Default: weights are drawn by the seed.")
-    shard: Literal["none", "latents", "batch"] = Field(
+    shard: Shard = Field(
         default="none", description="How the SAE is split over the job's gpus: by latents, if it is too wide for one of them; by "
         "the rows of each batch, if it is narrow and one is too slow; none: it lives on one of them.",
     )  # fmt: skip

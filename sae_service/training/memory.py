@@ -23,7 +23,7 @@ C_LIBRARY = ctypes.CDLL(None)
 
 
 REMEDIES = {
-    "SAE and optimizer state": ("/saes", "Train fewer or narrower SAEs in one job (d_sae), or ask for more gpus, over which shard: latents splits one."),
+    "SAE and optimizer state": ("/saes", "Train fewer or narrower SAEs (d_sae), or on more gpus; shard: latents splits one."),
     "step": ("/saes", "Lower stream.batch or d_sae."),
     "evaluation": ("/stream/prompts", "Lower stream.prompts or d_sae."),
     "buffer": ("/stream", "Lower stream.buffer_bytes or stream.buffer_rows."),
