@@ -6,7 +6,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from sae_service.errors import InvalidSpec
 from sae_service.schema import Frozen, Name, pointer, refuse_long
-from sae_service.spec import CheckpointSpec, EvaluationSpec, JobSpec, Labels, SAESpec
+from sae_service.spec import CheckpointSpec, EvaluationSpec, JobSpec, Labels, SAESpec, Shard
 
 PARTS = ("checkpoints", "evaluation")
 """Whose fields can be changed one by one."""
@@ -19,6 +19,7 @@ class SAEChanges(Frozen):
     architecture: dict[str, Any] = Field(
         default={}, description="Numbers of the architecture, such as l1_coefficient; kind and d_sae stay."
     )
+    shard: Shard | None = Field(default=None, description="How the SAE is split over the job's gpus from here on.")
 
 
 class Changes(Frozen):
@@ -34,6 +35,9 @@ class Changes(Frozen):
     evaluation: EvaluationSpec | None = None
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     queue: Name | None = None
+    gpus: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None, description="GPUs of the new job; a checkpoint does not depend on how many wrote it."
+    )
     metadata: Labels | None = Field(default=None, description="The new job's labels, in place of the old one's.")
 
     @model_validator(mode="before")
@@ -93,6 +97,7 @@ def _changed(parent: JobSpec, sae: SAESpec, changes: SAEChanges) -> dict[str, An
     whole = sae.model_dump(mode="json")
     whole["architecture"] = config.model_dump(mode="json")
     whole["optimizer"] |= changes.optimizer
+    whole["shard"] = changes.shard or sae.shard
     whole["dead_after_tokens"] = parent.dead_after_tokens(sae)
     return whole
 

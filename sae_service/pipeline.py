@@ -27,7 +27,7 @@ from sae_service.storage.objects import Content, Storage
 from sae_service.storage.provenance import provenance
 from sae_service.training import memory, start
 from sae_service.training.loop import Trainer, schedule_warnings
-from sae_service.training.placement import Placement, placement
+from sae_service.training.placement import Placement, placement, shortage
 from sae_service.training.step import TrainState
 
 
@@ -60,9 +60,10 @@ def run(
     of_schedules = (f"saes[{index}].{said}" for index, sae in enumerate(job.saes) for said in schedule_warnings(job, sae))
     for warning in (*source.model_warnings, *of_schedules):
         reporter.event("warning", warning)
-    if job.gpus > len(jax.devices()):
-        reporter.event("warning", f"gpus: {job.gpus} were asked for, and the SAEs share the {len(jax.devices())} that there are.")
-    setting = Setting(job, source, placement(job))
+    places = placement(job)
+    if warning := shortage(job, places):
+        reporter.event("warning", warning)
+    setting = Setting(job, source, places)
     setting.check_memory(reporter)
     try:
         # Before anything is computed: what is wrong with the held-out text is said at once.
@@ -217,7 +218,7 @@ class _Training:
             if values["n_steps"] > self.saved[0]:
                 if_it_fails.callback(self.publish, state, values, {})
             parameters = {name: found.parameters for name, found in state.items()}
-            saes = {sae.name: partial(self.trainer.exported, sae, parameters) for sae in self.job.saes}
+            saes = {sae.name: partial(self.trainer.placed, sae, parameters) for sae in self.job.saes}
             self.reporter.event("info", "Measuring on held-out text.")
             measured = self.held_out.evaluate(saes, self.ends_here)
             if_it_fails.pop_all()

@@ -29,7 +29,7 @@ def loss(
     """Normalised error + AuxK; the second value has the batch's threshold."""
     coder, encoder, latents, moved = latents_of_batch(config, parameters, rows, ops)
     y_hat = completed(coder, ops.decode(latents, coder.W_dec), rows.x)
-    aux = auxk_error(rows.y - y_hat, latents, encoder, coder.W_dec, context.is_dead, config.k_aux)
+    aux = auxk_error(rows.y - y_hat, latents, encoder, coder.W_dec, context.is_dead, config.k_aux, ops)
     terms = {"error": normalized_error(rows.y, y_hat), "aux": config.aux_coefficient * aux}
     return outcome(terms, rows, y_hat, latents), moved
 

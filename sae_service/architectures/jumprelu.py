@@ -118,7 +118,8 @@ def loss(
     penalty = jnp.mean(l0 if config.target_l0 is None else jnp.square(l0 / config.target_l0 - 1))
     # Where it has no weight there is nothing to compute.
     is_lifted = context.is_dead & (config.pre_act_coefficient > 0)
-    below: Any = of_dead(below_threshold, is_lifted, rows.x, OfLatents(*encoder[1:], (threshold, norms(coder))), None)
+    of_each = OfLatents(*encoder[1:], (threshold, norms(coder)))
+    below: Any = of_dead(below_threshold, ops.can_gather, is_lifted, rows.x, of_each, None)
     terms = {
         "mse": squared_error(rows.y, y_hat),
         "sparsity": context.sparsity_scale * config.l0_coefficient * penalty,

@@ -47,7 +47,7 @@ def loss(
     written = ops.decode_prefixes(latents, coder.W_dec, config.prefixes())
     errors = [normalized_error(rows.y, completed(coder, decoded, rows.x)) for decoded in written]
     y_hat = completed(coder, written[-1], rows.x)
-    aux = auxk_error(rows.y - y_hat, latents, encoder, coder.W_dec, context.is_dead, config.k_aux)
+    aux = auxk_error(rows.y - y_hat, latents, encoder, coder.W_dec, context.is_dead, config.k_aux, ops)
     terms = {"error": sum(errors, jnp.zeros(())) / len(errors), "aux": config.aux_coefficient * aux}
     return outcome(terms, rows, y_hat, latents), moved
 

@@ -72,7 +72,7 @@ def loss(
     encoder = rows.x, parameters.W_enc, centred_bias(parameters)
     latents = ops.encode_topk(*encoder, config.k)
     y_hat = completed(parameters, ops.decode(latents, parameters.W_dec), rows.x)
-    aux = auxk_error(rows.y - y_hat, latents, encoder, parameters.W_dec, context.is_dead, config.k_aux)
+    aux = auxk_error(rows.y - y_hat, latents, encoder, parameters.W_dec, context.is_dead, config.k_aux, ops)
     terms = {"error": normalized_error(rows.y, y_hat), "aux": config.aux_coefficient * aux}
     if config.multi_coefficient is not None:
         wider = ops.encode_topk(*encoder, MULTIPLE * config.k)

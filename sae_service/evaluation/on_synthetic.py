@@ -13,7 +13,7 @@ from sae_service import tracing
 from sae_service.activations import synthetic
 from sae_service.errors import Stopped
 from sae_service.evaluation import feature_recovery
-from sae_service.evaluation.held_out import ShouldStop
+from sae_service.evaluation.held_out import ShouldStop, on_device
 from sae_service.evaluation.tally import Tally
 from sae_service.sae.inference import InferenceSAE, SAEs
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
@@ -98,11 +98,11 @@ class HeldOutRows:
         best_features = jnp.asarray(feature_recovery.best_features(directions, learned))
         widths = tuple(width for _, width in sites.write)
         tally, readout = Tally(), feature_recovery.Readout()
-        on_device = jax.device_put(sae.replace(sites=None), jax.devices()[0])
+        placed = on_device(sae.replace(sites=None))
         for chunk in self._chunks(should_stop):
             x, y = (self.known.at(names, chunk.x) for names in (sites.reads, sites.writes))
             weights = jnp.asarray(np.arange(len(x)) < chunk.n_rows, jnp.float32)
-            sums, acts = _sums(on_device, x, y, weights, chunk.strengths, best_features, jnp.asarray(best_latents), widths)
+            sums, acts = _sums(placed, x, y, weights, chunk.strengths, best_features, jnp.asarray(best_latents), widths)
             tally.add(sums)
             readout.add(np.asarray(acts)[: chunk.n_rows], np.asarray(chunk.strengths)[: chunk.n_rows])
         return {

@@ -19,7 +19,7 @@ from sae_service.activations.text import check_splits
 from sae_service.activations.tokens import Cursor, PackedTokens, all_left_out
 from sae_service.errors import DataNotFound, InvalidSpec, Stopped
 from sae_service.evaluation import outliers
-from sae_service.evaluation.held_out import ShouldStop
+from sae_service.evaluation.held_out import ShouldStop, on_device
 from sae_service.evaluation.tally import Tally
 from sae_service.sae.inference import InferenceSAE, SAEs
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
@@ -157,7 +157,7 @@ class HeldOutText:
         Raises:
             Stopped: it should stop before it has read all.
         """
-        return {name: self._measured(jax.device_put(load(), jax.devices()[0]), should_stop) for name, load in saes.items()}
+        return {name: self._measured(on_device(load()), should_stop) for name, load in saes.items()}
 
     def _measured(self, sae: InferenceSAE, should_stop: ShouldStop) -> dict[str, Any]:
         """The metrics of one SAE: those of `reconstruction`, and those of the model's loss:
@@ -224,11 +224,11 @@ def _spliced(
     widths = tuple(width for _, width in sites.write)
 
     def reconstruct(x: jax.Array, y: jax.Array) -> jax.Array:
-        x, y = jax.device_put((x, y), jax.devices()[0])
+        x, y = jax.device_put((x, y), sae.b_dec.sharding)
         # Without its sites, or those of one structure at several hook points would be compiled for each.
         y_hat, sums, found = reconstructed(anywhere, x, y, weights, widths, limits)
         tally.add(sums)
         norms.append(np.asarray(found)[batch.keep.ravel()])
-        return y_hat
+        return jax.device_put(y_hat, jax.devices()[0])
 
     return model.spliced_losses(batch.tokens, batch.keep, sites, reconstruct)

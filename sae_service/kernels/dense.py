@@ -1,5 +1,7 @@
 """The dense reference of each operation on latents: every latent of every row is computed and kept."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -24,11 +26,12 @@ def encode(
 
 
 def encode_topk(
-    x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"], k: Number
-) -> Latents:
-    """The k largest latents of each row."""
+    x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"], k: Number,
+    keep: Callable[[Array, Number], Array] = keep_largest,
+) -> Latents:  # fmt: skip
+    """The k largest latents of each row, which `keep` leaves."""
     z = x @ W_enc + b_enc
-    acts = keep_largest(jax.nn.relu(z), k)
+    acts = keep(jax.nn.relu(z), k)
     return Latents(z, acts, _most(acts > 0))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Array
 
 from sae_service.kernels.latents import Latents
-from sae_service.kernels.selection import Number
+from sae_service.kernels.selection import Number, keep_largest
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Ops:
             active, those in the window of width `bandwidth` around their thresholds.
         decode: (latents, W_dec) -> what they write.
         decode_prefixes: (latents, W_dec, widths) -> what the first latents of each width write, [widths, batch, d_write].
+        keep_largest: (acts, k) -> acts with all but the k largest of each row set to 0.
+        can_gather: whether some of the latents can be taken together: not where they lie on several devices.
     """
 
     encode: Callable[[Array, Array, Array], Latents]
@@ -30,3 +32,5 @@ class Ops:
     encode_above: Callable[[Array, Array, Array, Array, Array], Latents]
     decode: Callable[[Latents, Array], Array]
     decode_prefixes: Callable[[Latents, Array, tuple[int, ...]], Array]
+    keep_largest: Callable[[Array, Number], Array] = keep_largest
+    can_gather: bool = True

@@ -18,26 +18,30 @@ Number = Array | float | int
 def kth_largest(values: Float[Array, "*rows n"], k: Number) -> Float[Array, "*rows"]:
     """The k-th largest of each row of values >= 0; `k` may be traced, so other k need no other compiled step.
 
-    The bits of floats >= 0, read as integers, are in the same order: the answer is found bit by bit. Rows are looked at a
-    few at a time, which then stay in the processor's cache.
+    On a CPU rows are looked at a few at a time, which then stay in the processor's cache.
     """
-    if values.ndim != 2 or len(values) % CACHED_ROWS:
-        return _kth_largest(values, k)
+    if values.ndim != 2 or len(values) % CACHED_ROWS or jax.default_backend() != "cpu":
+        return kth_largest_at_once(values, k)
     blocks = values.reshape(-1, CACHED_ROWS, values.shape[1])
-    return jax.lax.map(lambda block: _kth_largest(block, k), blocks).reshape(len(values))
+    return jax.lax.map(lambda block: kth_largest_at_once(block, k), blocks).reshape(len(values))
 
 
-def _kth_largest(values: Float[Array, "*rows n"], k: Number) -> Float[Array, "*rows"]:
+def kth_largest_at_once(values: Float[Array, "*rows n"], k: Number, over_batch: bool = False) -> Float[Array, "..."]:
+    """The k-th largest of each row of values >= 0, or of all of them, with all rows looked at together.
+
+    The bits of floats >= 0, read as integers, are in the same order: the answer is found bit by bit. For each bit values are
+    only counted, so where they lie on several devices, these add their counts up.
+    """
     is_double = values.dtype == jnp.float64
     real, whole, n_bits = (jnp.float64, jnp.int64, 63) if is_double else (jnp.float32, jnp.int32, 31)
     bits = jax.lax.bitcast_convert_type(values.astype(real), whole)
 
     def try_bit(index: Array, found: Array) -> Array:
         candidate = found | jnp.left_shift(jnp.ones((), whole), (n_bits - 1 - index).astype(whole))
-        enough = jnp.sum(bits >= candidate[..., None], axis=-1) >= k
+        enough = jnp.sum(bits >= candidate[..., None], axis=None if over_batch else -1) >= k
         return jnp.where(enough, candidate, found)
 
-    found = jax.lax.fori_loop(0, n_bits, try_bit, jnp.zeros(values.shape[:-1], whole))
+    found = jax.lax.fori_loop(0, n_bits, try_bit, jnp.zeros(() if over_batch else values.shape[:-1], whole))
     return jax.lax.bitcast_convert_type(found, real)
 
 
@@ -51,9 +55,9 @@ def keep_largest_of_batch(acts: Float[Array, "batch n"], k: Number) -> tuple[Flo
 
     The smallest is 0 if nothing is positive.
     """
-    flat = acts.ravel()
-    kept = keep_largest(flat, n_of_batch(acts, k))
-    return kept.reshape(acts.shape), smallest_of(kept)
+    smallest = kth_largest_at_once(jax.lax.stop_gradient(acts), n_of_batch(acts, k), over_batch=True)
+    kept = jnp.where(acts >= smallest, acts, 0)
+    return kept, smallest_of(kept)
 
 
 def n_of_batch(acts: Float[Array, "batch n"], k: Number) -> Float[Array, ""]:
@@ -129,7 +133,7 @@ def digit_counts(
     bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32) >> jnp.asarray(shift, jnp.uint32)
     counts = (values > 0) & (bits >> DIGIT_BITS == prefix)
     digits = jnp.where(counts, bits & (N_DIGITS - 1), N_DIGITS)
-    return jnp.zeros(N_DIGITS, jnp.int32).at[digits.ravel()].add(1, mode="drop")
+    return jnp.zeros(N_DIGITS, jnp.int32).at[digits].add(1, mode="drop")
 
 
 def nth_largest(count: Callable[[int, int], Int[np.ndarray, " n_digits"]], n: int) -> float:

@@ -1,5 +1,6 @@
 """AuxK: dead latents are trained on what the living ones leave over."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sae_service.kernels.latents import Latents
-from sae_service.kernels.selection import keep_largest
+from sae_service.kernels.ops import Ops
 from sae_service.numerics import squared_error, variance_of
 from sae_service.sae.dead import OfLatents, of_dead
 
@@ -20,6 +21,7 @@ def auxk_error(
     W_dec: Float[Array, "d_sae d_write"],
     is_dead: Bool[Array, " d_sae"],
     k_aux: int,
+    ops: Ops,
 ) -> Float[Array, ""]:
     """The residual's normalised error when the dead latents with the k_aux largest z reconstruct it; 0 if none is dead.
 
@@ -34,14 +36,14 @@ def auxk_error(
     """
     residual, is_dead = jax.lax.stop_gradient(residual), is_dead & ~latents.fired()
     x, W_enc, b_enc = encoder
-    error = partial(_error, k_aux or residual.shape[1] // 2)
-    found: Any = of_dead(error, is_dead, x, OfLatents(W_enc, b_enc, W_dec), residual)
+    error = partial(_error, k_aux or residual.shape[1] // 2, ops.keep_largest)
+    found: Any = of_dead(error, ops.can_gather, is_dead, x, OfLatents(W_enc, b_enc, W_dec), residual)
     return found
 
 
-def _error(k_aux: int, z: Array, is_dead: Array, W_dec: Array, residual: Array) -> Array:
+def _error(k_aux: int, keep: Callable[[Array, int], Array], z: Array, is_dead: Array, W_dec: Array, residual: Array) -> Array:
     revived = jnp.where(is_dead, jax.nn.relu(z), 0)
     if z.shape[1] > k_aux:
-        revived = keep_largest(revived, k_aux)
+        revived = keep(revived, k_aux)
     variance = variance_of(residual)
     return jnp.where(variance > 0, squared_error(residual, revived @ W_dec) / jnp.where(variance > 0, variance, 1), 0)

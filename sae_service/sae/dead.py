@@ -25,18 +25,21 @@ class OfLatents(PyTree):
     others: Any
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def of_dead(
-    term: Term, is_dead: Bool[Array, " d_sae"], x: Float[Array, "batch d_read"], latents: OfLatents, given: Any
+    term: Term, can_gather: bool, is_dead: Bool[Array, " d_sae"], x: Float[Array, "batch d_read"], latents: OfLatents, given: Any
 ) -> Float[Array, ""]:
     """The term of the dead latents; 0 if there are none. Neither `x` nor `given` has a gradient.
 
     The gradient is computed with the value, so that nothing as wide as all latents is kept from the one for the other.
+
+    Args:
+        can_gather: see `Ops`; without it the term is computed from all latents, of which the others are not dead.
     """
-    return _measured(term, is_dead, x, latents, given)[0]
+    return _measured(term, can_gather, is_dead, x, latents, given)[0]
 
 
-def _measured(term: Term, is_dead: Array, x: Array, latents: OfLatents, given: Any) -> tuple[Array, OfLatents]:
+def _measured(term: Term, can_gather: bool, is_dead: Array, x: Array, latents: OfLatents, given: Any) -> tuple[Array, OfLatents]:
     d_sae = len(is_dead)
     few = d_sae // FEW
     nothing = jax.tree.map(jnp.zeros_like, latents)
@@ -62,14 +65,16 @@ def _measured(term: Term, is_dead: Array, x: Array, latents: OfLatents, given: A
         return jax.value_and_grad(total)(latents, is_dead)
 
     n_dead = jnp.sum(is_dead)
+    if not can_gather:
+        return jax.lax.cond(n_dead > 0, of_all, of_none)
     return jax.lax.switch(jnp.int32(n_dead > 0) + (n_dead > few), (of_none, of_few, of_all))
 
 
-def _forward(term: Term, is_dead: Array, x: Array, latents: OfLatents, given: Any) -> tuple[Array, OfLatents]:
-    return _measured(term, is_dead, x, latents, given)
+def _forward(term: Term, can_gather: bool, is_dead: Array, x: Array, latents: OfLatents, given: Any) -> tuple[Array, OfLatents]:
+    return _measured(term, can_gather, is_dead, x, latents, given)
 
 
-def _backward(term: Term, gradient: OfLatents, upstream: Array) -> tuple[Any, ...]:
+def _backward(term: Term, can_gather: bool, gradient: OfLatents, upstream: Array) -> tuple[Any, ...]:
     return None, None, jax.tree.map(lambda leaf: upstream * leaf, gradient), None
 
 

@@ -5,7 +5,7 @@ A parsed spec has no gaps: what the user left out is filled in, so the stored sp
 """
 
 from sae_service.spec.job import CheckpointSpec, EvaluationSpec, JobSpec, Labels
-from sae_service.spec.saes import InitialSpec, SAESpec
+from sae_service.spec.saes import InitialSpec, SAESpec, Shard
 from sae_service.spec.stream import DatasetSpec, ModelSpec, StreamSpec, SyntheticSpec, is_path
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Labels",
     "ModelSpec",
     "SAESpec",
+    "Shard",
     "StreamSpec",
     "SyntheticSpec",
     "is_path",

@@ -61,8 +61,9 @@ class JobSpec(Frozen):
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
     queue: Name = "default"
     gpus: int = Field(
-        default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them. 1 also runs on a CPU."
-    )
+        default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them, or split (shard). 1 also "
+        "runs on a CPU.",
+    )  # fmt: skip
     metadata: Labels = Field(default={}, description="The user's own labels; jobs can be listed by them.")
 
     @model_validator(mode="before")
@@ -102,11 +103,27 @@ class JobSpec(Frozen):
             for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes)):
                 if self.stream.synthetic is not None and not set(names) <= set(known):
                     refuse(("saes", index, field), f"must be {' or '.join(known)} for synthetic activations", names)
-        if self.gpus > len(self.saes):
-            refuse(("gpus",), f"must be at most the number of SAEs ({len(self.saes)}): each trains on one GPU", self.gpus)
+        if self.gpus > len(self.saes) and all(sae.shard == "none" for sae in self.saes):
+            why = f"({len(self.saes)}): each trains on one GPU, unless its shard says otherwise"
+            refuse(("gpus",), f"must be at most the number of SAEs {why}", self.gpus)
         if self.evaluation.tokens < self.stream.context_size:
             minimum = self.stream.context_size
             refuse(("evaluation", "tokens"), f"must be at least context_size ({minimum})", self.evaluation.tokens)
+        return self
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> "JobSpec":
+        for index, sae in enumerate(self.saes):
+            if sae.shard == "none":
+                continue
+            if self.gpus == 1:
+                refuse(("saes", index, "shard"), "needs several gpus; raise gpus, or leave it out", sae.shard)
+            if sae.shard == "latents" and sae.architecture.d_sae % self.gpus:
+                field, value = ("saes", index, "architecture", "d_sae"), sae.architecture.d_sae
+                refuse(field, f"must be a multiple of gpus ({self.gpus}), over which the latents are split (shard)", value)
+            if sae.shard == "batch" and self.stream.batch % self.gpus:
+                why = f"over which saes[{index}] splits it (shard)"
+                refuse(("stream", "batch"), f"must be a multiple of gpus ({self.gpus}), {why}", self.stream.batch)
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """One SAE of a job as its user writes it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticUseDefault
@@ -17,6 +17,10 @@ HookNames = Annotated[
     HookName | Annotated[tuple[HookName, ...], Field(min_length=2, max_length=64)],
     must("be the name of a hook point, such as blocks.8.hook_resid_post, or a list of 2 to 64 of them"),
 ]
+
+
+Shard = Literal["none", "latents", "batch"]
+"""What of an SAE's training is split over the devices of a job."""
 
 
 class InitialSpec(Frozen):
@@ -72,6 +76,10 @@ class SAESpec(Frozen):
     )  # fmt: skip
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     initial: InitialSpec | None = Field(default=None, description="Default: weights are drawn by the seed.")
+    shard: Shard = Field(
+        default="none", description="How the SAE is split over the job's gpus: by latents, if it is too wide for one of them; by "
+        "the rows of each batch, if it is narrow and one is too slow; none: it lives on one of them.",
+    )  # fmt: skip
 
     @field_validator("optimizer", mode="before")
     @classmethod

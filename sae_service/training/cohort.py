@@ -16,8 +16,9 @@ from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
 from sae_service.schema import ArchitectureConfig
 from sae_service.spec import SAESpec
-from sae_service.training import metrics, optimizer
+from sae_service.training import metrics, optimizer, sharded
 from sae_service.training.calibration import calibrated
+from sae_service.training.placement import Place
 from sae_service.training.step import Numbers, Served, TrainState, resample, step
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -33,26 +34,33 @@ class Cohort:
     Attributes:
         n_slots: of a row's latents in the sparse operations, which a step uses as long as a row depends on no more; None for
             the dense ones.
+        shared: the place of an SAE that is split over several devices; such are stepped by the dense operations.
+        n_candidates: what each of these devices offers of a row's largest latents; see `sharded.n_candidates`.
     """
 
     architecture: Architecture
     structure: ArchitectureConfig
     sites: Sites
     n_slots: int | None
+    shared: Place | None = None
+    n_candidates: int | None = None
 
-    def served(self, rows: Mapping[str, Array], place: Any) -> Served:
+    def served(self, rows: Mapping[str, Array], place: Place) -> Served:
         """Their batch, of the rows by hook point, where they live."""
-        read = tuple(jax.device_put(rows[name], place) for name, _ in self.sites.read)
-        write = None if self.sites.is_autoencoder else tuple(jax.device_put(rows[name], place) for name, _ in self.sites.write)
-        return Served(read, write)
+        read = tuple(jax.device_put(rows[name], place.rows) for name, _ in self.sites.read)
+        write = tuple(jax.device_put(rows[name], place.rows) for name, _ in self.sites.write)
+        return Served(read, None if self.sites.is_autoencoder else write)
 
     def step(self, state: TrainState, numbers: Numbers, served: Served) -> TrainState:
         """The state after one step. `state` is consumed."""
+        if self.shared is not None:
+            how = self.shared, self.n_candidates
+            return sharded.compiled_step(self.architecture, self.structure, *how, state, numbers, served)
         return compiled_step(self.architecture, self.structure, self.n_slots, state, numbers, served)
 
     def resample(self, state: TrainState, numbers: Numbers, served: Served, key: Any) -> TrainState:
         """The state with its dead latents started anew. `state` is consumed."""
-        return compiled_resample(self.architecture, self.structure, state, numbers, served, key)
+        return self._where_it_was(compiled_resample(self.architecture, self.structure, state, numbers, served, key))
 
     def calibrated(
         self, config: ArchitectureConfig, state: TrainState, numbers: Numbers, batches: Sequence[Served]
@@ -62,17 +70,24 @@ class Cohort:
 
     def read(self, config: ArchitectureConfig, state: TrainState, numbers: Numbers) -> tuple[TrainState, dict[str, Any]]:
         """The state with an empty window, and what a row of metrics is made of. `state` is consumed."""
-        return compiled_reading(self.architecture, config, state, numbers)
+        state, found = compiled_reading(self.architecture, config, state, numbers)
+        return self._where_it_was(state), found
 
     def public(self, config: ArchitectureConfig, parameters: Any) -> InferenceSAE:
         """The public form, in units of the rows that the SAE was trained on."""
         return compiled_export(self.architecture, config, self.sites, parameters)
 
+    def _where_it_was(self, state: TrainState) -> TrainState:
+        """The state of an SAE that is split, whose parts a compiled function may have left elsewhere."""
+        return state if self.shared is None else self.shared.put(state)
 
-def cohort(sae: SAESpec, sites: Sites) -> Cohort:
+
+def cohort(sae: SAESpec, sites: Sites, place: Place) -> Cohort:
     """The cohort that an SAE belongs to; equal ones are one."""
-    architecture = ARCHITECTURES[sae.architecture.kind]
-    return Cohort(architecture, sae.architecture.structure(), sites, slots_of(architecture, sae.architecture))
+    architecture, config = ARCHITECTURES[sae.architecture.kind], sae.architecture
+    if place.split is not None:
+        return Cohort(architecture, config.structure(), sites, None, place, sharded.n_candidates(architecture, config))
+    return Cohort(architecture, config.structure(), sites, slots_of(architecture, config))
 
 
 def slots_of(architecture: Architecture, config: ArchitectureConfig) -> int | None:

@@ -101,7 +101,8 @@ class Trainer:
         for sae in self.job.saes:
             sites = self.sites[sae.name]
             numbers = self.placement.put(sae.name, numbers_of(self.job, sae, sites, self.scales[sae.name]))
-            self._members.append(Member(sae, cohort(sae, sites), numbers, resampling_steps(self.job, sae)))
+            group = cohort(sae, sites, self.placement.by_sae[sae.name])
+            self._members.append(Member(sae, group, numbers, resampling_steps(self.job, sae)))
 
     def step(self, rows: dict[str, Float[Array, "batch d_in"]]) -> None:
         """One step of every SAE on the rows of its hook points."""
@@ -146,7 +147,7 @@ class Trainer:
         self.settle()
         began, figures = time.monotonic(), self.figures()
         parameters = {name: state.parameters for name, state in self.states.items()}
-        measured = self.evaluate({sae.name: partial(self.exported, sae, parameters) for sae in self.job.saes})
+        measured = self.evaluate({sae.name: partial(self.placed, sae, parameters) for sae in self.job.saes})
         self._evaluated_s += time.monotonic() - began
         return {name: found | figures[name] for name, found in measured.items()}
 
@@ -160,6 +161,11 @@ class Trainer:
             member = next(member for member in self._members if member.spec is sae)
             found = jax.device_get(member.cohort.public(sae.architecture, jax.device_get(parameters[sae.name])))
         return unscaled(found, self.scales[sae.name], self.scales[sae.name])
+
+    def placed(self, sae: SAESpec, parameters: Mapping[str, Any]) -> InferenceSAE:
+        """The same, and split over the devices again if its latents are: one of them may have no room for it."""
+        found, place = self.exported(sae, parameters), self.placement.by_sae[sae.name]
+        return place.put(found) if place.split == "d_sae" else found
 
     def figures(self) -> dict[str, dict[str, float]]:
         """What training knows of each SAE that is worth having beside its held-out figures."""

@@ -23,7 +23,7 @@ C_LIBRARY = ctypes.CDLL(None)
 
 
 REMEDIES = {
-    "SAE and optimizer state": ("/saes", "Train fewer or narrower SAEs in one job (d_sae), or ask for more gpus."),
+    "SAE and optimizer state": ("/saes", "Train fewer or narrower SAEs (d_sae), or on more gpus; shard: latents splits one."),
     "step": ("/saes", "Lower stream.batch or d_sae."),
     "evaluation": ("/stream/prompts", "Lower stream.prompts or d_sae."),
     "buffer": ("/stream", "Lower stream.buffer_bytes or stream.buffer_rows."),
@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose, on the device with the most SAEs.
+    """Bytes by purpose, on the device that holds the most of the SAEs.
 
     Attributes:
         training: what JAX holds while the SAEs train.
@@ -100,24 +100,25 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
         row_bytes: of one row of every hook point.
         model: bytes that the language model needs, by purpose; nothing for synthetic rows.
     """
-    states: Counter[Any] = Counter()
+    states, all_states = Counter[Any](), 0
     steps, evaluations = [0], [0]
     for sae in job.saes:
-        shapes, at = start.shapes(sae, sites[sae.name]), sites[sae.name]
-        states[placement.by_sae[sae.name]] += size_of(shapes)
-        parameters, d_sae = size_of(shapes.parameters), sae.architecture.d_sae
-        steps.append(parameters + 4 * job.stream.batch * (DENSE_COPIES * d_sae + 4 * (at.d_read + at.d_write)))
+        shapes, at, place = start.shapes(sae, sites[sae.name]), sites[sae.name], placement.by_sae[sae.name]
+        all_states += size_of(shapes)
+        states.update(dict.fromkeys(place.devices, place.bytes_on_device(shapes)))
+        parameters = place.bytes_on_device(shapes.parameters)
+        batch, d_sae = place.share("batch", job.stream.batch), place.share("d_sae", sae.architecture.d_sae)
+        steps.append(parameters + 4 * batch * (DENSE_COPIES * d_sae + 4 * (at.d_read + at.d_write)))
         if ARCHITECTURES[sae.architecture.kind].calibration is not None:
             # The sampled rows, of which one batch at a time is encoded.
-            n_rows = job.stream.batch * min(job.stream.steps_in_sample, job.stream.steps_in_fill(row_bytes))
+            n_rows = batch * min(job.stream.steps_in_sample, job.stream.steps_in_fill(row_bytes))
             row = at.d_read if at.is_autoencoder else at.d_read + at.d_write
-            steps.append(parameters + 4 * (n_rows * row + job.stream.batch * (DENSE_COPIES * d_sae + row)))
+            steps.append(parameters + 4 * (n_rows * row + batch * (DENSE_COPIES * d_sae + row)))
         evaluations.append(parameters + 4 * job.stream.prompts * job.stream.context_size * (3 * d_sae + 4 * at.d_write))
     buffer = {"buffer": 2 * job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes}
     training, evaluation = {"SAE and optimizer state": max(states.values()), "step": max(steps)}, {"evaluation": max(evaluations)}
     if job.evaluation.every_tokens:
         training |= evaluation
-    all_states = sum(states.values())
     # Rows of a model are torch's memory, which JAX only looks at.
     training, model = (training, model | buffer) if model else (training | buffer, model)
     return MemoryPlan(training, evaluation, model, all_states + all_states // 3)

@@ -53,8 +53,8 @@ def drawn_and_fitted(
     read = tuple(rows[name] for name in sae.reads)
     write = None if sites.is_autoencoder else tuple(rows[name] for name in sae.writes)
     place = placement.by_sae[sae.name]
-    sample = jax.device_put(_sampled(Served(read, write)), place)
-    made = jax.jit(_drawn_and_fitted, static_argnums=(0, 1, 2), out_shardings=place)
+    sample = jax.device_put(_sampled(Served(read, write)), place.whole)
+    made = jax.jit(_drawn_and_fitted, static_argnums=(0, 1, 2), out_shardings=place.of(shapes(sae, sites)))
     numbers = {name: np.float32(value) for name, value in config.numbers().items()}
     seeds = np.array([job.stream.seed, sae.seed], np.uint32)
     columns = column_scales(sites, scales)
@@ -116,10 +116,10 @@ def measured_scales(job: JobSpec, rows: Mapping[str, Array]) -> dict[str, Scales
 def from_weights(sae: SAESpec, sites: Sites, scales: Scales, initial: "Initial", placement: Placement) -> TrainState:
     """The state of an SAE that starts from weights that were trained before, each in a buffer of its own."""
     architecture = ARCHITECTURES[sae.architecture.kind]
-    place = placement.by_sae[sae.name]
-    found = parameters(sae, initial, scales, sites)
-    made = jax.jit(partial(begun, architecture, sae.architecture, sites), out_shardings=place)
-    return made(jax.tree.map(lambda leaf: np.array(leaf, np.float32), found))
+    found = jax.tree.map(lambda leaf: np.array(leaf, np.float32), parameters(sae, initial, scales, sites))
+    places = placement.by_sae[sae.name].of(shapes(sae, sites))
+    made = jax.jit(partial(begun, architecture, sae.architecture, sites), out_shardings=places)
+    return made(placement.put(sae.name, found))
 
 
 @dataclass(frozen=True)

@@ -91,13 +91,14 @@ class Measured(PyTree):
 
 def step(
     architecture: Architecture, structure: ArchitectureConfig, n_slots: int | None, state: TrainState, numbers: Numbers,
-    served: Served,
+    served: Served, dense: Ops = DENSE,
 ) -> TrainState:  # fmt: skip
     """The state after one step on raw rows.
 
     Args:
         structure: the config with its numbers taken out (`ArchitectureConfig.structure`).
         n_slots: of a row's latents in the sparse operations; None for the dense ones.
+        dense: what carries these out.
     """
     rows = scaled(served, numbers)
     config = structure.with_numbers(numbers.architecture)
@@ -115,7 +116,7 @@ def step(
         gradients, (output, moved) = jax.grad(loss, has_aux=True)(state.parameters)
         return Measured(gradients, output, moved)
 
-    found = measured(DENSE) if n_slots is None else _measured_sparsely(measured, n_slots, state)
+    found = measured(dense) if n_slots is None else _measured_sparsely(measured, n_slots, state)
     output = found.output
     gradients = architecture.constrain_gradients(state.parameters, found.gradients)
     change, optimizer_state, norm = optimizer.update(numbers.schedule, gradients, state.optimizer, state.n_steps)

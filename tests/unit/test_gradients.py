@@ -182,7 +182,7 @@ def test_auxk_reconstructs_the_residual_from_the_largest_dead_latents_alone() ->
 
     def error(residual: Any, W_dec: Any) -> jax.Array:
         latents, encoder = Latents(jnp.asarray(z), jnp.asarray(acts)), (jnp.asarray(z), jnp.eye(12), jnp.zeros(12))
-        return auxk_error(residual, latents, encoder, W_dec, jnp.asarray(is_dead), 2)
+        return auxk_error(residual, latents, encoder, W_dec, jnp.asarray(is_dead), 2, DENSE)
 
     arguments = jnp.asarray(residual), jnp.asarray(W_dec)
     assert float(error(*arguments)) == pytest.approx(expected)
