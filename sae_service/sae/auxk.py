@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sae_service.kernels.latents import Latents
+from sae_service.kernels.precision import product
 from sae_service.kernels.selection import keep_largest
 from sae_service.numerics import squared_error, variance_of
 from sae_service.sae.dead import OfLatents, of_dead
@@ -44,4 +45,4 @@ def _error(k_aux: int, z: Array, is_dead: Array, W_dec: Array, residual: Array) 
     if z.shape[1] > k_aux:
         revived = keep_largest(revived, k_aux)
     variance = variance_of(residual)
-    return jnp.where(variance > 0, squared_error(residual, revived @ W_dec) / jnp.where(variance > 0, variance, 1), 0)
+    return jnp.where(variance > 0, squared_error(residual, product(revived, W_dec)) / jnp.where(variance > 0, variance, 1), 0)

@@ -11,11 +11,13 @@ from jaxtyping import Array
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.kernels.choice import n_slots
+from sae_service.kernels.precision import products_in
 from sae_service.sae.architecture import Architecture
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
-from sae_service.schema import ArchitectureConfig
+from sae_service.schema import ArchitectureConfig, Precision
 from sae_service.spec import SAESpec
+from sae_service.spec.precision import resolved
 from sae_service.training import metrics, optimizer
 from sae_service.training.calibration import calibrated
 from sae_service.training.step import Numbers, Served, TrainState, resample, step
@@ -33,12 +35,14 @@ class Cohort:
     Attributes:
         n_slots: of a row's latents in the sparse operations, which a step uses as long as a row depends on no more; None for
             the dense ones.
+        precision: of the matrix products of a step.
     """
 
     architecture: Architecture
     structure: ArchitectureConfig
     sites: Sites
     n_slots: int | None
+    precision: Precision
 
     def served(self, rows: Mapping[str, Array], place: Any) -> Served:
         """Their batch, of the rows by hook point, where they live."""
@@ -48,7 +52,8 @@ class Cohort:
 
     def step(self, state: TrainState, numbers: Numbers, served: Served) -> TrainState:
         """The state after one step. `state` is consumed."""
-        return compiled_step(self.architecture, self.structure, self.n_slots, state, numbers, served)
+        with products_in(self.precision):
+            return compiled_step(self.architecture, self.structure, self.n_slots, state, numbers, served)
 
     def resample(self, state: TrainState, numbers: Numbers, served: Served, key: Any) -> TrainState:
         """The state with its dead latents started anew. `state` is consumed."""
@@ -72,7 +77,8 @@ class Cohort:
 def cohort(sae: SAESpec, sites: Sites) -> Cohort:
     """The cohort that an SAE belongs to; equal ones are one."""
     architecture = ARCHITECTURES[sae.architecture.kind]
-    return Cohort(architecture, sae.architecture.structure(), sites, slots_of(architecture, sae.architecture))
+    precision = resolved(sae.precision, jax.default_backend())
+    return Cohort(architecture, sae.architecture.structure(), sites, slots_of(architecture, sae.architecture), precision)
 
 
 def slots_of(architecture: Architecture, config: ArchitectureConfig) -> int | None:
