@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from sae_service.errors import InvalidSpec
-from sae_service.schema import Frozen, Name, pointer, refuse_long
+from sae_service.schema import Frozen, Moments, Name, pointer, refuse_long
 from sae_service.spec import CheckpointSpec, EvaluationSpec, JobSpec, Labels, SAESpec, Shard
 
 PARTS = ("checkpoints", "evaluation")
@@ -94,6 +94,9 @@ def _changed(parent: JobSpec, sae: SAESpec, changes: SAEChanges) -> dict[str, An
         before, after = sae.architecture.structure(), config.structure()
         changed = next(name for name in type(config).model_fields if getattr(before, name) != getattr(after, name))
         raise InvalidSpec(_cannot_change(sae), param=f"/saes/{sae.name}/architecture/{changed}")
+    for name in Moments._fields:
+        if changes.optimizer.get(name, getattr(sae.optimizer, name)) != getattr(sae.optimizer, name):
+            raise InvalidSpec(_cannot_change(sae), param=f"/saes/{sae.name}/optimizer/{name}")
     whole = sae.model_dump(mode="json")
     whole["architecture"] = config.model_dump(mode="json")
     whole["optimizer"] |= changes.optimizer
@@ -103,6 +106,6 @@ def _changed(parent: JobSpec, sae: SAESpec, changes: SAEChanges) -> dict[str, An
 
 
 def _cannot_change(sae: SAESpec) -> str:
-    can = {"architecture": sae.architecture.numbers(), "optimizer": type(sae.optimizer).model_fields}
+    can = {"architecture": sae.architecture.numbers(), "optimizer": set(type(sae.optimizer).model_fields) - set(Moments._fields)}
     listed = "; ".join(f"of the {part}: {', '.join(sorted(names))}" for part, names in can.items() if names)
     return f"cannot change when a job goes on; what can, {listed}"

@@ -2,7 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+
+def exact(
+    a: Float[Array | np.ndarray, "*rows inner"], b: Float[Array | np.ndarray, "inner columns"]
+) -> Float[Array, "*rows columns"]:
+    """a b, whose factors are not rounded, whatever the device and the setting."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def random_rows(key: Array, n_rows: int, n_columns: int) -> Float[Array, "n_rows n_columns"]:
@@ -54,7 +62,7 @@ def geometric_median(rows: Float[Array, "rows d_in"], n_iterations: int = 30) ->
 
     def improve(_: Array, point: Array) -> Array:
         weights = 1 / jnp.maximum(row_norms(rows - point), 1e-8)
-        return weights @ rows / jnp.sum(weights)
+        return exact(weights, rows) / jnp.sum(weights)
 
     return jax.lax.fori_loop(0, n_iterations, improve, jnp.mean(rows, axis=0))
 

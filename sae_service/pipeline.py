@@ -25,7 +25,7 @@ from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
 from sae_service.storage.objects import Content, Storage
 from sae_service.storage.provenance import provenance
-from sae_service.training import memory, start
+from sae_service.training import memory, precision, start
 from sae_service.training.loop import Trainer, schedule_warnings
 from sae_service.training.placement import Placement, placement, shortage
 from sae_service.training.step import TrainState
@@ -58,12 +58,14 @@ def run(
     """
     source = Source(job, device, roots)
     of_schedules = (f"saes[{index}].{said}" for index, sae in enumerate(job.saes) for said in schedule_warnings(job, sae))
-    for warning in (*source.model_warnings, *of_schedules):
+    products = precision.of_job(job, None if source.model is None else source.model.precisions)
+    reporter.event("info", precision.said(products))
+    for warning in (*source.model_warnings, *of_schedules, *precision.warnings(job, products)):
         reporter.event("warning", warning)
     places = placement(job)
     if warning := shortage(job, places):
         reporter.event("warning", warning)
-    setting = Setting(job, source, places)
+    setting = Setting(job, source, places, products)
     setting.check_memory(reporter)
     try:
         # Before anything is computed: what is wrong with the held-out text is said at once.
@@ -89,11 +91,14 @@ def _ends_here(should_stop: Callable[[], bool], alive: Callable[[], None]) -> bo
 
 @dataclass(frozen=True)
 class Setting:
-    """What an attempt knows of a job before it trains: where its rows come from, and where its SAEs are and live."""
+    """What an attempt knows of a job before it trains: where its rows come from, where its SAEs are and live, and the precision
+    of its products.
+    """
 
     job: JobSpec
     source: Source
     placement: Placement
+    products: dict[str, Any]
 
     @cached_property
     def sites(self) -> dict[str, Sites]:
@@ -130,7 +135,8 @@ class _Training:
         self.should_stop, self.alive, self.writer = should_stop, alive, CheckpointWriter()
         self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths, self.source.roots)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
-        self.provenance = provenance(self.job, jax.devices()[0].device_kind, self.source.roots) | {"initial": self.hashes}
+        known = provenance(self.job, jax.devices()[0].device_kind, self.source.roots, setting.products)
+        self.provenance = known | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
         self.limits = values.get("limits") or self.source.norm_limits(alive)
         harvest = self.source.harvest(self.position.fill_start, self.limits)

@@ -4,7 +4,7 @@ import pkgutil
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -86,6 +86,8 @@ DEFAULT_PORT = 8000
 """Where the service listens, and is looked for."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tensorfloat32", "bfloat16"]
+"""What the factors of a matrix product are rounded to: 24, 11 or 8 significant bits. Sums are float32."""
 WeightProcessing = Literal["none", "compatibility"]
 Normalization = Literal["unit_mean_square", "sqrt_d_in", "none"]
 """How one scalar per hook point scales the rows: E‖x‖² = 1, E‖x‖ = sqrt(d_in), or not at all."""
@@ -131,6 +133,16 @@ class ResamplingConfig(ArchitectureConfig):
     )
 
 
+MOST_BETA1_OF_BFLOAT16 = 0.99
+
+
+class Moments(NamedTuple):
+    """How the two means that Adam remembers are kept from step to step: see `OptimizerConfig`."""
+
+    first_moment: str = "float32"
+    second_moment: str = "float32"
+
+
 class OptimizerConfig(Frozen):
     """Adam and the schedules around it. What a job leaves out is the architecture's own default."""
 
@@ -151,6 +163,25 @@ class OptimizerConfig(Frozen):
     sparsity_warm_up: Duration = Field(
         default=0, description="Steps, or share of the job, over which the sparsity coefficient rises linearly from 0."
     )
+    first_moment: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="How the mean of the gradients is kept from step to step: 4 or 2 bytes a weight."
+    )
+    second_moment: Literal["float32", "factored", "int8"] = Field(
+        default="float32", description="How the mean of their squares is kept: 4 bytes a weight; one number for each row and "
+        "column of a matrix; or 1 byte a weight, with a scale for each 256.",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _check_first_moment(self) -> Self:
+        if self.first_moment == "bfloat16" and self.beta1 > MOST_BETA1_OF_BFLOAT16:
+            at_most = f"keeps 8 bits, in which steps of a beta1 above {MOST_BETA1_OF_BFLOAT16} are lost"
+            refuse(("first_moment",), f"{at_most}; use float32, or lower beta1", self.first_moment)
+        return self
+
+    @property
+    def moments(self) -> Moments:
+        """How the optimiser's memory is kept, which cannot change while an SAE trains."""
+        return Moments(self.first_moment, self.second_moment)
 
 
 def pointer(location: Iterable[Any], value: Any) -> str:

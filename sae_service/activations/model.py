@@ -19,19 +19,24 @@ from sae_service.activations import tokenizer as text
 from sae_service.activations.blame import blamed
 from sae_service.activations.documents import Tokenizing
 from sae_service.activations.load_model import load_bridge
+from sae_service.activations.precision import EPS, products_in, settings
 from sae_service.activations.splice import Edit, Reconstruct
 from sae_service.errors import InvalidSpec, ModelNotFound
 from sae_service.hook_points import FOLDING_FIELD, check_folding, not_exact
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
 from sae_service.spec import ModelSpec, fields
+from sae_service.spec.precision import of_model
 
 SAMPLE = (2, 7)
 """Prompts and tokens in each that a model is tried on: numbers that no model has for another reason."""
 
 
 class LanguageModel(Tokenizing):
-    """A TransformerLens bridge, ready to be read. One forward pass at a time; callers on threads wait their turn."""
+    """A TransformerLens bridge, ready to be read. One forward pass at a time; callers on threads wait their turn.
+
+    `precision` is that of its matrix products.
+    """
 
     def __init__(self, spec: ModelSpec, device: str, roots: Roots = EVERYWHERE) -> None:
         """Loads the model. Raises ModelNotFound, at once where there is no network, and InvalidSpec.
@@ -42,6 +47,7 @@ class LanguageModel(Tokenizing):
             roots: where its files may be, and those of the text that it reads.
         """
         self.device, self.roots, self._spec, self._lock = device, roots, spec, threading.Lock()
+        self.precision = of_model(spec, device)
         self.bridge = load_bridge(spec, device, roots)
         self.tokenizer: Any = None
         try:
@@ -50,6 +56,11 @@ class LanguageModel(Tokenizing):
             self._no_tokenizer = error
         if spec.weight_processing == "compatibility":
             self._fold()
+
+    @property
+    def precisions(self) -> dict[str, Any]:
+        """What its products run in, and what torch is set to for that."""
+        return {"products": self.precision, "torch": settings(self.precision, self.device)}
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -108,7 +119,7 @@ class LanguageModel(Tokenizing):
     @property
     def tolerance(self) -> float:
         """The relative difference of losses that rounding alone may make."""
-        return max(1e-4, 4 * torch.finfo(self._dtype).eps)
+        return max(1e-4, 4 * EPS[self.precision])
 
     def first_losses(self) -> Float[np.ndarray, "prompts predicted"]:
         """The losses of the sample. Raises InvalidSpec if the model does not run, and OutOfMemory."""
@@ -134,7 +145,7 @@ class LanguageModel(Tokenizing):
         def note(value: Any, hook: Any, name: str) -> None:
             found.append((name, value.clone() if isinstance(value, torch.Tensor) else value))
 
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
             hooks = [(name, partial(note, name=name)) for name in hook_names]
             self.bridge.run_with_hooks(self._ids(tokens), fwd_hooks=hooks, return_type="logits")
         return found
@@ -149,7 +160,7 @@ class LanguageModel(Tokenizing):
         self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: tuple[str, ...]
     ) -> dict[str, Float[torch.Tensor, "prompts context_size d_in"]]:
         """Activations at each hook point in one forward pass, which stops after the last layer needed."""
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
             _, cache = self.bridge.run_with_cache(
                 self._ids(tokens),
                 names_filter=list(hook_names),
@@ -159,7 +170,7 @@ class LanguageModel(Tokenizing):
         missing = [name for name in hook_names if name not in cache]
         if missing:
             raise InvalidSpec(f"the model computed nothing at hook point {missing[0]!r}", param="/saes")
-        return {name: cache[name].flatten(start_dim=2) for name in hook_names}
+        return {name: cache[name].flatten(start_dim=2).to(self._dtype) for name in hook_names}
 
     def losses(
         self, tokens: Int[np.ndarray, "prompts context_size"], edits: Mapping[str, Edit] | None = None
@@ -172,7 +183,7 @@ class LanguageModel(Tokenizing):
             return None if edited is None else edited.reshape(tensor.shape).to(tensor.dtype)
 
         hooks = [(name, partial(hook, edit=edit)) for name, edit in (edits or {}).items()]
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
             logits = self.bridge.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits")
             # One prompt at a time: with a large vocabulary the logits are the most that there is, and these are copies of them.
             found = [

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from sae_service.activations.buffer import FillStart
-from sae_service.numerics import random_rows, unit_rows
+from sae_service.numerics import exact, random_rows, unit_rows
 from sae_service.spec import StreamSpec, SyntheticSpec
 from sae_service.spec.stream import SYNTHETIC_HOOK
 
@@ -43,7 +43,7 @@ class Truth:
 
     def at(self, hook_names: Sequence[str], rows: Float[Array, "n d_in"]) -> Float[Array, "n widths"]:
         """What is at the hook points, side by side, where `rows` are at hook_synthetic: activations, or directions."""
-        return jnp.concatenate([rows if name == SYNTHETIC_HOOK else rows @ self.onward for name in hook_names], axis=1)
+        return jnp.concatenate([rows if name == SYNTHETIC_HOOK else exact(rows, self.onward) for name in hook_names], axis=1)
 
 
 def _key(seed: int, use: int) -> Any:
@@ -71,7 +71,7 @@ def toy_model_directions(spec: SyntheticSpec, probabilities: Array, key: Any) ->
 
     def loss(weights: tuple[Array, Array], x: Array) -> Array:
         W, b = weights
-        return jnp.mean(jnp.sum(jnp.square(x - jax.nn.relu(x @ W @ W.T + b)), axis=1))
+        return jnp.mean(jnp.sum(jnp.square(x - jax.nn.relu(exact(exact(x, W), W.T) + b)), axis=1))
 
     def step(carry: Any, index: Array) -> tuple[Any, None]:
         weights, state = carry
@@ -122,7 +122,7 @@ def rows(
     strength_key, noise_key = jax.random.split(key)
     x = strengths(spec, probabilities, strength_key, n_rows)
     noise = spec.noise * jax.random.normal(noise_key, (n_rows, spec.d_in))
-    return x, x @ directions + noise
+    return x, exact(x, directions) + noise
 
 
 class SyntheticHarvest:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from pydantic import Field
 
 from sae_service.kernels.ops import Ops
-from sae_service.numerics import spread, squared_error
+from sae_service.numerics import exact, spread, squared_error
 from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows, outcome
@@ -62,7 +62,7 @@ def fit_to_rows(config: JumpReLUTanhConfig, parameters: JumpReLUTanhParameters, 
     """`b_enc` such that each latent fires on 10,000 / d_sae of the rows, at most on half of them."""
     share = min(FIRING_TOKENS / config.d_sae, MOST_FIRING)
     coder = answering(parameters.coder, rows)
-    z = spread(rows.x, FITTING_ROWS) @ coder.W_enc
+    z = exact(spread(rows.x, FITTING_ROWS), coder.W_enc)
     b_enc = jnp.exp(parameters.log_threshold) - jnp.quantile(z, 1 - share, axis=0)
     return parameters.replace(coder=coder.replace(b_enc=b_enc))
 

@@ -15,6 +15,7 @@ from sae_service.errors import Stopped
 from sae_service.evaluation import feature_recovery
 from sae_service.evaluation.held_out import ShouldStop, on_device
 from sae_service.evaluation.tally import Tally
+from sae_service.numerics import exact
 from sae_service.sae.inference import InferenceSAE, SAEs
 from sae_service.sae.reconstruction import reconstruction, reconstruction_sums
 from sae_service.sae.sites import Sites
@@ -120,7 +121,7 @@ def random_sae(sae: InferenceSAE, x: Float[Array, "rows d_read"], share: float) 
     read, written = (
         jnp.asarray(feature_recovery.random_directions(n_latents, width), jnp.float32) for width in (x.shape[1], d_write)
     )
-    threshold = jnp.full(n_latents, jnp.maximum(jnp.quantile(x @ read.T, 1 - share), 0))
+    threshold = jnp.full(n_latents, jnp.maximum(jnp.quantile(exact(x, read.T), 1 - share), 0))
     return InferenceSAE(read.T, jnp.zeros(n_latents), written, jnp.zeros(d_write), threshold, sites=sae.sites)
 
 

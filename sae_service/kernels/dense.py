@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sae_service.kernels.jump import jumprelu
 from sae_service.kernels.latents import Latents
 from sae_service.kernels.ops import Ops
+from sae_service.kernels.precision import product
 from sae_service.kernels.selection import Number, keep_largest, keep_largest_of_batch
 
 
@@ -21,7 +22,7 @@ def encode(
     x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"]
 ) -> Latents:
     """Every latent that is above 0."""
-    z = x @ W_enc + b_enc
+    z = product(x, W_enc) + b_enc
     return Latents(z, jax.nn.relu(z), _most(z > 0))
 
 
@@ -30,7 +31,7 @@ def encode_topk(
     keep: Callable[[Array, Number], Array] = keep_largest,
 ) -> Latents:  # fmt: skip
     """The k largest latents of each row, which `keep` leaves."""
-    z = x @ W_enc + b_enc
+    z = product(x, W_enc) + b_enc
     acts = keep(jax.nn.relu(z), k)
     return Latents(z, acts, _most(acts > 0))
 
@@ -39,7 +40,7 @@ def encode_topk_of_batch(
     x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"], k: Number
 ) -> tuple[Latents, Float[Array, ""]]:
     """The k largest latents a row on average, and the smallest of them."""
-    z = x @ W_enc + b_enc
+    z = product(x, W_enc) + b_enc
     acts, smallest = keep_largest_of_batch(jax.nn.relu(z), k)
     return Latents(z, acts, _most(acts > 0)), smallest
 
@@ -52,13 +53,13 @@ def encode_above(
     bandwidth: Float[Array, ""],
 ) -> Latents:
     """The latents above their thresholds."""
-    z = x @ W_enc + b_enc
+    z = product(x, W_enc) + b_enc
     return Latents(z, jumprelu(z, threshold, bandwidth), _most(z - threshold > -bandwidth / 2))
 
 
 def decode(latents: Latents, W_dec: Float[Array, "d_sae d_write"]) -> Float[Array, "batch d_write"]:
     """What the latents write."""
-    return latents.acts @ W_dec
+    return product(latents.acts, W_dec)
 
 
 def decode_prefixes(
@@ -66,7 +67,7 @@ def decode_prefixes(
 ) -> Float[Array, "prefixes batch d_write"]:
     """What the first latents of each width write."""
     groups = zip((0, *widths[:-1]), widths, strict=True)
-    return jnp.cumsum(jnp.stack([latents.acts[:, start:end] @ W_dec[start:end] for start, end in groups]), axis=0)
+    return jnp.cumsum(jnp.stack([product(latents.acts[:, start:end], W_dec[start:end]) for start, end in groups]), axis=0)
 
 
 DENSE = Ops(encode, encode_topk, encode_topk_of_batch, encode_above, decode, decode_prefixes)

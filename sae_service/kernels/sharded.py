@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from sae_service.kernels import dense
 from sae_service.kernels.latents import Latents
 from sae_service.kernels.ops import Ops
+from sae_service.kernels.precision import product
 from sae_service.kernels.selection import Number, kth_largest, kth_largest_at_once
 
 AXIS = "devices"
@@ -92,7 +93,7 @@ def decode_prefixes(
 
     def on_device(index: int, acts: Array, W_dec: Array) -> Array:
         edges = [min(max(width - index * n_own, 0), n_own) for width in (0, *widths)]
-        return jnp.stack([acts[:, start:end] @ W_dec[start:end] for start, end in pairwise(edges)])
+        return jnp.stack([product(acts[:, start:end], W_dec[start:end]) for start, end in pairwise(edges)])
 
     def own(acts: Array, W_dec: Array) -> Array:
         branches = [partial(on_device, index) for index in range(mesh.size)]

@@ -15,6 +15,7 @@ from sae_service.kernels.gathered import chosen, written
 from sae_service.kernels.jump import jumprelu
 from sae_service.kernels.latents import Latents, SomeLatents
 from sae_service.kernels.ops import Ops
+from sae_service.kernels.precision import product
 from sae_service.kernels.selection import Number, indices_of, kth_largest, least_of_largest, n_of_batch, smallest_of
 
 SLOTS_PER_GROUP = 2
@@ -37,7 +38,7 @@ def encode(
     n_slots: int, x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"]
 ) -> SomeLatents:
     """The latents above 0."""
-    z = jax.lax.stop_gradient(x @ W_enc + b_enc)
+    z = jax.lax.stop_gradient(product(x, W_enc) + b_enc)
     found = _at(n_slots, (x, W_enc, b_enc), z, z > 0)
     return found.replace(acts=jax.nn.relu(found.z))
 
@@ -46,7 +47,7 @@ def encode_topk(
     n_slots: int, x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"], k: Number
 ) -> SomeLatents:
     """The k largest latents of each row."""
-    z = jax.lax.stop_gradient(x @ W_enc + b_enc)
+    z = jax.lax.stop_gradient(product(x, W_enc) + b_enc)
     positive = jax.nn.relu(z)
     least = least_of_largest(positive, k, n_slots // SLOTS_PER_GROUP)
     indices, counts = indices_of((z >= least) & (z > 0), n_slots)
@@ -58,7 +59,7 @@ def encode_topk_of_batch(
     n_slots: int, x: Float[Array, "batch d_read"], W_enc: Float[Array, "d_read d_sae"], b_enc: Float[Array, " d_sae"], k: Number
 ) -> tuple[SomeLatents, Float[Array, ""]]:
     """The k largest latents a row on average, and the smallest of them."""
-    z = jax.lax.stop_gradient(x @ W_enc + b_enc)
+    z = jax.lax.stop_gradient(product(x, W_enc) + b_enc)
     positive, n = jax.nn.relu(z), n_of_batch(z, k)
     least = least_of_largest(positive, n, n_slots // SLOTS_PER_GROUP, over_batch=True)
     indices, counts = indices_of((z >= least) & (z > 0), n_slots)
@@ -76,7 +77,7 @@ def encode_above(
     bandwidth: Float[Array, ""],
 ) -> SomeLatents:
     """The latents above their thresholds, and those in the windows around them."""
-    z = jax.lax.stop_gradient(x @ W_enc + b_enc)
+    z = jax.lax.stop_gradient(product(x, W_enc) + b_enc)
     found = _at(n_slots, (x, W_enc, b_enc), z, z - jax.lax.stop_gradient(threshold) > -bandwidth / 2)
     return found.replace(acts=jumprelu(found.z, found.of(threshold), bandwidth))
 

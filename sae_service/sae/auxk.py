@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from sae_service.kernels.latents import Latents
 from sae_service.kernels.ops import Ops
+from sae_service.kernels.precision import product
 from sae_service.numerics import squared_error, variance_of
 from sae_service.sae.dead import OfLatents, of_dead
 
@@ -46,4 +47,4 @@ def _error(k_aux: int, keep: Callable[[Array, int], Array], z: Array, is_dead: A
     if z.shape[1] > k_aux:
         revived = keep(revived, k_aux)
     variance = variance_of(residual)
-    return jnp.where(variance > 0, squared_error(residual, revived @ W_dec) / jnp.where(variance > 0, variance, 1), 0)
+    return jnp.where(variance > 0, squared_error(residual, product(revived, W_dec)) / jnp.where(variance > 0, variance, 1), 0)

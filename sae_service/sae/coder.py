@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from sae_service.kernels.precision import product
 from sae_service.kernels.selection import keep_largest
-from sae_service.numerics import geometric_median, random_rows, remove_parallel, row_norms, spread, unit_rows
+from sae_service.numerics import exact, geometric_median, random_rows, remove_parallel, row_norms, spread, unit_rows
 from sae_service.pytree import PyTree
 from sae_service.sae.architecture import Rows
 from sae_service.sae.inference import InferenceSAE
@@ -49,13 +50,13 @@ def random_coder(key: Any, sites: Sites, d_sae: int, norm: float = 1.0, skip: bo
 
 def centred_bias(coder: Coder) -> Float[Array, " d_sae"]:
     """The encoder's bias of an autoencoder that subtracts `b_dec` from its input; a transcoder's as it is."""
-    return coder.b_enc - coder.b_dec @ coder.W_enc if coder.sites.is_autoencoder else coder.b_enc
+    return coder.b_enc - exact(coder.b_dec, coder.W_enc) if coder.sites.is_autoencoder else coder.b_enc
 
 
 def completed(coder: Coder, decoded: Float[Array, "batch d_write"], x: Float[Array, "batch d_read"]) -> Array:
     """What is written: that of the latents, the decoder's bias and what the bypass carries."""
     y_hat = decoded + coder.b_dec
-    return y_hat if coder.W_skip is None else y_hat + x @ coder.W_skip
+    return y_hat if coder.W_skip is None else y_hat + product(x, coder.W_skip)
 
 
 def norms(coder: Coder) -> Float[Array, " d_sae"]:
@@ -100,9 +101,9 @@ def answering(coder: Coder, rows: Rows) -> Coder:
     if coder.sites.is_autoencoder:
         return coder
     x, y = rows.x - jnp.mean(rows.x, axis=0), rows.y - jnp.mean(rows.y, axis=0)
-    acts = jax.nn.relu(x @ coder.W_enc)
-    W_dec = row_norms(coder.W_dec)[:, None] * unit_rows(acts.T @ y)
-    return coder.replace(b_enc=coder.b_enc - jnp.mean(rows.x, axis=0) @ coder.W_enc, W_dec=W_dec)
+    acts = jax.nn.relu(exact(x, coder.W_enc))
+    W_dec = row_norms(coder.W_dec)[:, None] * unit_rows(exact(acts.T, y))
+    return coder.replace(b_enc=coder.b_enc - exact(jnp.mean(rows.x, axis=0), coder.W_enc), W_dec=W_dec)
 
 
 def fitted_to_largest(coder: Coder, rows: Rows, k: float) -> Coder:
@@ -112,7 +113,7 @@ def fitted_to_largest(coder: Coder, rows: Rows, k: float) -> Coder:
     """
     coder = answering(with_median(coder, rows), rows)
     x, y = spread(rows.x, SCALING_ROWS), spread(rows.y, SCALING_ROWS)
-    written = keep_largest(jax.nn.relu(x @ coder.W_enc + centred_bias(coder)), k) @ coder.W_dec
+    written = exact(keep_largest(jax.nn.relu(exact(x, coder.W_enc) + centred_bias(coder)), k), coder.W_dec)
     wanted, found = jnp.mean(row_norms(y - coder.b_dec)), jnp.mean(row_norms(written))
     ratio = jnp.where((wanted > 0) & (found > 0), wanted / jnp.maximum(found, 1e-30), 1)
     return coder.replace(W_enc=ratio * coder.W_enc, b_enc=ratio * coder.b_enc)

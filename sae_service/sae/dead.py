@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sae_service.kernels.precision import product
 from sae_service.pytree import PyTree
 
 FEW = 8
@@ -45,7 +46,7 @@ def _measured(term: Term, can_gather: bool, is_dead: Array, x: Array, latents: O
     nothing = jax.tree.map(jnp.zeros_like, latents)
 
     def total(latents: OfLatents, is_dead: Array) -> Array:
-        return term(x @ latents.W_enc + latents.b_enc, is_dead, latents.others, given)
+        return term(product(x, latents.W_enc) + latents.b_enc, is_dead, latents.others, given)
 
     def of_none() -> tuple[Array, OfLatents]:
         return jnp.zeros((), x.dtype), nothing

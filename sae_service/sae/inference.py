@@ -10,6 +10,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from sae_service.kernels.selection import keep_largest
+from sae_service.numerics import exact
 from sae_service.pytree import PyTree
 from sae_service.sae.sites import Sites, columns
 
@@ -36,7 +37,7 @@ class InferenceSAE(PyTree):
 
     def encode(self, x: Float[Array, "batch d_read"]) -> Float[Array, "batch d_sae"]:
         """Activations of the latents, in units of what is written (decoder rows have norm 1)."""
-        z = x @ self.W_enc + self.b_enc
+        z = exact(x, self.W_enc) + self.b_enc
         acts = jnp.where(z > self.threshold, jax.nn.relu(z), 0)
         return acts if self.k is None else keep_largest(acts, self.k)
 
@@ -44,11 +45,11 @@ class InferenceSAE(PyTree):
         self, acts: Float[Array, "batch d_sae"], x: Float[Array, "batch d_read"] | None = None
     ) -> Float[Array, "batch d_write"]:
         """What `acts` write, and with a bypass what it carries over from `x`, which it then needs."""
-        y_hat = acts @ self.W_dec + self.b_dec
+        y_hat = exact(acts, self.W_dec) + self.b_dec
         if self.W_skip is None:
             return y_hat
         assert x is not None, "an SAE with a bypass needs what it has read"
-        return y_hat + x @ self.W_skip
+        return y_hat + exact(x, self.W_skip)
 
 
 SAEs = Mapping[str, Callable[[], InferenceSAE]]

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from sae_service.kernels.latents import Latents
 from sae_service.kernels.ops import Ops
+from sae_service.numerics import exact
 from sae_service.pytree import PyTree
 from sae_service.sae import parameters_from_inference as start
 from sae_service.sae.architecture import Architecture, Calibration, Rows
@@ -72,7 +73,7 @@ def latents_of_batch(
 def values(config: ThresholdedConfig, parameters: ThresholdedCoder, rows: Rows) -> Float[Array, "batch d_sae"]:
     """What a batch chooses the largest of."""
     coder = with_unit_rows(parameters.coder)
-    return rows.x @ coder.W_enc + centred_bias(coder)
+    return exact(rows.x, coder.W_enc) + centred_bias(coder)
 
 
 def with_threshold(parameters: ThresholdedCoder, threshold: Float[Array, ""]) -> ThresholdedCoder:

@@ -9,7 +9,7 @@ from pydantic_core import PydanticUseDefault
 from sae_service.architectures import ARCHITECTURES, AnyArchitectureConfig
 from sae_service.sae.architecture import Architecture
 from sae_service.sae.sites import Sites
-from sae_service.schema import OWN_FORMAT, FormatName, Frozen, Name, Normalization, OptimizerConfig, must, refuse
+from sae_service.schema import OWN_FORMAT, FormatName, Frozen, Name, Normalization, OptimizerConfig, Precision, must, refuse
 from sae_service.spec.stream import HOOK_NAME_PATTERN
 
 HookName = Annotated[str, Field(pattern=HOOK_NAME_PATTERN)]
@@ -75,6 +75,10 @@ class SAESpec(Frozen):
         "or a tenth of a shorter job.",
     )  # fmt: skip
     seed: int = Field(default=0, ge=0, lt=1 << 32)
+    precision: Precision | None = Field(
+        default=None, description="That of the matrix products of its training: what their factors are rounded to. null: float32 "
+        "on a CPU, tensorfloat32 on a GPU. Figures and files are made in float32 in any case.",
+    )  # fmt: skip
     initial: InitialSpec | None = Field(default=None, description="Default: weights are drawn by the seed.")
     shard: Shard = Field(
         default="none", description="How the SAE is split over the job's gpus: by latents, if it is too wide for one of them; by "

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from sae_service.plain_words import OURS
-from sae_service.schema import Dtype, Frozen, WeightProcessing, must, refuse
+from sae_service.schema import Dtype, Frozen, Precision, WeightProcessing, must, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
@@ -63,12 +63,22 @@ class ModelSpec(Frozen):
         description="A folder in Hugging Face format (it starts with '/', '.' or '~') or a hub name such as gpt2.",
     )
     revision: Revision | None = Field(default=None, description="Commit, tag or branch of a hub model.")
-    dtype: Dtype = "float32"
+    dtype: Dtype = Field(default="float32", description="What the weights are held in, and the rows.")
+    precision: Precision | None = Field(
+        default=None, description="That of the products of matrices in float32: what their factors are rounded to. null: float32 "
+        "on a CPU, tensorfloat32 on a GPU. A CPU has no tensorfloat32 and takes float32 for it.",
+    )  # fmt: skip
     weight_processing: WeightProcessing = Field(
         default="none",
         description="none: the published weights. compatibility: TransformerLens folds layer norms and centres weights, "
         "which changes the activations.",
     )
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> "ModelSpec":
+        if self.dtype != "float32" and self.precision not in (None, self.dtype):
+            refuse(("precision",), f"is about weights in float32, and dtype is {self.dtype}; leave it out", self.precision)
+        return self
 
 
 class DatasetSpec(Frozen):

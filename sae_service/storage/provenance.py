@@ -14,8 +14,12 @@ PACKAGES = ("jax", "torch", "transformer-lens", "datasets", "optax")
 LOOKED_AT = 1 << 24
 
 
-def provenance(job: JobSpec, device: str, roots: Roots) -> dict[str, Any]:
-    """The provenance of every SAE of a job, as JSON."""
+def provenance(job: JobSpec, device: str, roots: Roots, precision: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of every SAE of a job, as JSON.
+
+    Args:
+        precision: in which matrix products have run.
+    """
     model, dataset = job.stream.model, job.stream.dataset
     return {
         "spec": job.model_dump(mode="json"),
@@ -23,6 +27,7 @@ def provenance(job: JobSpec, device: str, roots: Roots) -> dict[str, Any]:
         "dataset": dataset and {"path": dataset.path, "revision": dataset.revision or revision(dataset.path, roots)},
         "code": {"sae-service": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device,
+        "precision": precision,
     }
 
 

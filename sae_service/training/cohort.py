@@ -11,11 +11,13 @@ from jaxtyping import Array
 
 from sae_service.architectures import ARCHITECTURES
 from sae_service.kernels.choice import n_slots
+from sae_service.kernels.precision import products_in
 from sae_service.sae.architecture import Architecture
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
-from sae_service.schema import ArchitectureConfig
+from sae_service.schema import ArchitectureConfig, Precision
 from sae_service.spec import SAESpec
+from sae_service.spec.precision import resolved
 from sae_service.training import metrics, optimizer, sharded
 from sae_service.training.calibration import calibrated
 from sae_service.training.placement import Place
@@ -34,6 +36,7 @@ class Cohort:
     Attributes:
         n_slots: of a row's latents in the sparse operations, which a step uses as long as a row depends on no more; None for
             the dense ones.
+        precision: of the matrix products of a step.
         shared: the place of an SAE that is split over several devices; such are stepped by the dense operations.
         n_candidates: what each of these devices offers of a row's largest latents; see `sharded.n_candidates`.
     """
@@ -42,6 +45,7 @@ class Cohort:
     structure: ArchitectureConfig
     sites: Sites
     n_slots: int | None
+    precision: Precision
     shared: Place | None = None
     n_candidates: int | None = None
 
@@ -53,10 +57,11 @@ class Cohort:
 
     def step(self, state: TrainState, numbers: Numbers, served: Served) -> TrainState:
         """The state after one step. `state` is consumed."""
-        if self.shared is not None:
-            how = self.shared, self.n_candidates
-            return sharded.compiled_step(self.architecture, self.structure, *how, state, numbers, served)
-        return compiled_step(self.architecture, self.structure, self.n_slots, state, numbers, served)
+        with products_in(self.precision):
+            if self.shared is not None:
+                how = self.shared, self.n_candidates
+                return sharded.compiled_step(self.architecture, self.structure, *how, state, numbers, served)
+            return compiled_step(self.architecture, self.structure, self.n_slots, state, numbers, served)
 
     def resample(self, state: TrainState, numbers: Numbers, served: Served, key: Any) -> TrainState:
         """The state with its dead latents started anew. `state` is consumed."""
@@ -85,9 +90,10 @@ class Cohort:
 def cohort(sae: SAESpec, sites: Sites, place: Place) -> Cohort:
     """The cohort that an SAE belongs to; equal ones are one."""
     architecture, config = ARCHITECTURES[sae.architecture.kind], sae.architecture
+    precision = resolved(sae.precision, jax.default_backend())
     if place.split is not None:
-        return Cohort(architecture, config.structure(), sites, None, place, sharded.n_candidates(architecture, config))
-    return Cohort(architecture, config.structure(), sites, slots_of(architecture, config))
+        return Cohort(architecture, config.structure(), sites, None, precision, place, sharded.n_candidates(architecture, config))
+    return Cohort(architecture, config.structure(), sites, slots_of(architecture, config), precision)
 
 
 def slots_of(architecture: Architecture, config: ArchitectureConfig) -> int | None:

@@ -8,7 +8,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sae_service.pytree import PyTree
-from sae_service.schema import Duration, OptimizerConfig
+from sae_service.schema import Duration, Moments, OptimizerConfig
+from sae_service.training import moments
+
+FULL = Moments()
 
 
 class Schedule(PyTree):
@@ -86,18 +89,26 @@ def sparsity_scale(numbers: Schedule, step: Int[Array, ""]) -> Float[Array, ""]:
     return jnp.minimum((step.astype(jnp.float32) + 1) / jnp.maximum(numbers.sparsity_warm_up_steps, 1), 1)
 
 
-def init(parameters: Any) -> optax.OptState:
-    """The state of an optimiser that has seen nothing."""
-    return optax.scale_by_adam().init(parameters)
+def init(parameters: Any, kept: Moments = FULL) -> optax.ScaleByAdamState:
+    """The state of an optimiser that has seen nothing, its moments kept as they are to be."""
+    mu, nu = moments.begun(parameters, kept)
+    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
 
 def update(
-    numbers: Schedule, gradients: Any, state: optax.OptState, step: Int[Array, ""]
-) -> tuple[Any, optax.OptState, Float[Array, ""]]:
+    numbers: Schedule, gradients: Any, state: optax.ScaleByAdamState, step: Int[Array, ""]
+) -> tuple[Any, optax.ScaleByAdamState, Float[Array, ""]]:
     """The change to add to the parameters, the next state, and the gradient's norm before clipping."""
     norm = optax.tree.norm(gradients)
     factor = jnp.minimum(1, numbers.clip_norm / jnp.maximum(norm, 1e-12))
     clipped = optax.tree.scale(factor, gradients)
     adam = optax.scale_by_adam(b1=numbers.beta1, b2=numbers.beta2, eps=numbers.eps)  # pyright: ignore[reportArgumentType]
-    direction, state = adam.update(clipped, state)
-    return optax.tree.scale(-learning_rate(numbers, step), direction), state, norm
+    full: Any = state._replace(mu=moments.opened(state.mu), nu=moments.opened(state.nu))
+    direction, full = adam.update(clipped, full)
+    mu, nu = (moments.closed(found, kept, full.count) for found, kept in ((full.mu, state.mu), (full.nu, state.nu)))
+    return optax.tree.scale(-learning_rate(numbers, step), direction), full._replace(mu=mu, nu=nu), norm
+
+
+def forgotten(state: optax.ScaleByAdamState, touched: Any) -> optax.ScaleByAdamState:
+    """The state without memory of what `touched`, arrays that broadcast to the parameters' shapes, says."""
+    return state._replace(mu=moments.forgotten(state.mu, touched), nu=moments.forgotten(state.nu, touched))

@@ -73,8 +73,10 @@ class Place:
         for field in fields(node):  # pyright: ignore[reportArgumentType]  flax makes it a dataclass
             value, axes = getattr(node, field.name), axes_of(field.type)
             if field.metadata.get("pytree_node", True):
-                is_named = axes is not None and len(axes) == getattr(value, "ndim", None)
-                places[field.name] = self._of_axes(axes) if is_named else self.of(value)
+                if axes is None or len(axes) != getattr(value, "ndim", None):
+                    places[field.name] = self.of(value)
+                else:
+                    places[field.name] = self._of_axes(axes)
         return node.replace(**places)
 
     def _of_axes(self, axes: tuple[str, ...]) -> Sharding:

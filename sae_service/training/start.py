@@ -24,7 +24,7 @@ from sae_service.readable import EVERYWHERE, LARGEST_LOOK, Roots
 from sae_service.sae.architecture import Architecture, Rows
 from sae_service.sae.inference import InferenceSAE, unscaled
 from sae_service.sae.sites import Sites, check_width, columns
-from sae_service.schema import ArchitectureConfig, Normalization
+from sae_service.schema import ArchitectureConfig, Moments, Normalization
 from sae_service.spec import InitialSpec, JobSpec, SAESpec
 from sae_service.spec.stream import SAMPLE_ROWS
 from sae_service.training.placement import Placement
@@ -40,7 +40,7 @@ def shapes(sae: SAESpec, sites: Sites) -> TrainState:
 
     def drawn() -> TrainState:
         parameters = architecture.init(sae.architecture, sites, jax.random.key(0))
-        return begun(architecture, sae.architecture, sites, parameters)
+        return begun(architecture, sae.architecture, sites, parameters, sae.optimizer.moments)
 
     return jax.eval_shape(drawn)
 
@@ -54,11 +54,12 @@ def drawn_and_fitted(
     write = None if sites.is_autoencoder else tuple(rows[name] for name in sae.writes)
     place = placement.by_sae[sae.name]
     sample = jax.device_put(_sampled(Served(read, write)), place.whole)
-    made = jax.jit(_drawn_and_fitted, static_argnums=(0, 1, 2), out_shardings=place.of(shapes(sae, sites)))
+    made = jax.jit(_drawn_and_fitted, static_argnums=(0, 1, 2, 3), out_shardings=place.of(shapes(sae, sites)))
     numbers = {name: np.float32(value) for name, value in config.numbers().items()}
     seeds = np.array([job.stream.seed, sae.seed], np.uint32)
     columns = column_scales(sites, scales)
-    return made(ARCHITECTURES[config.kind], config.structure(), sites, numbers, seeds, sample, columns)
+    compiled_in = ARCHITECTURES[config.kind], config.structure(), sites, sae.optimizer.moments
+    return made(*compiled_in, numbers, seeds, sample, columns)
 
 
 @jax.jit
@@ -68,15 +69,15 @@ def _sampled(served: Served) -> Served:
 
 
 def _drawn_and_fitted(
-    architecture: Architecture, structure: ArchitectureConfig, sites: Sites, numbers: dict[str, Array], seeds: Array,
-    sample: Served, columns: tuple[Array, Array],
+    architecture: Architecture, structure: ArchitectureConfig, sites: Sites, kept: Moments, numbers: dict[str, Array],
+    seeds: Array, sample: Served, columns: tuple[Array, Array],
 ) -> TrainState:  # fmt: skip
     config = structure.with_numbers(numbers)
     key: Any = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
     x = jnp.concatenate(sample.read, axis=1) * columns[0]
     y = x if sample.write is None else jnp.concatenate(sample.write, axis=1) * columns[1]
     parameters = architecture.fit_to_rows(config, architecture.init(config, sites, key), Rows(x, y))
-    return begun(architecture, config, sites, parameters)
+    return begun(architecture, config, sites, parameters, kept)
 
 
 def column_scales(sites: Sites, scales: Scales) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +119,7 @@ def from_weights(sae: SAESpec, sites: Sites, scales: Scales, initial: "Initial",
     architecture = ARCHITECTURES[sae.architecture.kind]
     found = jax.tree.map(lambda leaf: np.array(leaf, np.float32), parameters(sae, initial, scales, sites))
     places = placement.by_sae[sae.name].of(shapes(sae, sites))
-    made = jax.jit(partial(begun, architecture, sae.architecture, sites), out_shardings=places)
+    made = jax.jit(partial(begun, architecture, sae.architecture, sites, kept=sae.optimizer.moments), out_shardings=places)
     return made(placement.put(sae.name, found))
 
 

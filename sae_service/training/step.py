@@ -15,7 +15,7 @@ from sae_service.kernels.sparse import sparse
 from sae_service.pytree import PyTree
 from sae_service.sae.architecture import Architecture, LossContext, LossOutput, Rows
 from sae_service.sae.sites import Sites
-from sae_service.schema import ArchitectureConfig
+from sae_service.schema import ArchitectureConfig, Moments
 from sae_service.training import metrics, optimizer
 
 COUNT_LIMIT = 1 << 30
@@ -29,7 +29,7 @@ class TrainState(PyTree):
     """
 
     parameters: Any
-    optimizer: optax.OptState
+    optimizer: optax.ScaleByAdamState
     tokens_since_fired: Int[Array, " d_sae"]
     n_steps: Int[Array, ""]
     most: Int[Array, ""]
@@ -66,14 +66,16 @@ def _beside(rows: tuple[Array, ...]) -> Array:
     return columns[0] if len(columns) == 1 else jnp.concatenate(columns, axis=1)
 
 
-def begun(architecture: Architecture, config: ArchitectureConfig, sites: Sites, parameters: Any) -> TrainState:
-    """The state of parameters before the first step."""
+def begun(
+    architecture: Architecture, config: ArchitectureConfig, sites: Sites, parameters: Any, kept: Moments = optimizer.FULL
+) -> TrainState:
+    """The state of parameters before the first step, with the optimiser's moments kept as they are to be."""
     context = LossContext(jnp.ones(()), jnp.zeros(config.d_sae, bool), jnp.zeros(()))
     rows = Rows(jnp.zeros((1, sites.d_read)), jnp.zeros((1, sites.d_write)))
     terms = jax.eval_shape(lambda: architecture.loss(config, parameters, rows, context, DENSE)[0].terms)
     return TrainState(
         parameters=parameters,
-        optimizer=optimizer.init(parameters),
+        optimizer=optimizer.init(parameters, kept),
         tokens_since_fired=jnp.zeros(config.d_sae, jnp.int32),
         n_steps=jnp.zeros((), jnp.int32),
         most=jnp.zeros((), jnp.int32),
@@ -161,12 +163,8 @@ def resample(
     y_hat = sae.decode(sae.encode(rows.x), rows.x)
     parameters, touched = architecture.resample(state.parameters, rows, y_hat, is_dead, key)
 
-    def forget(moments: Any) -> Any:
-        return jax.tree.map(lambda moment, mask: jnp.where(mask, 0, moment), moments, touched)
-
-    adam: Any = state.optimizer
     return state.replace(
         parameters=parameters,
-        optimizer=adam._replace(mu=forget(adam.mu), nu=forget(adam.nu)),
+        optimizer=optimizer.forgotten(state.optimizer, touched),
         tokens_since_fired=jnp.where(is_dead, 0, state.tokens_since_fired),
     )

@@ -1,4 +1,4 @@
-"""The demo's job on one GPU, with torch and JAX sharing its memory by plan."""
+"""The device's ceilings, our shares of them, and the demo's job on one GPU, with torch and JAX sharing its memory by plan."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from sae_service.settings import Settings, child_environment
 from tests.demo_figures import DEMO_FIGURES, are_the_demos
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "one_gpu.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no NVIDIA GPU on this machine")
@@ -19,9 +19,9 @@ def test_the_demos_job_reaches_the_same_figures_within_the_planned_memory(tmp_pa
     settings = Settings()
     environment = child_environment(settings, device=None)
     environment.pop("JAX_PLATFORMS", None)
-    command = [sys.executable, str(SCRIPT), "--json", str(tmp_path / "figures.json")]
-    subprocess.run(command, check=True, env=environment)
-    found = json.loads((tmp_path / "figures.json").read_text())
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--output", str(tmp_path)]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT)
+    found = json.loads((tmp_path / "gpu.json").read_text())["demo"]
     for name in DEMO_FIGURES:
         are_the_demos(name, found["figures"][name])
     share = settings.gpu_memory_fraction

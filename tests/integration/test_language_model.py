@@ -106,6 +106,23 @@ def test_an_edit_that_returns_nothing_only_looks(model: LanguageModel, tokens: n
     assert seen[0].shape == (3, 32, 128)
 
 
+def test_products_in_8_bits_change_a_pass_a_little_and_its_rows_stay_float32(
+    model: LanguageModel, tokens: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("blocks.2.hook_resid_post", "blocks.1.hook_mlp_out")
+    before, losses = model.activations(tokens, names), model.losses(tokens)
+    monkeypatch.setattr(model, "precision", "bfloat16")
+    after = model.activations(tokens, names)
+    for name in names:
+        assert after[name].dtype == torch.float32
+        assert 0 < float((after[name] - before[name]).norm() / before[name].norm()) < 0.02
+    changed = model.losses(tokens)
+    assert 0 < np.linalg.norm(changed - losses) < model.tolerance * np.linalg.norm(losses)
+    assert check(model, 32, [Place(names, names)]).widths == dict.fromkeys(names, 128)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(model.losses(tokens), losses)
+
+
 def test_what_is_written_must_be_computed_after_what_is_read(model: LanguageModel) -> None:
     for reads, writes in (
         (["blocks.1.mlp.hook_in"], ["blocks.1.hook_mlp_out"]),

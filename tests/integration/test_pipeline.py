@@ -128,6 +128,18 @@ def test_provenance_names_the_model_the_text_and_the_code(finished: tuple[Record
     assert found["spec"]["stream"]["seed"] == 3
 
 
+def test_provenance_and_an_event_at_the_start_say_in_which_precision_products_run(
+    finished: tuple[Recorder, dict[str, bytes]]
+) -> None:
+    found = json.loads(finished[1]["saes/gated_256/provenance.json"])["precision"]
+    assert found["model"]["products"] == found["saes"]["gated_256"] == found["figures"] == "float32"
+    assert found["model"]["torch"]["float32_matmul_precision"] == "highest"
+    assert found["model"]["torch"]["cuda.matmul.allow_tf32"] is False
+    assert found["jax"] == {"float32": {"jax_default_matmul_precision": "float32", "preferred_element_type": "float32"}}
+    said = "Matrix products: the language model float32, the SAEs' training float32, figures and files float32."
+    assert [message.startswith(said) for _, message in finished[0].events].count(True) == 1
+
+
 def test_a_job_shows_life_with_every_step_and_every_forward_pass(tmp_path: Path) -> None:
     signs: list[None] = []
     train(tmp_path, small_job(), alive=lambda: signs.append(None))

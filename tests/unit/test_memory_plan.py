@@ -36,6 +36,16 @@ def test_states_are_counted_once_for_each_sae_and_the_step_once() -> None:
     assert one.training["buffer"] == 2 * 4 * BATCH * 4 * D_IN
 
 
+@pytest.mark.parametrize(("second", "bytes_a_weight"), [("float32", 10), ("factored", 6), ("int8", 7 + 4 / 256)])
+def test_what_the_optimiser_remembers_is_counted_as_it_is_kept(second: str, bytes_a_weight: float) -> None:
+    sae = {
+        "name": "sae0", "hook_name": "hook_synthetic", "architecture": {"kind": "topk", "d_sae": D_SAE, "k": 8},
+        "optimizer": {"first_moment": "bfloat16", "second_moment": second},
+    }  # fmt: skip
+    found = plan({}, saes=[sae]).training["SAE and optimizer state"]
+    assert found == pytest.approx(bytes_a_weight * 2 * D_IN * D_SAE, rel=0.02)
+
+
 def test_the_rows_that_a_threshold_is_set_on_are_there_at_once() -> None:
     stream = {"synthetic": {"n_features": 8, "d_in": D_IN}, "tokens": 100 * BATCH, "batch": BATCH, "buffer_rows": 80 * BATCH}
 

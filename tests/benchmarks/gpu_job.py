@@ -1,16 +1,11 @@
-"""The demo's job on this machine's device, part by part: tokens per second, peak memory, and the figures.
+"""A whole job on this machine's device, and its parts: tokens per second, peak memory, and the figures."""
 
-    python tests/benchmarks/one_gpu.py [--tokens N] [--json FILE]
-
-Start it with the environment of a training process (`settings.child_environment`), so that torch and JAX share the
-device's memory as they do in the service; `make test-gpu` does.
-"""
-
-import argparse
-import json
-import platform
+import shutil
+import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,6 @@ from sae_service import pipeline
 from sae_service.activations.buffer import FillStart
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
-from sae_service.demo import show
 from sae_service.spec import JobSpec
 from sae_service.storage.objects import Storage
 from sae_service.training import start
@@ -45,28 +39,13 @@ class Silent:
         """Not shown."""
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, help="rows to train on; default: the demo's")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    arguments = parser.parse_args()
-    spec = show.spec()
-    if arguments.tokens:
-        spec["stream"]["tokens"] = arguments.tokens
-    job = JobSpec.model_validate(spec)
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    found = {
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__},
-        **parts(job, device),
-        **whole(job, device),
-        **memory(device),
-    }
-    text = json.dumps(found, indent=1)
-    print(text)  # noqa: T201
-    if arguments.json:
-        arguments.json.write_text(text)
+def measured(job: JobSpec, device: str) -> dict[str, Any]:
+    """The job's parts alone, then all of it, and what memory that has taken.
+
+    Start it with the environment of a training process (`settings.child_environment`), so that torch and JAX share the
+    device's memory as they do in the service; `make test-gpu` does.
+    """
+    return {**parts(job, device), **whole(job, device), **memory(device)}
 
 
 def parts(job: JobSpec, device: str) -> dict[str, float]:
@@ -94,13 +73,30 @@ def parts(job: JobSpec, device: str) -> dict[str, float]:
 
 def whole(job: JobSpec, device: str) -> dict[str, Any]:
     """The whole job: its speed and its figures on held-out text."""
-    reporter = Silent()
-    with tempfile.TemporaryDirectory() as folder:
+    reporter, busy = Silent(), list[float]()
+    with tempfile.TemporaryDirectory() as folder, watched(busy):
         final = pipeline.run(job, Storage(Path(folder).as_uri()), "job", reporter, device=device)
     assert final is not None
     metrics = ("l0", "fvu", "ce_loss_recovered", "dead_share")
     figures = {name: {metric: measured[metric] for metric in metrics} for name, measured in final.metrics.items()}
-    return {"job_tokens_per_s": reporter.tokens_per_s, "figures": figures}
+    found = {"job_tokens_per_s": reporter.tokens_per_s, "figures": figures}
+    # A quarter of the looks at each end: loading, and the figures.
+    middle = busy[len(busy) // 4 : -(len(busy) // 4) or None]
+    return found | ({"gpu_busy_share": sum(middle) / len(middle) / 100} if middle else {})
+
+
+@contextmanager
+def watched(busy: list[float]) -> Iterator[None]:
+    """Notes twice a second how busy the first GPU is, in percent; nothing where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        yield
+        return
+    command = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=500"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield
+        process.terminate()
+        found, _ = process.communicate()
+    busy.extend(float(line) for line in found.splitlines() if line.strip())
 
 
 def memory(device: str) -> dict[str, float]:
@@ -115,6 +111,3 @@ def memory(device: str) -> dict[str, float]:
         "device_gib": torch.cuda.get_device_properties(0).total_memory / 2**30,
     }
 
-
-if __name__ == "__main__":
-    main()

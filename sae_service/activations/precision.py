@@ -1,0 +1,39 @@
+"""The precision of the language model's matrix products."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+MATMUL = {"tensorfloat32": "high"}
+"""torch's word for it; for all others it is "highest", which rounds nothing."""
+EPS = {"float32": 2**-23, "tensorfloat32": 2**-10, "float16": 2**-10, "bfloat16": 2**-7}
+"""The distance of 1 from the next number."""
+
+
+@contextmanager
+def products_in(precision: str, device: str) -> Iterator[None]:
+    """Forward passes in it have their products in this precision, and sums in float32.
+
+    torch has one setting for the whole process, which stays as the last pass has left it.
+
+    Args:
+        precision: bfloat16 rounds the factors of float32 weights; other words for 16 bits say what the weights are in already.
+    """
+    torch.set_float32_matmul_precision(MATMUL.get(precision, "highest"))
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield
+
+
+def settings(precision: str, device: str) -> dict[str, Any]:
+    """What torch is set to in a forward pass."""
+    with products_in(precision, device):
+        matmul = torch.backends.cuda.matmul
+        return {
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "cuda.matmul.allow_tf32": matmul.allow_tf32,
+            "cuda.matmul.fp32_precision": matmul.fp32_precision,
+            "autocast": "bfloat16" if torch.is_autocast_enabled(device) else None,
+        }
