@@ -66,8 +66,9 @@ def test_8_bits_follow_a_mean_that_falls_by_a_thousandth_in_a_step() -> None:
     for index in range(2, 502):
         state, truth = step(state, jnp.int32(index)), 0.999 * truth
     found = np.log2(np.asarray(moments.opened(state))[:, :256] / np.asarray(truth)[:, :256])
-    found = np.delete(found.ravel(), [row * 256 + column for row, column in enumerate(largest) if column < 256])
-    assert np.max(np.abs(found)) < 0.3
+    found = np.concatenate([np.delete(row, column) for row, column in zip(found, largest, strict=True) if column < 256])
+    # Rounded to the nearest they would all be .72 too large; by random fractions they would scatter by .3.
+    assert found.std() < 0.15
     assert abs(found.mean()) < 0.02
 
 
@@ -91,13 +92,13 @@ def test_what_is_forgotten_is_0_and_the_rest_stays(second: str, axis: int) -> No
     np.testing.assert_array_equal(everything, 0)
 
 
-@pytest.mark.parametrize(("second", "share"), [("float32", 1.0), ("factored", 0.07), ("int8", 0.26)])
+@pytest.mark.parametrize(("second", "share"), [("float32", 1.0), ("factored", 0.0167), ("int8", 0.254)])
 def test_they_take_the_memory_that_is_planned(second: str, share: float) -> None:
     parameters = {"W": jnp.zeros((64, 1024)), "b": jnp.zeros(8)}
     full = optimizer.init(parameters)
     found = jax.eval_shape(lambda: optimizer.init(parameters, Moments("bfloat16", second)))
     assert memory.size_of(found.mu) == pytest.approx(memory.size_of(full.mu) / 2, rel=0.001)
-    assert memory.size_of(found.nu) == pytest.approx(share * memory.size_of(full.nu), rel=0.05)
+    assert memory.size_of(found.nu) == pytest.approx(share * memory.size_of(full.nu), rel=0.02)
 
 
 @pytest.mark.parametrize("how", SMALL, ids="-".join)
