@@ -52,6 +52,11 @@ def _after(look: Look, _module: Any, _args: Any, output: Any) -> Any:
     return None if edited is None else (edited, *output[1:])
 
 
+def _components(model: torch.nn.Module) -> list[Any]:
+    """The bridge's components that stand around a module of the model's. One without a name has the module of another one."""
+    return [found for found in model.modules() if "_original_component" in found._modules and getattr(found, "name", None)]
+
+
 class PlainPass:
     """The model that a bridge wraps, without the bridge: its modules are copies, and its weights are the same tensors.
 
@@ -63,10 +68,8 @@ class PlainPass:
         wrapped = bridge.original_model
         copies: dict[int, Any] = {id(tensor): tensor for tensor in (*wrapped.parameters(), *wrapped.buffers())}
         # What is inside comes first, so that what is around it finds the copy.
-        for component in reversed(list(wrapped.modules())):
-            original = component._modules.get("_original_component")
-            if original is not None:
-                copies[id(component)] = copy.deepcopy(original, copies)
+        for component in reversed(_components(wrapped)):
+            copies[id(component)] = copy.deepcopy(component.original_component, copies)
         self._model = copy.deepcopy(wrapped, copies)
         for module in self._model.modules():
             module._forward_hooks.clear()
@@ -78,10 +81,8 @@ class PlainPass:
         """The hook points that are what goes into a module or comes out of it. The bridge splits some modules into several."""
         own = set(self._model.modules())
         by_point: dict[int, _Place] = {}
-        for component in bridge.modules():
-            module = copies.get(id(component))
-            # A component without a name stands for no module of its own.
-            if module in own and getattr(component, "name", None) is not None:
+        for component in _components(bridge):
+            if (module := copies.get(id(component))) in own:
                 by_point |= {id(component.hook_in): _Place(module, True), id(component.hook_out): _Place(module, False)}
         points = bridge.hook_dict.items()
         return {name: by_point[id(point)] for name, point in points if id(point) in by_point}

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -53,10 +52,12 @@ class TriedPass:
             return None
         for name in names:
             if name not in self._is_trusted:
-                expected = self._read(self._sample, (name,)).get(name)
-                found = partial(plain.read, self._sample, (name,))
-                self._is_trusted[name] = expected is None or self._has(name, expected, lambda found=found, name=name: found()[name])
+                self._is_trusted[name] = self._has_values(plain, name)
         return plain if all(self._is_trusted[name] for name in names) else None
+
+    def _has_values(self, plain: PlainPass, name: str) -> bool:
+        expected = self._read(self._sample, (name,)).get(name)
+        return expected is not None and self._has(name, expected, lambda: plain.read(self._sample, (name,))[name])
 
     def _has(self, what: str, expected: torch.Tensor, attempt: Callable[[], torch.Tensor]) -> bool:
         """Whether an attempt gives what is expected. If not, that is said."""

@@ -60,7 +60,9 @@ def test_it_has_the_values_and_the_losses_of_the_bridge_and_does_without_it(
     np.testing.assert_array_equal(model.losses(model.sample(), edits), edited)
 
 
-def test_it_ends_with_the_last_hook_point_that_is_wanted(model: LanguageModel) -> None:
+@pytest.mark.parametrize("family", [*FAMILIES, "opt", "phi3"])
+def test_it_ends_with_the_last_hook_point_that_is_wanted(families: Families, family: str) -> None:
+    model = loaded(families.path(family))
     model.activations(model.sample(), ("blocks.0.hook_resid_post",))
     ran: list[torch.nn.Module] = []
     counting = register_module_forward_pre_hook(lambda module, _: ran.append(module))
