@@ -170,6 +170,7 @@ class _Training:
                 self.alive()
                 self.position = position
                 self.look()
+            jax.block_until_ready(self.trainer.states)  # or the wait for rows would have steps in it
         if (self.trainer.n_steps if self.trainer else self.n_steps) < self.job.stream.n_steps:
             raise errors.Stopped
 
@@ -228,6 +229,7 @@ class _Training:
             self.reporter.event("info", "Measuring on held-out text.")
             measured = self.held_out.evaluate(saes, self.ends_here)
             if_it_fails.pop_all()
+        self.reporter.event("info", self.stream.waits.said(trained_s))
         if self.writer.waited_s:
             share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
             self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")

@@ -7,7 +7,7 @@ library's default for BOS differs between model families.
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sae_service.activations.documents import Tokenizing
 from sae_service.activations.load_model import load_bridge
 from sae_service.activations.precision import EPS, products_in, settings
 from sae_service.activations.splice import Edit, Reconstruct
+from sae_service.activations.tried_pass import TriedPass
 from sae_service.errors import InvalidSpec, ModelNotFound
 from sae_service.hook_points import FOLDING_FIELD, check_folding, not_exact
 from sae_service.readable import EVERYWHERE, Roots
@@ -33,8 +34,9 @@ SAMPLE = (2, 7)
 
 
 class LanguageModel(Tokenizing):
-    """A TransformerLens bridge, ready to be read. One forward pass at a time; callers on threads wait their turn.
+    """A language model, ready to be read. One forward pass at a time; callers on threads wait their turn.
 
+    What its own forward pass has is read there, and all else through the TransformerLens bridge, which takes longer.
     `precision` is that of its matrix products.
     """
 
@@ -46,7 +48,7 @@ class LanguageModel(Tokenizing):
         Args:
             roots: where its files may be, and those of the text that it reads.
         """
-        self.device, self.roots, self._spec, self._lock = device, roots, spec, threading.Lock()
+        self.device, self.roots, self._spec, self._lock = device, roots, spec, threading.RLock()
         self.precision = of_model(spec, device)
         self.bridge = load_bridge(spec, device, roots)
         self.tokenizer: Any = None
@@ -156,21 +158,35 @@ class LanguageModel(Tokenizing):
             raise InvalidSpec(message, param=fields.MODEL_NAME)
         return torch.from_numpy(tokens).long().to(self.device)
 
+    @cached_property
+    def _own(self) -> TriedPass | None:
+        """The model's own forward pass; None if the weights are folded, which is the bridge's doing."""
+        if self._spec.weight_processing != "none":
+            return None
+        return TriedPass(self.bridge, self._read_by_bridge, self._ids(self.sample()), self.tolerance)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Where the model's own forward pass was found to have other values than the bridge."""
+        return self._own.warnings if self._own else []
+
+    def _read_by_bridge(self, ids: torch.Tensor, hook_names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        stop = last_layer(hook_names)
+        _, cache = self.bridge.run_with_cache(ids, names_filter=list(hook_names), stop_at_layer=stop, return_type=None)
+        return {name: cache[name] for name in hook_names if name in cache}
+
     def activations(
         self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: tuple[str, ...]
     ) -> dict[str, Float[torch.Tensor, "prompts context_size d_in"]]:
-        """Activations at each hook point in one forward pass, which stops after the last layer needed."""
+        """Activations at each hook point in one forward pass, which stops after the last one, or the last layer needed."""
         with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
-            _, cache = self.bridge.run_with_cache(
-                self._ids(tokens),
-                names_filter=list(hook_names),
-                stop_at_layer=last_layer(hook_names),
-                return_type=None,
-            )
-        missing = [name for name in hook_names if name not in cache]
+            plain = self._own and self._own.trusted(hook_names)
+            read = plain.read if plain else self._read_by_bridge
+            found = read(self._ids(tokens), hook_names)
+        missing = [name for name in hook_names if name not in found]
         if missing:
             raise InvalidSpec(f"the model computed nothing at hook point {missing[0]!r}", param="/saes")
-        return {name: cache[name].flatten(start_dim=2).to(self._dtype) for name in hook_names}
+        return {name: found[name].flatten(start_dim=2).to(self._dtype) for name in hook_names}
 
     def losses(
         self, tokens: Int[np.ndarray, "prompts context_size"], edits: Mapping[str, Edit] | None = None
@@ -178,13 +194,16 @@ class LanguageModel(Tokenizing):
         """Next-token loss in nats at every position but the last, with the hook points in `edits` edited."""
         ids = self._ids(tokens)
 
-        def hook(tensor: torch.Tensor, hook: Any, edit: Edit) -> torch.Tensor | None:
+        def look(tensor: torch.Tensor, hook: Any = None, *, edit: Edit) -> torch.Tensor | None:
             edited = edit(tensor.flatten(start_dim=2))
             return None if edited is None else edited.reshape(tensor.shape).to(tensor.dtype)
 
-        hooks = [(name, partial(hook, edit=edit)) for name, edit in (edits or {}).items()]
+        looks = {name: partial(look, edit=edit) for name, edit in (edits or {}).items()}
         with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
-            logits = self.bridge.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits")
+            if plain := self._own and self._own.trusted(looks):
+                logits = plain.logits(ids, looks)
+            else:
+                logits = self.bridge.run_with_hooks(ids, fwd_hooks=list(looks.items()), return_type="logits")
             # One prompt at a time: with a large vocabulary the logits are the most that there is, and these are copies of them.
             found = [
                 torch.nn.functional.cross_entropy(prompt[:-1].float(), predicted[1:], reduction="none")

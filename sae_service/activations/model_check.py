@@ -65,11 +65,11 @@ def check(model: LanguageModel, context_size: int, places: Sequence[Place]) -> F
         _check_splice(model, tokens, losses, name, pointers[name])
     with blamed(InvalidSpec, "the hook points cannot be read", "/saes"):
         rows = model.activations(tokens, tuple(pointers))
-    warnings = [
+    same = [
         f"In this model {name} has the values of {other}."
         for name, others in beside.items() for other in others if _are_same(fired[name], fired.get(other))
     ]  # fmt: skip
-    return Found({name: rows[name].shape[-1] for name in pointers}, warnings)
+    return Found({name: rows[name].shape[-1] for name in pointers}, same + model.warnings)
 
 
 def _check_names(model: LanguageModel, pointers: Mapping[str, str | None]) -> None:
@@ -137,7 +137,7 @@ def _check_splice(model: LanguageModel, tokens: Tokens, losses: Losses, hook_nam
         changed = model.losses(tokens, {hook_name: others})
     if np.linalg.norm(same - losses) > model.tolerance * np.linalg.norm(losses):
         raise InvalidSpec(f"{hook_name} cannot be replaced in this model: its own values in its place change the loss.", param)
-    if np.array_equal(changed, losses):
+    if np.array_equal(changed, same):
         raise InvalidSpec(f"what is put in place of {hook_name} does not reach the loss of this model.", param)
 
 

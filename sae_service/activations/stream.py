@@ -1,6 +1,8 @@
 """The whole way from text to training batches, one fill ahead on a thread of its own."""
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -46,8 +48,26 @@ def _take(rows: Array, order: Array, start: Array | int, n_rows: int) -> Array:
     return jnp.take(rows, jax.lax.dynamic_slice(order, (start,), (n_rows,)), axis=0)
 
 
+@dataclass
+class Waits:
+    """Seconds that training has waited for rows, and reading for training, since the first fill was there."""
+
+    training_s: float = 0.0
+    reading_s: float = 0.0
+
+    def said(self, trained_s: float) -> str:
+        """Both in words, of so many seconds of training."""
+        share = self.training_s / max(trained_s, self.training_s, 1e-9)
+        training = f"Training waited {self.training_s:.2f} s for rows, {share:.2%} of its time"
+        return f"{training}; reading waited {self.reading_s:.2f} s for training."
+
+
 class ActivationStream:
-    """Batches of rows for every hook point, in the same order for all of them."""
+    """Batches of rows for every hook point, in the same order for all of them.
+
+    Attributes:
+        waits: which side was the slower one.
+    """
 
     def __init__(
         self, spec: StreamSpec, harvest: Harvest, position: StreamPosition, alive: Callable[[], None] = lambda: None,
@@ -61,6 +81,7 @@ class ActivationStream:
         self._steps_in_fill = spec.steps_in_fill(row_bytes)
         self.spec, self._alive = spec, alive
         self._harvest: Harvest | None = harvest
+        self.waits, self._read_at = Waits(), math.inf
         self._closed = threading.Event()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="harvest")
         self._next = self._read_ahead(position)
@@ -83,6 +104,7 @@ class ActivationStream:
             fill_start=fill_start,
             steps_before=position.steps_before + n_batches,
         )
+        self._read_at = time.monotonic()
         return Fill(rows, order, position.model_copy(update={"n_batches": n_batches}), following)
 
     def _batches_of(self, left: int) -> int:
@@ -95,11 +117,16 @@ class ActivationStream:
 
     def fills(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Fill]:
         """The fills from the position on, to the last one, or until it should stop while one is waited for."""
+        asked: float | None = None
         while self._next is not None:
             if wait([self._next], timeout=0.5).done:
                 fill = self._next.result()
+                if asked is not None:
+                    self.waits.training_s += max(0.0, self._read_at - asked)
+                    self.waits.reading_s += max(0.0, asked - self._read_at)
                 self._next = self._read_ahead(fill.following)
                 yield fill
+                asked = time.monotonic()
             elif should_stop():
                 return
 

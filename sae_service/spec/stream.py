@@ -1,7 +1,7 @@
 """The stream of activations as its user writes it: which model reads which text, or synthetic rows."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,8 @@ SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
 MAX_BUFFER_ROWS = 1 << 20
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 HUB_NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
+TOKENS_IN_PASS = 1 << 12
+"""So many tokens go through the model at once, unless the spec says otherwise. It depends on no device: bytes depend on it."""
 SAMPLE_ROWS = 1 << 15
 """So many rows of a fill stand for all of it."""
 MAX_STEPS = 1 << 31
@@ -127,6 +129,11 @@ class DatasetSpec(Frozen):
         return self
 
 
+def _prompts(done: dict[str, Any]) -> int:
+    """Rows of the model that come near to TOKENS_IN_PASS, at least one."""
+    return max(1, TOKENS_IN_PASS // done["context_size"])
+
+
 class SyntheticSpec(Frozen):
     """Activations with known features, in place of a model's: sparse strengths times fixed directions."""
 
@@ -181,7 +188,10 @@ class StreamSpec(Frozen):
         default=2 << 30, gt=0, le=1 << 44,
         description="Bytes that these rows may take, over all hook points; two such fills live at once.",
     )
-    prompts: int = Field(default=16, gt=0, le=1 << 16, description="Rows of context_size tokens in one forward pass of the model.")
+    prompts: int = Field(
+        default_factory=_prompts, gt=0, le=1 << 16,
+        description=f"Rows of context_size tokens in one forward pass of the model. Default: those of {TOKENS_IN_PASS} tokens.",
+    )
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ class Reporter:
 
     def event(self, level: str, message: str) -> None:
         """The job's own account of its waiting."""
-        if found := re.match(r"Training waited ([\d.]+) s", message):
+        if found := re.match(r"Training waited ([\d.]+) s for checkpoints", message):
             self.waited_s = float(found[1])
 
     def metrics(self, rows: list[dict[str, Any]]) -> None:

@@ -107,9 +107,7 @@ def test_a_hook_point_that_has_the_values_of_another_is_said(families: Families)
 def test_a_model_in_half_precision_is_the_published_one(families: Families, family: str, dtype: str) -> None:
     model = loaded(families.path(family), dtype=dtype)
     assert checked(model, "blocks.1.hook_resid_post").widths == {"blocks.1.hook_resid_post": 64}
-    published = transformers.AutoModelForCausalLM.from_pretrained(
-        families.path(family), dtype=getattr(torch, dtype), attn_implementation="eager"
-    )
+    published = transformers.AutoModelForCausalLM.from_pretrained(families.path(family), dtype=getattr(torch, dtype))
     tokens = torch.from_numpy(model.sample()).long()
     with torch.inference_mode():
         hidden = published(tokens, output_hidden_states=True).hidden_states

@@ -69,6 +69,25 @@ def test_a_stop_is_seen_while_a_fill_is_waited_for_and_the_reading_ends_with_it(
     assert [thread.is_alive() for thread in threads] == [False]
 
 
+@pytest.mark.parametrize(("reading_s", "training_s"), [(0.2, 0.0), (0.0, 0.2)])
+def test_the_side_that_waits_for_the_other_is_known(reading_s: float, training_s: float) -> None:
+    class Paced(Counting):
+        def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], FillStart]:
+            time.sleep(reading_s)
+            return super().fill(n_rows)
+
+    synthetic = {"n_features": 4, "d_in": 1}
+    spec = StreamSpec.model_validate({"synthetic": synthetic, "tokens": 12, "batch": 4, "buffer_rows": 4})
+    stream = ActivationStream(spec, Paced(FillStart()), StreamPosition())
+    for _ in stream.fills():
+        time.sleep(training_s)
+    stream.close()
+    waits = (stream.waits.training_s, stream.waits.reading_s)
+    assert max(waits) > 0.2
+    assert waits.index(max(waits)) == (0 if reading_s else 1)
+    assert f"waited {stream.waits.training_s:.2f} s for rows" in stream.waits.said(1.0)
+
+
 def test_one_fill_is_read_ahead_and_no_more() -> None:
     begun: list[threading.Event] = [threading.Event() for _ in range(3)]
 
