@@ -86,6 +86,7 @@ DEFAULT_PORT = 8000
 """Where the service listens, and is looked for."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+CacheDtype = Literal["float32", "bfloat16", "int8"]
 WeightProcessing = Literal["none", "compatibility"]
 Normalization = Literal["unit_mean_square", "sqrt_d_in", "none"]
 """How one scalar per hook point scales the rows: E‖x‖² = 1, E‖x‖ = sqrt(d_in), or not at all."""

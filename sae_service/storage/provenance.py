@@ -23,7 +23,7 @@ def provenance(job: JobSpec, device: str, roots: Roots) -> dict[str, Any]:
         "dataset": dataset and {"path": dataset.path, "revision": dataset.revision or revision(dataset.path, roots)},
         "code": {"sae-service": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device,
-    }
+    } | ({"rows_rounded_to": job.stream.rounded_to} if job.stream.rounded_to else {})
 
 
 def revision(name: str, roots: Roots = EVERYWHERE) -> str | None:
