@@ -9,9 +9,10 @@ from api.apart import Apart
 from sae_service.jobs.owner import Owner
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
+from sae_service.storage.cache import ActivationCache
 from sae_service.storage.objects import Storage
 
-# All of them async: what is not takes a thread, which costs more than the look itself.
+# All of them async, but the one that opens files: what is not takes a thread, which costs more than the look itself.
 
 
 async def _caller(request: Request) -> Caller:
@@ -28,6 +29,11 @@ async def _storage(request: Request) -> Storage:
     return request.app.state.storage
 
 
+def _cache(request: Request) -> ActivationCache:
+    settings: Settings = request.app.state.settings
+    return ActivationCache(Storage(settings.resolved_cache_url()), settings.cache_bytes)
+
+
 async def _settings(request: Request) -> Settings:
     return request.app.state.settings
 
@@ -39,5 +45,6 @@ async def _looks(request: Request) -> Apart:
 TheCaller = Annotated[Caller, Depends(_caller)]
 Jobs = Annotated[JobStore, Depends(_store)]
 Files = Annotated[Storage, Depends(_storage)]
+Cache = Annotated[ActivationCache, Depends(_cache)]
 Looks = Annotated[Apart, Depends(_looks)]
 TheSettings = Annotated[Settings, Depends(_settings)]

@@ -16,6 +16,7 @@ from sae_service import downloads, errors, growing_log
 from sae_service.answers import Answers
 from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, MetricsRow, Worker
 from sae_service.schema import DEFAULT_PORT, OWN_FORMAT, SAES
+from sae_service.storage.cached_stream import CachedStream
 
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 OUTAGE_S = 60.0
@@ -90,6 +91,16 @@ class Client:
     def workers(self) -> list[Worker]:
         """The workers that are there."""
         return [self._answers.record(Worker, item) for item in self._pages("/v1/workers", {})]
+
+    def cached_streams(self) -> list[CachedStream]:
+        """The streams whose rows are in the activation cache, newest first."""
+        return [self._answers.record(CachedStream, item) for item in self._pages("/v1/cache", {"limit": 100})]
+
+    def delete_cached_stream(self, stream_id: str) -> None:
+        """Deletes the rows of a stream from the activation cache."""
+        answer = self._send("DELETE", f"/v1/cache/{_quoted(stream_id)}")
+        if not answer.is_success:
+            raise self._answers.error(answer)
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
         """All events behind the event `after`, oldest first."""

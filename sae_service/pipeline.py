@@ -22,6 +22,7 @@ from sae_service.sae.sites import Sites
 from sae_service.schema import SAES
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
+from sae_service.storage.cache import ActivationCache
 from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
 from sae_service.storage.objects import Content, Storage
 from sae_service.storage.provenance import provenance
@@ -42,6 +43,7 @@ def run(
     device: str = "cpu",
     alive: Callable[[], None] = lambda: None,
     roots: Roots = EVERYWHERE,
+    cache: ActivationCache | None = None,
 ) -> Checkpoint | None:
     """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
 
@@ -55,6 +57,7 @@ def run(
         device: the language model's device, "cpu" or "cuda".
         alive: called with every step and every forward pass, from more than one thread.
         roots: where the files of the job may be; everywhere, for a process that reads its own user's files.
+        cache: the activation cache, for jobs that want it.
     """
     source = Source(job, device, roots)
     of_schedules = (f"saes[{index}].{said}" for index, sae in enumerate(job.saes) for said in schedule_warnings(job, sae))
@@ -67,9 +70,11 @@ def run(
         reporter.event("warning", warning)
     setting = Setting(job, source, places, products)
     setting.check_memory(reporter)
+    ends_here = partial(_ends_here, should_stop, alive)
     try:
         # Before anything is computed: what is wrong with the held-out text is said at once.
-        held_out = held_out_of(job, source.model, lambda: _ends_here(should_stop, alive), reporter.event)
+        held_out = held_out_of(job, source.model, ends_here, reporter.event)
+        source.open_cache(cache, ends_here)
     except errors.Stopped:
         return None
     found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
@@ -81,7 +86,7 @@ def run(
         return None
     finally:
         training.writer.close()
-        training.stream.close()
+        training.stop_reading()
 
 
 def _ends_here(should_stop: Callable[[], bool], alive: Callable[[], None]) -> bool:
@@ -156,6 +161,7 @@ class _Training:
     def steps(self) -> None:
         """All steps that are left. Raises Stopped."""
         for fill in self.stream.fills(self.should_stop):
+            self.source.tell(self.reporter.event)
             if self.trainer is None:
                 self.trainer = self.begin(fill.rows)
                 # An attempt may have been stopped as it measured the SAEs.
@@ -215,7 +221,7 @@ class _Training:
         self.writer.finish()  # before there is another copy of the states
         state = snapshot(self.trainer.states)
         # From here on the device is the evaluation's.
-        self.stream.close()
+        self.stop_reading()
         for warning in self.source.warnings():
             self.reporter.event("warning", warning)
         self.trainer.let_go()
@@ -234,6 +240,11 @@ class _Training:
             share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
             self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")
         return self.publish(state, values, {name: found | figures[name] for name, found in measured.items()})
+
+    def stop_reading(self) -> None:
+        """Ends the stream, and what it adds to the activation cache."""
+        self.stream.close()
+        self.source.close(self.reporter.event)
 
     def values(self) -> dict[str, Any]:
         """What a checkpoint holds beside the arrays."""

@@ -88,6 +88,7 @@ DEFAULT_PORT = 8000
 Dtype = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 """What the factors of a matrix product are rounded to: 24, 11 or 8 significant bits. Sums are float32."""
+CacheDtype = Literal["float32", "bfloat16", "int8"]
 WeightProcessing = Literal["none", "compatibility"]
 Normalization = Literal["unit_mean_square", "sqrt_d_in", "none"]
 """How one scalar per hook point scales the rows: E‖x‖² = 1, E‖x‖ = sqrt(d_in), or not at all."""

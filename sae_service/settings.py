@@ -42,6 +42,13 @@ class Settings(BaseSettings):
     storage_url: str | None = Field(
         default=None, description="s3://bucket/prefix for many hosts. Default: the folder data_dir/storage."
     )
+    cache_url: str | None = Field(
+        default=None, description="file:///folder or s3://bucket/prefix of the activation cache. Default: cache/ in the storage."
+    )
+    cache_bytes: int = Field(
+        default=20 << 30, ge=0, description="Bytes that the activation cache may take; the stream that has not been used for "
+        "longest goes first. 0: there is no cache.",
+    )  # fmt: skip
     allowed_roots: tuple[Path, ...] = Field(
         default=(),
         description="JSON list of folders from which jobs may read models and text, beside data_dir, "
@@ -111,9 +118,16 @@ class Settings(BaseSettings):
         """The URL of the folder or bucket in which checkpoints are kept."""
         return self.storage_url or (self.data_dir / "storage").resolve().as_uri()
 
+    def resolved_cache_url(self) -> str:
+        """The URL of the folder or bucket of the activation cache."""
+        return self.cache_url or f"{self.resolved_storage_url().rstrip('/')}/cache"
+
     def storage_is_remote(self) -> bool:
-        """Whether checkpoints are kept in a bucket and not in a folder."""
-        return not self.resolved_storage_url().startswith("file:")
+        """Whether checkpoints, or cached activations, are kept in a bucket and not in a folder."""
+        return any(not url.startswith("file:") for url in self._of_files())
+
+    def _of_files(self) -> tuple[str, str]:
+        return self.resolved_storage_url(), self.resolved_cache_url()
 
     def readable_roots(self) -> tuple[Path, ...]:
         """The folders below which a job may read files."""
@@ -124,8 +138,8 @@ class Settings(BaseSettings):
         """The folders that no job may read: those with the files of all jobs, where a project is to see its own only."""
         if not self.projects:
             return ()
-        storage = () if self.storage_is_remote() else (Path(unquote(urlsplit(self.resolved_storage_url()).path)),)
-        return tuple(folder.expanduser().resolve() for folder in (self.data_dir, *storage))
+        local = (Path(unquote(urlsplit(url).path)) for url in self._of_files() if url.startswith("file:"))
+        return tuple(folder.expanduser().resolve() for folder in (self.data_dir, *local))
 
 
 OF_CLIENTS = frozenset({"URL", "API_KEY"})

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from sae_service.jobs import records
 from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, Worker
+from sae_service.storage.cached_stream import CachedStream
 
 BARS = " ▁▂▃▄▅▆▇█"
 FOUND = 0.9
@@ -89,6 +90,15 @@ def workers(found: Iterable[Worker]) -> Table:
     table = Table("worker", "queue", "GPUs", "since", "job", box=None)
     for one in found:
         table.add_row(one.name, one.queue, str(one.gpus), clock(one.started_at), one.job_id or "")
+    return table
+
+
+def cached_streams(found: Iterable[CachedStream]) -> Table:
+    """One line for each stream in the activation cache."""
+    table = Table(Column("stream", no_wrap=True), "model", "dataset", "hook points", "MB", "last used", box=None)
+    for one in found:
+        size = f"{one.n_bytes / 1e6:.1f}"
+        table.add_row(one.id, one.model or "", one.dataset or "", ", ".join(one.hook_names), size, clock(one.used_at))
     return table
 
 

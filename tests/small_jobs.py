@@ -8,6 +8,7 @@ import pytest
 
 from sae_service import pipeline
 from sae_service.spec import JobSpec
+from sae_service.storage.cache import ActivationCache
 from sae_service.storage.objects import Storage
 from sae_service.training.loop import Trainer
 from tests.conftest import DEMO
@@ -45,7 +46,7 @@ def small_job(**stream: Any) -> dict[str, Any]:
 
 def train(
     folder: Path, job: dict[str, Any], resume_from: tuple[str, ...] = (), stop_after: int | None = None,
-    alive: Callable[[], None] = lambda: None, recorder: Recorder | None = None,
+    alive: Callable[[], None] = lambda: None, recorder: Recorder | None = None, cache: ActivationCache | None = None,
 ) -> tuple[Recorder, dict[str, bytes]]:  # fmt: skip
     """Runs a job; returns its news and the files of its final checkpoint (none if it was stopped)."""
     recorder, storage, done = recorder or Recorder(), Storage(folder.as_uri()), []
@@ -60,7 +61,7 @@ def train(
         final = pipeline.run(
             JobSpec.model_validate(job), storage, "jobs/test", recorder,
             should_stop=lambda: stop_after is not None and len(done) >= stop_after, resume_from=resume_from,
-            alive=alive,
+            alive=alive, cache=cache,
         )  # fmt: skip
     return recorder, published(storage, final.key) if final else {}
 

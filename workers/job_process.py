@@ -158,9 +158,25 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         begin_with=assignment["begin_with"],
         device="cuda" if jax.default_backend() == "gpu" else "cpu",
         alive=report.alive,
+        cache=cache_of(assignment, report) if job.stream.cache != "off" else None,
         roots=Roots(*(tuple(map(Path, assignment[name])) for name in ("readable_roots", "closed_folders"))),
     )
     return {"kind": "stopped" if final is None else "finished"}
+
+
+def cache_of(assignment: dict[str, Any], report: Report) -> Any:
+    """The activation cache, or None if there is none, or it does not answer: a job needs none."""
+    from sae_service.errors import StorageFailure
+    from sae_service.storage.cache import ActivationCache
+    from sae_service.storage.objects import Storage
+
+    if not assignment["cache_bytes"]:
+        return None
+    try:
+        return ActivationCache(Storage(assignment["cache_url"]), assignment["cache_bytes"], assignment["project"])
+    except StorageFailure as error:
+        report.event("warning", f"There is no activation cache: {error}")
+        return None
 
 
 def failure(error: Exception, has_trained: bool) -> dict[str, Any]:

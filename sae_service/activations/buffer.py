@@ -5,6 +5,7 @@ Its content is a function of where the fill started to read, so a position is al
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,15 @@ from jaxtyping import Array, Int, UInt
 
 from sae_service.activations.model import LanguageModel, keep_mask
 from sae_service.activations.norms import norms
-from sae_service.activations.tokens import Cursor, PackedTokens, all_left_out
+from sae_service.activations.tokens import Cursor, PackedTokens, Prompts, all_left_out
 from sae_service.activations.torch_to_jax import to_jax
 from sae_service.errors import Stopped
 from sae_service.schema import Frozen
 
 EMPTY_BATCHES = 1000
 """After so many batches of prompts in a row without a kept position there will be none."""
+ByHook = dict[str, torch.Tensor]
+"""Rows [rows, d_in] by hook point."""
 Number = UInt[Array, ""]
 
 
@@ -32,39 +35,63 @@ class FillStart(Frozen):
     rows_taken: int = 0
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A model that reads tokens: the activations of the positions that are kept."""
+
+    model: LanguageModel
+    tokens: PackedTokens
+    hook_names: tuple[str, ...]
+    excluded: tuple[int, ...]
+
+    def prompts(self, cursor: Cursor) -> Iterator[tuple[Prompts, Cursor]]:
+        """The batches of prompts from a cursor on that have a kept position; `trained` is which ones are kept.
+
+        Raises:
+            InvalidSpec: many batches in a row have none.
+        """
+        n_empty = 0
+        for prompts, at in self.tokens.read(cursor):
+            keep = keep_mask(prompts.tokens, self.excluded) & prompts.trained
+            n_empty = 0 if keep.any() else n_empty + 1
+            if n_empty == EMPTY_BATCHES:
+                said = f"{EMPTY_BATCHES} batches of text in a row have no token beside those left out."
+                raise all_left_out(said, self.tokens.spec)
+            if not n_empty:
+                yield Prompts(prompts.tokens, keep), at
+
+    def rows(self, prompts: Prompts) -> ByHook:
+        """The kept rows of a batch, by hook point."""
+        found = self.model.activations(prompts.tokens, self.hook_names)
+        kept = torch.from_numpy(prompts.trained).to(self.model.device)
+        return {name: rows[kept] for name, rows in found.items()}
+
+    def read(self, cursor: Cursor) -> Iterator[tuple[ByHook, Cursor]]:
+        """The rows of each batch from a cursor on, with its own cursor."""
+        for prompts, at in self.prompts(cursor):
+            yield self.rows(prompts), at
+
+
 class TextHarvest:
-    """Reads tokens and collects the activations of the positions that are kept, fill after fill."""
+    """Collects the activations of the positions that are kept, fill after fill."""
 
     def __init__(
         self, model: LanguageModel, tokens: PackedTokens, hook_names: tuple[str, ...], excluded: tuple[int, ...],
         start: FillStart, limits: Mapping[str, float] | None = None,
+        read: Callable[[Reading, Cursor], Iterator[tuple[ByHook, Cursor]]] = Reading.read,
     ) -> None:  # fmt: skip
         """Starts reading.
 
         Args:
             limits: the largest norm that a row may have, by hook point; a longer one is left out at all of them.
+            read: the rows from a cursor on, each batch with its own cursor; by default all of them are the model's.
         """
-        self._hook_names, self._limits = hook_names, limits or {}
+        self._limits = limits or {}
         self._start = start
-        self._pending: dict[str, torch.Tensor] = {}
-        self._batches = self._read(model, tokens, excluded, start)
+        self._pending: ByHook = {}
+        self._batches = read(Reading(model, tokens, hook_names, excluded), start.cursor)
 
-    def _read(
-        self, model: LanguageModel, tokens: PackedTokens, excluded: tuple[int, ...], start: FillStart
-    ) -> Iterator[tuple[dict[str, torch.Tensor], Cursor]]:
-        n_empty = 0
-        for prompts, cursor in tokens.read(start.cursor):
-            keep = keep_mask(prompts.tokens, excluded) & prompts.trained
-            n_empty = 0 if keep.any() else n_empty + 1
-            if n_empty == EMPTY_BATCHES:
-                raise all_left_out(f"{EMPTY_BATCHES} batches of text in a row have no token beside those left out.", tokens.spec)
-            if n_empty:
-                continue
-            found = model.activations(prompts.tokens, self._hook_names)
-            kept = torch.from_numpy(keep).to(model.device)
-            yield self._within_limits({name: rows[kept] for name, rows in found.items()}), cursor
-
-    def _within_limits(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _within_limits(self, rows: ByHook) -> ByHook:
         """The rows that are short enough at every hook point."""
         if not self._limits:
             return rows
@@ -97,9 +124,9 @@ class TextHarvest:
 
     def _advance(self) -> None:
         is_first = not self._pending
-        self._pending, cursor = next(self._batches)
+        found, cursor = next(self._batches)
         skip = self._start.rows_taken if is_first else 0
-        self._pending = {name: rows[skip:] for name, rows in self._pending.items()}
+        self._pending = {name: rows[skip:] for name, rows in self._within_limits(found).items()}
         self._start = FillStart(cursor=cursor, rows_taken=skip)
 
 

@@ -73,6 +73,12 @@ class LanguageModel(Tokenizing):
         """Bytes of its weights."""
         return sum(parameter.numel() * parameter.element_size() for parameter in self.bridge.parameters())
 
+    def computed_by(self) -> dict[str, Any]:
+        """The device, and what else the last bits of its results depend on, as JSON."""
+        on_cpu = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+        device = {"gpu": torch.cuda.get_device_name()} if self.device == "cuda" else on_cpu
+        return device | {"float32": torch.get_float32_matmul_precision()}
+
     def logits_bytes(self, n_tokens: int) -> int:
         """Bytes of the logits of so many tokens; a pass that measures losses ends with them."""
         return n_tokens * self.n_vocab * self._dtype.itemsize

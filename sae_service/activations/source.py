@@ -1,20 +1,23 @@
 """Where a job's rows come from: a language model reading text, or a synthetic generator."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array
 
 from sae_service import tracing
-from sae_service.activations.buffer import FillStart, TextHarvest
+from sae_service.activations.buffer import FillStart, Reading, TextHarvest
 from sae_service.activations.documents import Documents
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.model_check import Place, check
+from sae_service.activations.stream_cache import StreamCache
 from sae_service.activations.synthetic import SyntheticHarvest
 from sae_service.activations.tokens import PackedTokens
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.spec import JobSpec
+from sae_service.storage.cache import ActivationCache
 
 MEDIAN_ROWS = 1 << 13
 """So many of the first rows tell the median norm."""
@@ -36,11 +39,13 @@ class Source:
         model: None for synthetic rows.
         widths: those of the rows by hook point.
         model_warnings: what a user may want to know of the model's hook points.
+        cached: what the stream has of the activation cache, once that was opened.
     """
 
     model: LanguageModel | None
     widths: dict[str, int]
     model_warnings: list[str]
+    cached: StreamCache | None
 
     @tracing.traced("load")
     def __init__(self, job: JobSpec, device: str, roots: Roots = EVERYWHERE) -> None:
@@ -54,6 +59,7 @@ class Source:
         """
         self._stream, self._hook_names, self.roots = job.stream, job.hook_names, roots
         self._documents: Documents | None = None
+        self.cached = None
         if job.stream.synthetic is not None:
             self.model, self.model_warnings = None, []
             self.widths = dict.fromkeys(job.hook_names, job.stream.synthetic.d_in)
@@ -87,17 +93,38 @@ class Source:
             alive()
             return False
 
-        rows, _ = self.harvest(FillStart()).fill(MEDIAN_ROWS, never)
+        rows, _ = self.harvest(FillStart(), is_look=True).fill(MEDIAN_ROWS, never)
         return {name: multiple * float(np.median(np.linalg.norm(found, axis=1))) for name, found in _as_float32(rows).items()}
 
-    def harvest(self, start: FillStart, limits: Mapping[str, float] | None = None) -> Harvest:
-        """Rows from `start` on, those within the limits of `norm_limits`."""
+    def open_cache(self, cache: ActivationCache | None, ends_here: Callable[[], bool]) -> None:
+        """Finds the stream in the activation cache, if the job wants that; see `StreamCache`."""
+        if self.model is not None and self._stream.cache != "off":
+            self.cached = StreamCache(self._stream, self._hook_names, self.model, cache, ends_here)
+
+    def harvest(self, start: FillStart, limits: Mapping[str, float] | None = None, is_look: bool = False) -> Harvest:
+        """Rows from `start` on, those within the limits of `norm_limits`.
+
+        Args:
+            is_look: they are read once more to be trained on.
+        """
         stream, model = self._stream, self.model
         if model is None:
             return SyntheticHarvest(stream, self._hook_names, start)
         tokens = PackedTokens(stream.text_source[1], "train", model, stream.context_size, stream.prompts, True, self.roots)
         self._documents = tokens.documents
-        return TextHarvest(model, tokens, self._hook_names, model.excluded_tokens(stream.exclude), start, limits)
+        read = Reading.read if self.cached is None else partial(self.cached.read, is_look)
+        return TextHarvest(model, tokens, self._hook_names, model.excluded_tokens(stream.exclude), start, limits, read)
+
+    def tell(self, event: Callable[[str, str], None]) -> None:
+        """Tells, as levels and sentences, what has happened as rows were read."""
+        if self.cached is not None:
+            self.cached.tell(event)
+
+    def close(self, event: Callable[[str, str], None]) -> None:
+        """Ends the reading, after which nothing is read, and tells the rest."""
+        if self.cached is not None:
+            self.cached.close()
+        self.tell(event)
 
     def warnings(self) -> list[str]:
         """What is to be said of the text that has been read."""

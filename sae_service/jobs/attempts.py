@@ -72,6 +72,11 @@ class Attempt:
         with self._database.transaction() as connection:
             return connection.execute(sa.select(tables.jobs.c.origin_key).where(tables.jobs.c.id == self.job_id)).scalar_one()
 
+    def project(self) -> str | None:
+        """Whose job it is; None if it is gone."""
+        with self._database.transaction() as connection:
+            return connection.execute(sa.select(tables.jobs.c.project).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
+
     def trace(self) -> str | None:
         """Where the job's submission is in a trace."""
         with self._database.transaction() as connection:

@@ -3,11 +3,11 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from sae_service.plain_words import OURS
-from sae_service.schema import Dtype, Frozen, Precision, WeightProcessing, must, refuse
+from sae_service.schema import CacheDtype, Dtype, Frozen, Precision, WeightProcessing, must, refuse
 
 HOOK_NAME_PATTERN = r"^(blocks\.\d+\.)?([A-Za-z0-9_]+\.)*hook_[a-z0-9_]+$"
 SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT = "hook_synthetic", "hook_synthetic_out"
@@ -26,6 +26,13 @@ Excluded = Annotated[
     Literal["bos", "eos", "pad"] | Annotated[int, Field(ge=0, lt=1 << 31)],
     must("be 'bos', 'eos', 'pad' or the id of a token, at least 0"),
 ]
+
+CacheMode = Annotated[
+    Literal["off", "use", "fill"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+    WithJsonSchema({"enum": ["off", "use", "fill", False]}),
+]
+"""YAML takes off for false."""
 
 
 def is_path(name: str) -> bool:
@@ -192,6 +199,14 @@ class StreamSpec(Frozen):
         default_factory=_prompts, gt=0, le=1 << 16,
         description=f"Rows of context_size tokens in one forward pass of the model. Default: those of {TOKENS_IN_PASS} tokens.",
     )
+    cache: CacheMode = Field(
+        default="off", description="The activation cache, which jobs share. use: rows that are there are read instead of computed. "
+        "fill: that too, and rows that are computed are kept there.",
+    )  # fmt: skip
+    cache_dtype: CacheDtype | None = Field(
+        default=None, description="The number type of cached rows; null: the model's own, which changes nothing. A coarser one "
+        "(int8 has a scale for each row) takes less space, and all rows that are trained on are rounded to it.",
+    )  # fmt: skip
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     @model_validator(mode="after")
@@ -200,10 +215,18 @@ class StreamSpec(Frozen):
             for name in ("model", "dataset"):
                 if getattr(self, name) is None:
                     refuse((name,), "is required (or synthetic in place of model and dataset)", None)
+        elif self.cache != "off":
+            refuse(("cache",), "is for the rows of a model; leave it out", self.cache)
         elif self.max_activation_norm_multiple is not None:
             refuse(("max_activation_norm_multiple",), "is for the rows of a model; leave it out", self.max_activation_norm_multiple)
         elif self.model is not None or self.dataset is not None:
             refuse(("synthetic",), "takes the place of model and dataset; give one or the other", None)
+        return self
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> "StreamSpec":
+        if self.cache_dtype is not None and self.cache == "off":
+            refuse(("cache_dtype",), "is for cached rows; leave it out, or give cache: use or fill", self.cache_dtype)
         return self
 
     @property
@@ -222,6 +245,12 @@ class StreamSpec(Frozen):
         if 0 < self.buffer_rows < self.batch:
             refuse(("buffer_rows",), f"must be at least batch ({self.batch})", self.buffer_rows)
         return self
+
+    @property
+    def rounded_to(self) -> CacheDtype | None:
+        """The number type that rows are rounded to, if they are."""
+        is_exact = self.cache_dtype is None or self.model is None or self.cache_dtype in (self.model.dtype, "float32")
+        return None if is_exact else self.cache_dtype
 
     @property
     def n_steps(self) -> int:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -166,6 +167,20 @@ class Storage:
         except (BaseError, OSError) as error:
             raise StorageFailure(f"cannot list {prefix}: {_said(error)}") from error
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of all objects below a prefix, by key; in a folder also of what a cut-off write has left behind."""
+        if self.root is not None:
+            found = {}
+            for folder, _, names in os.walk(self.root / prefix):
+                for path in (Path(folder) / name for name in names):
+                    with suppress(OSError):  # another process may delete it meanwhile
+                        found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+            return found
+        try:
+            return {item["path"]: item["size"] for batch in obstore.list(self._store, prefix) for item in batch}
+        except (BaseError, OSError) as error:
+            raise StorageFailure(f"cannot list {prefix}: {_said(error)}") from error
+
     def folders(self, prefix: str) -> set[str]:
         """What there is directly below a prefix, with anything below it: also what a cut-off write has left behind."""
         try:
@@ -183,6 +198,10 @@ class Storage:
         if self.root is not None and (self.root / prefix).is_dir():
             # Empty folders, and what a put that was killed in the middle left behind.
             shutil.rmtree(self.root / prefix, ignore_errors=True)
+
+    def remove(self, key: str) -> None:
+        """Deletes one object, which may be gone already. Raises StorageFailure."""
+        self._delete_all([key])
 
     def _delete_all(self, keys: list[str]) -> None:
         try:

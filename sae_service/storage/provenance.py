@@ -28,7 +28,7 @@ def provenance(job: JobSpec, device: str, roots: Roots, precision: dict[str, Any
         "code": {"sae-service": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device,
         "precision": precision,
-    }
+    } | ({"rows_rounded_to": job.stream.rounded_to} if job.stream.rounded_to else {})
 
 
 def revision(name: str, roots: Roots = EVERYWHERE) -> str | None:

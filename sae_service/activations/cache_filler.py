@@ -1,0 +1,93 @@
+"""Adds rows to the activation cache while a job trains on them: collected into chunks, which a thread writes."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from sae_service.activations.cached_hook import CachedHook, ChunkName
+from sae_service.activations.chunks import Batch, Stored, packed
+from sae_service.activations.tokens import Cursor
+from sae_service.errors import StorageFailure
+from sae_service.storage.cache import ActivationCache
+
+CHUNK_BYTES, LEAST_BYTES = 64 << 20, 8 << 20
+"""What the chunks of all hook points that are collected at once take, and the least that one is to have."""
+
+
+@dataclass
+class _Pending:
+    """Batches that follow one another and have not been written yet."""
+
+    previous: Cursor | None = None
+    batches: list[Batch] = field(default_factory=list)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(batch.stored.n_bytes for batch in self.batches)
+
+
+class Filler:
+    """Collects the rows of a stream's hook points. When the storage fails or has no room, it says so once and stops."""
+
+    def __init__(
+        self, cache: ActivationCache, mark: Callable[[], None], hooks: Mapping[str, CachedHook], say: Callable[[str], None]
+    ) -> None:
+        """Begins with nothing.
+
+        Args:
+            mark: notes that the stream is in use. May raise StorageFailure.
+            say: is told once why no more is written.
+        """
+        self._cache, self._mark, self._hooks, self._say = cache, mark, hooks, say
+        self._chunk_bytes = max(LEAST_BYTES, CHUNK_BYTES // len(hooks))
+        self._pending = {name: _Pending() for name in hooks}
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache writer")
+        self._writing: Future[None] | None = None
+        self._is_over = False
+
+    def add(self, previous: Cursor | None, cursor: Cursor, rows: Mapping[str, Stored]) -> None:
+        """Adds one batch.
+
+        Args:
+            previous: where the batch before it begins, if that is known.
+        """
+        for name, stored in rows.items() if not self._is_over else ():
+            pending = self._pending[name]
+            if self._hooks[name].holding(cursor) is not None:
+                self._write(name)
+                continue
+            if not pending.batches:
+                pending.previous = previous
+            pending.batches.append(Batch(cursor, stored.on_host()))
+            if pending.n_bytes >= self._chunk_bytes:
+                self._write(name)
+
+    def flush(self) -> None:
+        """Writes what has been collected: another batch than the next one follows, or none."""
+        for name in self._hooks:
+            self._write(name)
+
+    def close(self) -> None:
+        """Writes what has been collected, and waits for it."""
+        self.flush()
+        self._writer.shutdown()
+
+    def _write(self, name: str) -> None:
+        pending, self._pending[name] = self._pending[name], _Pending()
+        if pending.batches and not self._is_over:
+            # One is collected while another is written, and no more are kept.
+            if self._writing is not None:
+                self._writing.result()
+            self._writing = self._writer.submit(self._put, self._hooks[name], pending)
+
+    def _put(self, hook: CachedHook, pending: _Pending) -> None:
+        first, last = pending.batches[0].cursor, pending.batches[-1].cursor
+        try:
+            hook.look()
+            # Another job may have been faster.
+            if (there := hook.holding(first)) is None or there != hook.holding(last):
+                self._mark()
+                self._cache.put(hook.folder, ChunkName.start(first, last), packed(pending.previous, pending.batches))
+        except StorageFailure as error:
+            self._is_over = True
+            self._say(f"The activation cache is not filled any more: {error}")

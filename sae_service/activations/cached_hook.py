@@ -1,0 +1,111 @@
+"""The cached chunks of one hook point: which places of the text they have, and their rows, read one chunk ahead."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from sae_service.activations.chunks import Batch, Chunk, Form
+from sae_service.activations.tokens import Cursor
+from sae_service.errors import DamagedCheckpoint
+from sae_service.storage.cache import ActivationCache
+
+
+class Place(NamedTuple):
+    """Where a batch of prompts begins, in the order of the text."""
+
+    epoch: int
+    shard: int
+    documents: int
+    rows_served: int
+
+    @staticmethod
+    def of(cursor: Cursor) -> "Place":
+        """The place of a cursor."""
+        return Place(cursor.epoch, cursor.shard, cursor.documents, cursor.rows_served)
+
+
+class ChunkName(NamedTuple):
+    """The places of the first and the last batch of a chunk, and the hash of its content."""
+
+    first: Place
+    last: Place
+    sha256: str
+
+    @staticmethod
+    def read(name: str) -> "ChunkName | None":
+        """What a name says; None for one that is no chunk's."""
+        try:
+            first, last, sha256 = name.split("-")
+            return ChunkName(Place(*map(int, first.split("."))), Place(*map(int, last.split("."))), sha256)
+        except (ValueError, TypeError):
+            return None
+
+    @staticmethod
+    def start(first: Cursor, last: Cursor) -> str:
+        """The name of a chunk without its hash."""
+        return "-".join(".".join(map(str, Place.of(cursor))) for cursor in (first, last))
+
+    def __str__(self) -> str:
+        return "-".join((*(".".join(map(str, place)) for place in (self.first, self.last)), self.sha256))
+
+
+class CachedHook:
+    """The chunks of one hook point in one form.
+
+    Args:
+        folder: where they are in the cache.
+        reader: reads ahead.
+        say: is told of a chunk that cannot be used.
+    """
+
+    def __init__(
+        self, cache: ActivationCache, folder: str, form: Form, reader: ThreadPoolExecutor, say: Callable[[str], None]
+    ) -> None:
+        self.folder, self._cache, self._form, self._reader, self._say = folder, cache, form, reader, say
+        self._names: tuple[ChunkName, ...] = ()
+        self._unusable = set[ChunkName]()
+
+    def look(self) -> None:
+        """Lists the chunks that there are now. Raises StorageFailure."""
+        found = map(ChunkName.read, self._cache.chunks(self.folder))
+        self._names = tuple(sorted(name for name in found if name is not None and name not in self._unusable))
+
+    def holding(self, cursor: Cursor) -> ChunkName | None:
+        """The chunk with the batch that begins at a cursor; the one that reaches farthest, if there are several."""
+        place = Place.of(cursor)
+        return max((name for name in self._names if name.first <= place <= name.last), key=lambda name: name.last, default=None)
+
+    def _behind(self, cursor: Cursor) -> ChunkName | None:
+        """The chunk that may go on behind the batch that begins at a cursor."""
+        place = Place.of(cursor)
+        return min((name for name in self._names if name.first > place), key=lambda name: (name.first, *_back(name)), default=None)
+
+    def batches(self, cursor: Cursor) -> Iterator[Batch]:
+        """The batches from the one at a cursor on, as far as chunks follow one another. Raises StorageFailure."""
+        name, last = self.holding(cursor), None
+        coming = None if name is None else self._read_ahead(name)
+        while name is not None and coming is not None:
+            try:
+                chunk = coming.result()
+                first = chunk.cursors.index(cursor) if last is None else 0
+            except (DamagedCheckpoint, ValueError, KeyError) as error:
+                self._leave_out(name, error)
+                return
+            if last is not None and chunk.previous != last:
+                return
+            last = chunk.cursors[-1]
+            name = self._behind(last)
+            coming = None if name is None else self._read_ahead(name)
+            yield from chunk.batches(first)
+
+    def _read_ahead(self, name: ChunkName) -> Future[Chunk]:
+        return self._reader.submit(lambda: Chunk(self._cache.read(self.folder, str(name)), self._form))
+
+    def _leave_out(self, name: ChunkName, error: Exception) -> None:
+        self._unusable.add(name)
+        self._names = tuple(other for other in self._names if other != name)
+        self._say(f"A part of the activation cache cannot be used, and the model computes it again: {error}")
+
+
+def _back(name: ChunkName) -> tuple[int, ...]:
+    return tuple(-number for number in name.last)

@@ -1,0 +1,132 @@
+"""Rows from the activation cache as far as it goes, and from the model where it ends, in the order of the text.
+
+Reading goes on at every batch that the cache has, wherever it is missing some: which rows come from where changes none of them.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+
+from sae_service.activations.buffer import ByHook, Reading
+from sae_service.activations.cache_filler import Filler
+from sae_service.activations.cached_hook import CachedHook
+from sae_service.activations.chunks import Form, Stored
+from sae_service.activations.tokens import Cursor
+from sae_service.errors import StorageFailure
+from sae_service.storage.cache import ActivationCache
+
+LOOK_EVERY_S = 10
+
+
+def rounded(form: Form, reading: Reading, start: Cursor) -> Iterator[tuple[ByHook, Cursor]]:
+    """The model's rows as they would come from a cache of this form."""
+    for rows, cursor in reading.read(start):
+        yield {name: form.restore(form.store(found), reading.model.device) for name, found in rows.items()}, cursor
+
+
+class CachedRows:
+    """The cached rows of one stream.
+
+    Attributes:
+        n_cached, n_computed: how many rows came from the cache, and how many from the model.
+    """
+
+    def __init__(
+        self, cache: ActivationCache, stream: str, about: dict[str, str], hook_names: tuple[str, ...], form: Form,
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """Looks at what there is.
+
+        Args:
+            about: the stream's model and dataset.
+            say: is told what a user is to be warned of, on any thread.
+
+        Raises:
+            StorageFailure: the cache does not answer.
+        """
+        self.n_cached = self.n_computed = 0
+        self._cache, self._form, self._say = cache, form, say
+        self._mark = partial(cache.mark, stream, about)
+        self._reader = ThreadPoolExecutor(max_workers=2, thread_name_prefix="cache reader")
+        self._hooks = {
+            name: CachedHook(cache, f"{stream}/{name}/{form.stored_as}", form, self._reader, say) for name in hook_names
+        }
+        self._closing = ExitStack()
+        self._closing.callback(self._reader.shutdown, cancel_futures=True)
+        self._is_away = False
+        for hook in self._hooks.values():
+            hook.look()
+        self._looked = time.monotonic()
+
+    def read(self, fills: bool, reading: Reading, start: Cursor) -> Iterator[tuple[ByHook, Cursor]]:
+        """The rows of each batch from a cursor on, with its own cursor.
+
+        Args:
+            fills: whether rows that the model computes are added to the cache.
+        """
+        filler = Filler(self._cache, self._mark, self._hooks, self._say) if fills else None
+        if filler is not None:
+            self._closing.callback(filler.close)
+        device = reading.model.device
+        at, is_served = start, False
+        while True:
+            if not is_served:
+                for stored, cursor in self._cached(at):
+                    self.n_cached += _length(stored)
+                    at, is_served = cursor, True
+                    yield self._restored(stored, device), cursor
+            for prompts, cursor in reading.prompts(at):
+                if is_served and cursor == at:
+                    continue
+                if self._has(cursor):
+                    at, is_served = cursor, False
+                    break
+                stored = {name: self._form.store(rows) for name, rows in reading.rows(prompts).items()}
+                self.n_computed += _length(stored)
+                if filler is not None:
+                    filler.add(at if is_served else None, cursor, stored)
+                at, is_served = cursor, True
+                yield self._restored(stored, device), cursor
+            else:
+                return
+            if filler is not None:
+                filler.flush()
+
+    def _restored(self, stored: dict[str, Stored], device: str) -> ByHook:
+        return {name: self._form.restore(rows, device) for name, rows in stored.items()}
+
+    def _cached(self, cursor: Cursor) -> Iterator[tuple[dict[str, Stored], Cursor]]:
+        """The batches from the one at a cursor on that the cache has for all hook points."""
+        if self._is_away or any(hook.holding(cursor) is None for hook in self._hooks.values()):
+            return
+        try:
+            for batches in zip(*(hook.batches(cursor) for hook in self._hooks.values()), strict=False):
+                self._mark()
+                yield {name: batch.stored for name, batch in zip(self._hooks, batches, strict=True)}, batches[0].cursor
+        except StorageFailure as error:
+            self._leave(error)
+
+    def _has(self, cursor: Cursor) -> bool:
+        """Whether the cache has a batch, as far as is known: looked up every few seconds."""
+        try:
+            if not self._is_away and time.monotonic() - self._looked > LOOK_EVERY_S:
+                for hook in self._hooks.values():
+                    hook.look()
+                self._looked = time.monotonic()
+        except StorageFailure as error:
+            self._leave(error)
+        return not self._is_away and all(hook.holding(cursor) is not None for hook in self._hooks.values())
+
+    def _leave(self, error: StorageFailure) -> None:
+        self._is_away = True
+        self._say(f"The activation cache cannot be read, and the model computes the rows: {error}")
+
+    def close(self) -> None:
+        """Writes what is left to be added, and stops reading ahead. Nothing is read afterwards."""
+        self._closing.close()
+
+
+def _length(stored: dict[str, Stored]) -> int:
+    return len(next(iter(stored.values())).rows)

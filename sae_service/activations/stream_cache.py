@@ -1,0 +1,82 @@
+"""What a job's stream has to do with the activation cache: where it is in it, what is read and added, and what is said of it."""
+
+from collections.abc import Callable, Iterator
+
+from sae_service.activations.buffer import ByHook, Reading
+from sae_service.activations.cache_key import identity, key
+from sae_service.activations.cached_rows import CachedRows, rounded
+from sae_service.activations.chunks import Form
+from sae_service.activations.model import LanguageModel
+from sae_service.activations.tokens import Cursor
+from sae_service.errors import StorageFailure
+from sae_service.spec import StreamSpec
+from sae_service.storage.cache import ActivationCache
+
+
+class StreamCache:
+    """The cached rows of a stream, if there can be any; without them its rows are the same, and the model computes them all.
+
+    Attributes:
+        news: what a user is to be told, as levels and sentences; whoever tells it empties it.
+    """
+
+    def __init__(
+        self, stream: StreamSpec, hook_names: tuple[str, ...], model: LanguageModel, cache: ActivationCache | None,
+        ends_here: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """Finds the stream, by a hash of all that decides its rows.
+
+        Args:
+            cache: None if there is none here.
+            ends_here: asked with every piece of the files whether to stop.
+
+        Raises:
+            Stopped: it should stop.
+            DataNotFound, InvalidSpec: of text that cannot or must not be read.
+        """
+        own = stream.text_source[0].dtype
+        self._stream, self._form = stream, Form(stream.cache_dtype or own, own)
+        self.news: list[tuple[str, str]] = []
+        self._rows: CachedRows | None = None
+        if stream.rounded_to is not None:
+            self.news.append(("info", f"stream.cache_dtype: all rows are rounded to {stream.rounded_to}, so they are not exact."))
+        if cache is None:
+            self.warn("stream.cache: this service has no activation cache, and the model computes all rows.")
+            return
+        found = identity(stream, cache.project, model.computed_by(), model.roots, ends_here)
+        if found is None:
+            self.warn("stream.cache: it is not known which commit of the model or dataset this is, so the cache is not used.")
+            return
+        about = {"model": stream.text_source[0].name, "dataset": stream.text_source[1].path}
+        try:
+            self._rows = CachedRows(cache, key(found), about, hook_names, self._form, self.warn)
+        except StorageFailure as error:
+            self.warn(f"The activation cache cannot be read, and the model computes all rows: {error}")
+
+    def warn(self, said: str) -> None:
+        """Adds a warning to the news."""
+        self.news.append(("warning", said))
+
+    def read(self, is_look: bool, reading: Reading, start: Cursor) -> Iterator[tuple[ByHook, Cursor]]:
+        """The rows of each batch from a cursor on, with its own cursor.
+
+        Args:
+            is_look: they are read once more to be trained on, so none are added to the cache yet.
+        """
+        if self._rows is not None:
+            return self._rows.read(self._stream.cache == "fill" and not is_look, reading, start)
+        return Reading.read(reading, start) if self._stream.rounded_to is None else rounded(self._form, reading, start)
+
+    def close(self) -> None:
+        """Adds the last rows to the cache, and the share of those that came from it to the news. Nothing is read afterwards."""
+        if self._rows is not None:
+            rows, self._rows = self._rows, None
+            rows.close()
+            n_rows = rows.n_cached + rows.n_computed
+            share = rows.n_cached / max(n_rows, 1)
+            self.news.append(("info", f"{share:.1%} of the {n_rows} rows that were read came from the activation cache."))
+
+    def tell(self, event: Callable[[str, str], None]) -> None:
+        """Tells the news."""
+        while self.news:
+            event(*self.news.pop(0))
