@@ -107,7 +107,9 @@ def step(kind: str, size: tuple[int, int, int], precision: Precision, ceiling: d
     }  # fmt: skip
 
 
-def forward_pass(folder: Path, layer: int, precision: Precision, ceiling: dict[str, float], device: str) -> dict[str, Any]:
+def forward_pass(
+    folder: Path, width: int, layer: int, precision: Precision, ceiling: dict[str, float], device: str
+) -> dict[str, Any]:
     """The time of the model's pass up to a layer, on 16 prompts of 128 tokens, and its share of the ceiling."""
     model = LanguageModel(ModelSpec(name=str(folder), precision=precision), device)
     tokens = np.random.default_rng(0).integers(0, model.n_vocab, (16, 128), dtype=np.int32)
@@ -119,10 +121,9 @@ def forward_pass(folder: Path, layer: int, precision: Precision, ceiling: dict[s
             torch.cuda.synchronize()
 
     taken = seconds(once)
-    weights = sum(part.numel() for block in model.bridge.blocks[: layer + 1] for part in block.parameters() if part.ndim == 2)
     return {
         "what": f"model, {layer + 1} layers", "precision": precision, "ms": 1e3 * taken, "tokens_per_s": tokens.size / taken,
-        "share": 2 * weights * tokens.size / taken / ceiling[precision],
+        "share": 2 * random_model.n_weights(width, layer + 1) * tokens.size / taken / ceiling[precision],
     }  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def measured(given: dict[str, Any], tokens: int | None) -> dict[str, Any]:
     lines = [step(kind, size, precision, ceiling) for kind in given["kinds"] for precision in precisions]
     with tempfile.TemporaryDirectory() as folder:
         random_model.write(Path(folder), size[0], given["layers"])
-        lines += [forward_pass(Path(folder), layer, precision, ceiling, device) for precision in precisions]
+        lines += [forward_pass(Path(folder), size[0], layer, precision, ceiling, device) for precision in precisions]
         job = gpu_job.measured(job_on(Path(folder), layer, size, given["steps"]), device)
     found: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,

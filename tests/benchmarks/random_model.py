@@ -26,6 +26,11 @@ def write(folder: Path, width: int, n_layers: int) -> None:
             shutil.copy(demo / name, folder / name)
 
 
+def n_weights(width: int, n_layers: int) -> int:
+    """In the matrices of so many layers: four of the attention, and three of the MLP, which is four times as wide."""
+    return 16 * width**2 * n_layers
+
+
 def _vocabulary(model: Path) -> int:
     from transformers import AutoConfig
 

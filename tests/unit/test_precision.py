@@ -54,7 +54,7 @@ def stepped(kind: str, wanted: Precision, n_slots: int | None = None) -> TrainSt
         return steps(ARCHITECTURES[kind], fresh(ARCHITECTURES[kind]), 0, 5, n_slots=n_slots)
 
 
-@pytest.mark.parametrize(("kind", "n_slots"), [("topk", None), ("jumprelu", 32), ("batchtopk", None)])
+@pytest.mark.parametrize(("kind", "n_slots"), [("topk", None), ("standard", 32)])
 def test_steps_in_8_bits_are_others_and_lead_nearby_and_all_that_is_kept_is_float32(kind: str, n_slots: int | None) -> None:
     full, rounded = stepped(kind, "float32", n_slots), stepped(kind, "bfloat16", n_slots)
     change = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), full.parameters, rounded.parameters)
@@ -63,8 +63,8 @@ def test_steps_in_8_bits_are_others_and_lead_nearby_and_all_that_is_kept_is_floa
 
 
 def test_steps_in_float32_have_the_bytes_of_those_without_a_setting() -> None:
-    plain = steps(ARCHITECTURES["topk"], fresh(ARCHITECTURES["topk"]), 0, 5)
-    jax.tree.map(np.testing.assert_array_equal, stepped("topk", "float32"), plain)
+    plain = steps(ARCHITECTURES["standard"], fresh(ARCHITECTURES["standard"]), 0, 5)
+    jax.tree.map(np.testing.assert_array_equal, stepped("standard", "float32"), plain)
 
 
 @pytest.mark.parametrize(
