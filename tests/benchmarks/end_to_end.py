@@ -29,7 +29,9 @@ ROOT = HERE.parents[1]
 DEMO = ROOT / "sae_service" / "demo"
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 FIRST, AGAIN, PEER = "ours", "ours, compiled before", "sae_lens"
-SHAPE = {"context_size": 128, "batch": 4096, "prompts": 32, "layer": 2, "d_in": 128, "d_sae": 1024, "lr": 1e-3}
+SHAPE = {
+    "context_size": 128, "batch": 4096, "prompts": 32, "buffer_rows": 65_536, "layer": 2, "d_in": 128, "d_sae": 1024, "lr": 1e-3,
+}  # fmt: skip
 
 
 def order_of(n_saes: int, tokens: int, threads: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def spec_of(order: dict[str, Any]) -> JobSpec:
     ]  # fmt: skip
     stream = {
         "model": {"name": order["model"]}, "dataset": {"path": order["text"]}, "context_size": order["context_size"],
-        "tokens": order["tokens"], "batch": order["batch"], "prompts": order["prompts"],
+        "tokens": order["tokens"], "batch": order["batch"], "prompts": order["prompts"], "buffer_rows": order["buffer_rows"],
     }  # fmt: skip
     return JobSpec.model_validate({"stream": stream, "saes": saes, "evaluation": {"tokens": 4096}})
 

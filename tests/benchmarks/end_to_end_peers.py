@@ -2,8 +2,8 @@
 
     .venv-peers/bin/python tests/benchmarks/end_to_end_peers.py ORDER
 
-ORDER is JSON: model and text (paths), tokens, context_size, batch, prompts, layer, d_in, d_sae, lr, coefficients (one for each
-SAE), threads.
+ORDER is JSON: model and text (paths), tokens, context_size, batch, prompts, buffer_rows, layer, d_in, d_sae, lr, threads, and
+coefficients, one for each SAE.
 """
 
 import json
@@ -36,8 +36,9 @@ def main() -> None:
             "model_name": order["model"], "model_class_name": "AutoModelForCausalLM", "dataset_path": order["text"],
             "context_size": order["context_size"], "training_tokens": order["tokens"],
             "store_batch_size_prompts": order["prompts"], "train_batch_size_tokens": order["batch"],
-            "exclude_special_tokens": True, "lr": order["lr"], "logger": LoggingConfig(log_to_wandb=False),
-            "checkpoint_path": None, "output_path": str(Path(folder) / "output"),
+            "n_batches_in_buffer": order["buffer_rows"] // order["context_size"], "exclude_special_tokens": True,
+            "lr": order["lr"], "logger": LoggingConfig(log_to_wandb=False), "checkpoint_path": None,
+            "output_path": str(Path(folder) / "output"),
         }  # fmt: skip
         if len(made) == 1:
             config = sae_lens.LanguageModelSAERunnerConfig(sae=made[0], hook_name=hook_name, is_dataset_tokenized=False, **common)
