@@ -63,12 +63,10 @@ def run(
     of_schedules = (f"saes[{index}].{said}" for index, sae in enumerate(job.saes) for said in schedule_warnings(job, sae))
     products = precision.of_job(job, None if source.model is None else source.model.precisions)
     reporter.event("info", precision.said(products))
-    for warning in (*source.model_warnings, *of_schedules, *precision.warnings(job, products)):
+    setting = Setting(job, source, placement(job), products)
+    of_devices = *precision.warnings(job, products), *shortage(job, setting.placement)
+    for warning in (*source.model_warnings, *of_schedules, *of_devices):
         reporter.event("warning", warning)
-    places = placement(job)
-    if warning := shortage(job, places):
-        reporter.event("warning", warning)
-    setting = Setting(job, source, places, products)
     setting.check_memory(reporter)
     ends_here = partial(_ends_here, should_stop, alive)
     try:
@@ -96,9 +94,7 @@ def _ends_here(should_stop: Callable[[], bool], alive: Callable[[], None]) -> bo
 
 @dataclass(frozen=True)
 class Setting:
-    """What an attempt knows of a job before it trains: where its rows come from, where its SAEs are and live, and the precision
-    of its products.
-    """
+    """What an attempt knows of a job before it trains: the source of its rows, where its SAEs are and live, and its precisions."""
 
     job: JobSpec
     source: Source
@@ -138,10 +134,11 @@ class _Training:
         self.saved = (self.n_steps, False)  # the steps of the last checkpoint, and whether it has held-out figures
         self.trainer: Trainer | None = None
         self.should_stop, self.alive, self.writer = should_stop, alive, CheckpointWriter()
+        self.ends_here = partial(_ends_here, should_stop, alive)  # a sign of life, and whether to stop
         self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths, self.source.roots)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
-        known = provenance(self.job, jax.devices()[0].device_kind, self.source.roots, setting.products)
-        self.provenance = known | {"initial": self.hashes}
+        made_by = jax.devices()[0].device_kind, self.source.roots, setting.products
+        self.provenance = provenance(self.job, *made_by) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
         self.limits = values.get("limits") or self.source.norm_limits(alive)
         harvest = self.source.harvest(self.position.fill_start, self.limits)
@@ -202,10 +199,6 @@ class _Training:
         where = self.setting.sites, self.states, self.scales, self.setting.placement
         return Trainer(self.job, *where, self.reporter.metrics, self.n_steps, self.observe, evaluate)
 
-    def ends_here(self) -> bool:
-        """A sign of life, and whether to stop."""
-        return _ends_here(self.should_stop, self.alive)
-
     def started(self, sae: SAESpec, rows: dict[str, Any]) -> TrainState:
         """The state of one SAE before its first step: what it is to start from, or else drawn and fitted to the rows."""
         sites, scales, places = self.setting.sites[sae.name], self.scales[sae.name], self.setting.placement
@@ -235,10 +228,8 @@ class _Training:
             self.reporter.event("info", "Measuring on held-out text.")
             measured = self.held_out.evaluate(saes, self.ends_here)
             if_it_fails.pop_all()
-        self.reporter.event("info", self.stream.waits.said(trained_s))
-        if self.writer.waited_s:
-            share = self.writer.waited_s / max(trained_s, self.writer.waited_s)
-            self.reporter.event("info", f"Training waited {self.writer.waited_s:.2f} s for checkpoints, {share:.2%} of its time.")
+        for waited in (self.stream.waits.said(trained_s), *self.writer.said(trained_s)):
+            self.reporter.event("info", waited)
         return self.publish(state, values, {name: found | figures[name] for name, found in measured.items()})
 
     def stop_reading(self) -> None:

@@ -69,18 +69,19 @@ class Attempt:
 
     def origin_key(self) -> str | None:
         """Where the checkpoint of another job is that this one began with."""
-        with self._database.transaction() as connection:
-            return connection.execute(sa.select(tables.jobs.c.origin_key).where(tables.jobs.c.id == self.job_id)).scalar_one()
+        return self._of_job(tables.jobs.c.origin_key)
 
     def project(self) -> str | None:
         """Whose job it is; None if it is gone."""
-        with self._database.transaction() as connection:
-            return connection.execute(sa.select(tables.jobs.c.project).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
+        return self._of_job(tables.jobs.c.project)
 
     def trace(self) -> str | None:
         """Where the job's submission is in a trace."""
+        return self._of_job(tables.jobs.c.trace)
+
+    def _of_job(self, column: sa.Column[Any]) -> Any:
         with self._database.transaction() as connection:
-            return connection.execute(sa.select(tables.jobs.c.trace).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
+            return connection.execute(sa.select(column).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
 
     def checkpoint_keys(self) -> list[str]:
         """Where the job's own checkpoints are, the newest first."""
@@ -96,15 +97,12 @@ class Attempt:
 
     def is_last(self) -> bool:
         """Whether the job has ended, or is gone, so that no attempt follows. Never raises LeaseLost."""
-        with self._database.transaction() as connection:
-            status = connection.execute(sa.select(tables.jobs.c.status).where(tables.jobs.c.id == self.job_id)).scalar_one_or_none()
+        status = self._of_job(tables.jobs.c.status)
         return status is None or status in TERMINAL
 
     def is_gone(self) -> bool:
         """Whether the job has been deleted. Never raises LeaseLost."""
-        with self._database.transaction() as connection:
-            found = connection.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == self.job_id))
-            return found.one_or_none() is None
+        return self._of_job(tables.jobs.c.id) is None
 
     def event(self, level: str, message: str) -> None:
         """Records something that a user may want to read. Repeated because it was not answered, it is recorded once."""

@@ -50,6 +50,17 @@ class CheckpointWriter:
         publish()
         self.took_s = time.monotonic() - began
 
+    def said(self, trained_s: float) -> list[str]:
+        """How long training has waited, in words; nothing if it has not.
+
+        Args:
+            trained_s: how long it took in all.
+        """
+        if not self.waited_s:
+            return []
+        share = self.waited_s / max(trained_s, self.waited_s)
+        return [f"Training waited {self.waited_s:.2f} s for checkpoints, {share:.2%} of its time."]
+
     def is_due(self) -> bool:
         """Whether the clock asks for the next one: after two minutes, or later if writing would take more than 2 % of the
         time, but after ten minutes at the latest.

@@ -125,14 +125,14 @@ def placement(job: JobSpec) -> Placement:
     return Placement({sae.name: place(index, sae) for index, sae in enumerate(job.saes)})
 
 
-def shortage(job: JobSpec, found: Placement) -> str | None:
+def shortage(job: JobSpec, found: Placement) -> list[str]:
     """What to warn of where there are fewer devices than a job asks for: the result is the same, but later."""
     n_devices = len(jax.devices())
     if job.gpus <= n_devices:
-        return None
+        return []
     counts = {sae.name: found.by_sae[sae.name].mesh.size for sae in job.saes if sae.shard != "none"}
     split = "".join(f"; {name} is split over {n}" if n > 1 else f"; {name} is not split" for name, n in counts.items())
-    return f"gpus: {job.gpus} were asked for, and the SAEs share the {n_devices} that there are{split}."
+    return [f"gpus: {job.gpus} were asked for, and the SAEs share the {n_devices} that there are{split}."]
 
 
 def mesh_of(devices: list[Any]) -> Mesh:

@@ -106,7 +106,7 @@ def test_with_fewer_devices_than_asked_for_a_job_says_so_and_does_with_them() ->
     found = placement(spec)
     assert found.by_sae["batchtopk"].devices == tuple(jax.devices())
     assert found.by_sae["batchtopk"].split is None
-    assert shortage(spec, found) == "gpus: 4 were asked for, and the SAEs share the 1 that there are; batchtopk is not split."
+    assert shortage(spec, found) == ["gpus: 4 were asked for, and the SAEs share the 1 that there are; batchtopk is not split."]
 
 
 def test_a_plan_counts_what_one_device_has() -> None:
