@@ -107,6 +107,7 @@ ARCHITECTURE = Architecture(
     normalization="unit_mean_square",
     example=TopKConfig(d_sae=64, k=4),
     n_active=n_active,
+    is_even=True,
     fit_to_rows=fit_to_rows,
     constrain_gradients=tangent,
     constrain=normalized,

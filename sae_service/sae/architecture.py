@@ -103,6 +103,7 @@ class Architecture:
         n_active: config -> about how many latents of a row will be active, None if that is left to training; for one whose
             loss depends, in each row, on the latents that `ops` finds and no others. None for the others. What is asked of
             `ops.encode_topk` is never more.
+        is_even: whether no row has more.
         fit_to_rows: (config, parameters, rows) -> parameters, applied once to the initial parameters with a sample of
             the rows that it is to be trained on.
         resample: (parameters, rows, y_hat, is_dead, key) -> (parameters, touched): dead latents started anew, and a
@@ -121,6 +122,7 @@ class Architecture:
     from_inference: Callable[[Any, InferenceSAE], Any] = _cannot_start
     calibration: Calibration | None = None
     n_active: Callable[[Any], float | None] | None = None
+    is_even: bool = False
     fit_to_rows: Callable[[Any, Any, Rows], Any] = lambda config, parameters, rows: parameters
     resample: Callable[[Any, Rows, Array, Array, Any], tuple[Any, Any]] | None = None
     constrain_gradients: Callable[[Any, Any], Any] = lambda parameters, gradients: gradients

@@ -98,7 +98,9 @@ def cohort(sae: SAESpec, sites: Sites, place: Place) -> Cohort:
 
 def slots_of(architecture: Architecture, config: ArchitectureConfig) -> int | None:
     """The slots of a row in the sparse operations, None where the dense ones are to be used."""
-    return None if architecture.n_active is None else n_slots(architecture.n_active(config), config.d_sae, jax.default_backend())
+    if architecture.n_active is None:
+        return None
+    return n_slots(architecture.n_active(config), config.d_sae, jax.default_backend(), architecture.is_even)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
