@@ -69,22 +69,27 @@ def test_a_stop_is_seen_while_a_fill_is_waited_for_and_the_reading_ends_with_it(
     assert [thread.is_alive() for thread in threads] == [False]
 
 
-@pytest.mark.parametrize(("reading_s", "training_s"), [(0.2, 0.0), (0.0, 0.2)])
-def test_the_side_that_waits_for_the_other_is_known(reading_s: float, training_s: float) -> None:
+@pytest.mark.parametrize("slow", ["reading", "training"])
+def test_the_side_that_waits_for_the_other_is_known(slow: str) -> None:
+    n_read, n_fills = 0, 3
+
     class Paced(Counting):
         def fill(self, n_rows: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], FillStart]:
-            time.sleep(reading_s)
+            nonlocal n_read
+            time.sleep(0.3 if slow == "reading" else 0)
+            n_read += 1
             return super().fill(n_rows)
 
     synthetic = {"n_features": 4, "d_in": 1}
-    spec = StreamSpec.model_validate({"synthetic": synthetic, "tokens": 12, "batch": 4, "buffer_rows": 4})
+    spec = StreamSpec.model_validate({"synthetic": synthetic, "tokens": 4 * n_fills, "batch": 4, "buffer_rows": 4})
     stream = ActivationStream(spec, Paced(FillStart()), StreamPosition())
-    for _ in stream.fills():
-        time.sleep(training_s)
+    for index, _ in enumerate(stream.fills()):
+        while slow == "training" and n_read < min(index + 2, n_fills):
+            time.sleep(0.01)
+        time.sleep(0.3 if slow == "training" else 0)
     stream.close()
-    waits = (stream.waits.training_s, stream.waits.reading_s)
-    assert max(waits) > 0.2
-    assert waits.index(max(waits)) == (0 if reading_s else 1)
+    waits = {"training": stream.waits.reading_s, "reading": stream.waits.training_s}
+    assert waits.pop(slow) > max(0.2, *waits.values())
     assert f"waited {stream.waits.training_s:.2f} s for rows" in stream.waits.said(1.0)
 
 
