@@ -12,13 +12,13 @@ from sae_service.activations.source import Source
 from sae_service.errors import InvalidSpec, Stopped
 from sae_service.readable import Roots
 from sae_service.storage.cache import ActivationCache
-from tests.cached_streams import HOOKS, LIMIT, Reader, make_chunks_small, opened, spec
+from tests.cached_streams import HOOKS, LIMIT, Reader, make_small, opened, spec
 from tests.conftest import DEMO
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_chunks_small(monkeypatch)
+    make_small(monkeypatch)
 
 
 @pytest.fixture
