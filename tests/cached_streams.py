@@ -1,14 +1,16 @@
 """A job's stream of rows with an activation cache, read as training does."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sae_service.activations import cache_filler
+from sae_service.activations import cache_filler, source
 from sae_service.activations.buffer import FillStart
+from sae_service.activations.model import LanguageModel
 from sae_service.activations.source import Source
 from sae_service.spec import JobSpec
 from sae_service.storage.cache import ActivationCache
@@ -19,8 +21,13 @@ LIMIT = 1 << 30
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_mlp_out")
 
 
-def make_chunks_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of three batches of prompts (512 rows of 128 float32 each, less what is left out)."""
+one_model = cache(LanguageModel)
+"""Most of a reader's time would go into loading the same model."""
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of three batches of prompts (512 rows of 128 float32 each, less what is left out), and a model that is loaded once."""
+    monkeypatch.setattr(source, "LanguageModel", one_model)
     monkeypatch.setattr(cache_filler, "CHUNK_BYTES", 0)
     monkeypatch.setattr(cache_filler, "LEAST_BYTES", 5 << 17)
 

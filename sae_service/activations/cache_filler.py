@@ -20,10 +20,7 @@ class _Pending:
 
     previous: Cursor | None = None
     batches: list[Batch] = field(default_factory=list)
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(batch.stored.n_bytes for batch in self.batches)
+    n_bytes: int = 0
 
 
 class Filler:
@@ -59,6 +56,7 @@ class Filler:
             if not pending.batches:
                 pending.previous = previous
             pending.batches.append(Batch(cursor, stored.on_host()))
+            pending.n_bytes += stored.n_bytes
             if pending.n_bytes >= self._chunk_bytes:
                 self._write(name)
 

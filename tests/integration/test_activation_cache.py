@@ -12,13 +12,13 @@ from sae_service.activations.source import Source
 from sae_service.errors import InvalidSpec, Stopped
 from sae_service.readable import Roots
 from sae_service.storage.cache import ActivationCache
-from tests.cached_streams import HOOKS, LIMIT, Reader, make_chunks_small, opened, spec
+from tests.cached_streams import HOOKS, LIMIT, Reader, make_small, opened, spec
 from tests.conftest import DEMO
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_chunks_small(monkeypatch)
+    make_small(monkeypatch)
 
 
 @pytest.fixture
@@ -147,8 +147,7 @@ def test_a_cache_without_room_or_storage_stops_filling_and_not_the_job(why: str,
 
     reader = Reader(cache, "fill")
     assert reader.read(6, before=break_storage) == live
-    (warning,) = reader.warnings
-    assert "is not filled any more" in warning
+    assert [warning for warning in reader.warnings if "is not filled any more" in warning]
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 1 << 20
 
 
@@ -161,7 +160,8 @@ def test_long_rows_are_left_out_of_cached_rows_as_of_others(filled: ActivationCa
         found.append(({name: np.asarray(one).tobytes() for name, one in rows.items()}, start))
         reader.source.close(lambda *event, reader=reader: reader.events.append(event))
     assert found[0] == found[1]
-    assert reader.share == "100.0%"
+    # The norms are those of more rows than were cached.
+    assert 70 < float(reader.share.rstrip("%")) < 100
     assert found[0][0][HOOKS[0]] != Reader(None, "off").read(3)[0][HOOKS[0]]
 
 
@@ -169,15 +169,17 @@ def test_long_rows_are_left_out_of_cached_rows_as_of_others(filled: ActivationCa
 def test_coarser_rows_are_the_same_from_the_cache_from_the_model_and_without_a_cache(
     kind: str, cache: ActivationCache, live: Any, tmp_path: Path
 ) -> None:
-    fill, use, alone = (Reader(where, mode, cache_dtype=kind) for where, mode in ((cache, "fill"), (cache, "use"), (None, "use")))
-    found = [reader.read(6) for reader in (fill, use, alone)]
+    readers, found = [], []
+    for where, mode in ((cache, "fill"), (cache, "use"), (None, "use")):
+        readers.append(Reader(where, mode, cache_dtype=kind))
+        found.append(readers[-1].read(6))
     assert found[0] == found[1] == found[2]
-    assert use.share == "100.0%"
+    assert readers[1].share == "100.0%"
     exact, rounded = (np.frombuffer(rows[0][HOOKS[0]], np.float32).reshape(-1, 128) for rows in (live, found[0]))
     unit = np.abs(exact).max(axis=1, keepdims=True) / (127 if kind == "int8" else 128)
     assert np.abs(rounded - exact).max() > 0
     assert (np.abs(rounded - exact) <= 0.51 * unit).all()
-    assert all(any("so they are not exact" in said for _, said in reader.events) for reader in (fill, use, alone))
+    assert all(any("so they are not exact" in said for _, said in reader.events) for reader in readers)
     size = sum(path.stat().st_size for path in tmp_path.glob(f"cache/*/*/{kind}/*"))
     assert size < 6300 * 2 * 128 * (1.2 if kind == "int8" else 2.2)
 

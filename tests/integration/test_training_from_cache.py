@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from sae_service.storage.cache import ActivationCache
-from tests.cached_streams import HOOKS, make_chunks_small, opened, spec
+from tests.cached_streams import HOOKS, make_small, opened, spec
 from tests.small_jobs import train, weights
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_chunks_small(monkeypatch)
+    make_small(monkeypatch)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def interrupted(folder: Path, cache: ActivationCache, modes: tuple[str, str], st
 
 def test_training_from_the_cache_gives_the_bytes_of_training_live(tmp_path: Path, cache: ActivationCache) -> None:
     _, live = trained(tmp_path / "off", None, "off")
-    assert len(live) == 2
+    assert "state/arrays.safetensors" in live
     for mode, said in (("fill", "0.0%"), ("use", "100.0%"), ("fill", "100.0%")):
         recorder, found = trained(tmp_path / f"{mode}{said}", cache, mode)
         assert found == live
