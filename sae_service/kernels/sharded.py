@@ -50,9 +50,10 @@ def by_latents(mesh: Mesh, n_candidates: int | None) -> Ops:
 def by_rows(mesh: Mesh) -> Ops:
     """The operations where each device has some of the rows, with all their latents."""
     rows = PartitionSpec(AXIS, None)
-    specs = {"in_specs": (rows, PartitionSpec()), "out_specs": PartitionSpec(AXIS)}
-    # The search begins with a value that all devices share; they part in its first round.
-    own = jax.shard_map(kth_largest, mesh=mesh, check_vma=False, **specs)
+    # The search begins with a value that all devices share; they part in its first round, which JAX's check does not allow.
+    own = jax.shard_map(
+        kth_largest, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=PartitionSpec(AXIS), check_vma=False
+    )
     keep = partial(_keep, own)
     return Ops(
         dense.encode,

@@ -70,13 +70,14 @@ class Place:
         if not isinstance(node, PyTree):
             return self.whole
         places = {}
-        for field in fields(node):  # pyright: ignore[reportArgumentType]  flax makes it a dataclass
+        for field in fields(node):
             value, axes = getattr(node, field.name), axes_of(field.type)
-            if field.metadata.get("pytree_node", True):
-                if axes is None or len(axes) != getattr(value, "ndim", None):
-                    places[field.name] = self.of(value)
-                else:
-                    places[field.name] = self._of_axes(axes)
+            if not field.metadata.get("pytree_node", True):
+                continue
+            if axes is not None and len(axes) == getattr(value, "ndim", None):
+                places[field.name] = self._of_axes(axes)
+            else:
+                places[field.name] = self.of(value)
         return node.replace(**places)
 
     def _of_axes(self, axes: tuple[str, ...]) -> Sharding:

@@ -118,10 +118,10 @@ def test_a_plan_counts_what_one_device_has() -> None:
         return memory.plan(spec, sites, Placement({"batchtopk": place}), 1024, {})
 
     one, latents, batch = plan(1, None), plan(4, "d_sae"), plan(4, "batch")
-    # Of a step, the rows are whole on each device.
-    for purpose, at_most in (("SAE and optimizer state", 1.02), ("step", 1.15)):
-        assert 1 <= latents.training[purpose] / (one.training[purpose] / 4) < at_most
-    assert latents.evaluation["evaluation"] == pytest.approx(one.evaluation["evaluation"] / 4, rel=0.2)
+    whole, split = one.training | one.evaluation, latents.training | latents.evaluation
+    for purpose in ("SAE and optimizer state", "step", "evaluation"):
+        # The rows, and what is written for them, are whole on every device.
+        assert whole[purpose] / 4 < split[purpose] < whole[purpose] / 3
     assert batch.training["SAE and optimizer state"] == one.training["SAE and optimizer state"]
     assert batch.training["step"] < one.training["step"]
     assert one.checkpoint == latents.checkpoint == batch.checkpoint
