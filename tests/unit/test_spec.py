@@ -19,6 +19,7 @@ def test_a_pass_has_about_so_many_tokens_and_the_number_of_its_rows_is_part_of_t
     spec: dict[str, Any], context_size: int, prompts: int
 ) -> None:
     spec["stream"] |= {"context_size": context_size}
+    spec["evaluation"] = {"tokens": 1 << 20}
     del spec["stream"]["prompts"]
     job = JobSpec.model_validate(spec)
     assert job.model_dump(mode="json")["stream"]["prompts"] == prompts
