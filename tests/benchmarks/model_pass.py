@@ -3,7 +3,8 @@
     python -m tests.benchmarks.model_pass [--models demo ...] [--tokens 2048 4096 ...] [--rounds 7] [--cores 0] [--output FOLDER]
 
 The three take turns on the same tokens and the same core; what is counted is CPU-seconds of one million tokens, of which the
-median over the rounds is kept. The models but the demo's have random weights and one layer more than is needed: the bridge does not stop before the logits after the last one.
+median over the rounds is kept. The models but the demo's have random weights and one layer more
+than is needed: after the last one the bridge goes on to the logits.
 Writes model_pass.md into the folder.
 """
 
