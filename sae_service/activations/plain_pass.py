@@ -82,8 +82,8 @@ class PlainPass:
         own = set(self._model.modules())
         by_point: dict[int, _Place] = {}
         for component in _components(bridge):
-            module: Any = copies.get(id(component))
-            if module in own:
+            module = copies.get(id(component))
+            if module is not None and module in own:
                 by_point |= {id(component.hook_in): _Place(module, True), id(component.hook_out): _Place(module, False)}
         points = bridge.hook_dict.items()
         return {name: by_point[id(point)] for name, point in points if id(point) in by_point}

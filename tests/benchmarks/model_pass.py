@@ -3,7 +3,8 @@
     python -m tests.benchmarks.model_pass [--models demo ...] [--tokens 2048 4096 ...] [--rounds 7] [--cores 0] [--output FOLDER]
 
 The three take turns on the same tokens and the same core; what is counted is CPU-seconds of one million tokens, of which the
-median over the rounds is kept. The models but the demo's have random weights and only the layers that are needed.
+median over the rounds is kept. The models but the demo's have random weights and one layer more
+than is needed: after the last one the bridge goes on to the logits.
 Writes model_pass.md into the folder.
 """
 
@@ -28,12 +29,12 @@ HERE = Path(__file__).parent
 DEMO = HERE.parents[1] / "sae_service" / "demo" / "model"
 CONTEXT, LAYER = 128, 2
 SHAPES: dict[str, Any] = {
-    "SmolLM2-135M's shape, 3 layers": transformers.LlamaConfig(
-        hidden_size=576, intermediate_size=1536, num_hidden_layers=3, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152
+    "SmolLM2-135M's shape, 4 layers": transformers.LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152
     ),
-    "GPT-2 small's shape, 3 layers": transformers.GPT2Config(n_layer=3),
+    "GPT-2 small's shape, 4 layers": transformers.GPT2Config(n_layer=4),
 }
-MODELS = {"demo": None, "smollm2": "SmolLM2-135M's shape, 3 layers", "gpt2": "GPT-2 small's shape, 3 layers"}
+MODELS = {"demo": None, "smollm2": "SmolLM2-135M's shape, 4 layers", "gpt2": "GPT-2 small's shape, 4 layers"}
 PLAIN, BRIDGE, OURS = "transformers", "bridge", "ours"
 
 
