@@ -59,7 +59,7 @@ class ActivationCache:
         try:
             return CachedStream.model_validate(self._about(stream) | seen)
         except (NotFound, ValidationError):
-            return CachedStream(**seen, created_at=0, used_at=0)
+            return CachedStream.model_validate({**seen, "created_at": 0, "used_at": 0})
 
     def _about(self, stream: str) -> dict[str, Any]:
         """What a stream says of itself. Raises NotFound."""
