@@ -30,9 +30,9 @@ class Latents(PyTree):
         """Whether each latent is active in any row."""
         return jnp.any(self.acts > 0, axis=0)
 
-    def n_active(self) -> Int[Array, ""]:
-        """Count of active latents, summed over the rows."""
-        return jnp.sum(self.acts > 0)
+    def n_active(self) -> Float[Array, ""]:
+        """Count of active latents, summed over the rows, which may be more than an integer holds."""
+        return jnp.sum(jnp.sum(self.acts > 0, axis=1).astype(jnp.float32))
 
 
 class SomeLatents(Latents):

@@ -38,7 +38,9 @@ def kth_largest_at_once(values: Float[Array, "*rows n"], k: Number, over_batch: 
 
     def try_bit(index: Array, found: Array) -> Array:
         candidate = found | jnp.left_shift(jnp.ones((), whole), (n_bits - 1 - index).astype(whole))
-        enough = jnp.sum(bits >= candidate[..., None], axis=None if over_batch else -1) >= k
+        counts = jnp.sum(bits >= candidate[..., None], axis=-1)
+        # Those of a batch may be more than an integer holds; k is far below what a float32 counts exactly.
+        enough = (jnp.sum(counts.astype(jnp.float32)) if over_batch else counts) >= k
         return jnp.where(enough, candidate, found)
 
     found = jax.lax.fori_loop(0, n_bits, try_bit, jnp.zeros(() if over_batch else values.shape[:-1], whole))

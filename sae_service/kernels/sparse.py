@@ -49,7 +49,8 @@ def encode_topk(
     """The k largest latents of each row."""
     z = jax.lax.stop_gradient(product(x, W_enc) + b_enc)
     positive = jax.nn.relu(z)
-    least = least_of_largest(positive, k, n_slots // SLOTS_PER_GROUP)
+    # With as many groups as slots, of which k are at most half, about 1.4 k latents reach this.
+    least = least_of_largest(positive, k, n_slots)
     indices, counts = indices_of((z >= least) & (z > 0), n_slots)
     smallest = kth_largest(_values(positive, indices, counts), k)[:, None]
     return _narrowed((x, W_enc, b_enc), z, indices, counts, smallest)

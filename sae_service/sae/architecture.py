@@ -52,7 +52,7 @@ class LossOutput(PyTree):
     terms: dict[str, Float[Array, ""]]
     squared_error: Float[Array, ""]
     fired: Bool[Array, " d_sae"]
-    n_active: Int[Array, ""]
+    n_active: Float[Array, ""]
     most: Int[Array, ""]
 
 
@@ -101,9 +101,9 @@ class Architecture:
         example: a small config, for documentation and for the shared tests.
         calibration: for one whose latents depend on the other rows of their batch while it trains; None for the others.
         n_active: config -> about how many latents of a row will be active, None if that is left to training; for one whose
-            loss depends, in each row, on the latents that `ops` finds and no others. None for the others. What is asked of
-            `ops.encode_topk` is never more.
-        is_even: whether no row has more.
+            loss depends, in each row, on the latents that `ops` finds and no others. None for the others. No loss asks
+            `ops.encode_topk` for more than this.
+        is_even: whether every row has exactly that many.
         fit_to_rows: (config, parameters, rows) -> parameters, applied once to the initial parameters with a sample of
             the rows that it is to be trained on.
         resample: (parameters, rows, y_hat, is_dead, key) -> (parameters, touched): dead latents started anew, and a

@@ -1,6 +1,8 @@
 """Which devices the SAEs of a job live on: each on one of them, or split over all by an axis of its arrays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, get_args
 
 import jax
@@ -66,7 +68,8 @@ class Place:
             int(np.prod(place.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf, place in zip(leaves, places, strict=True)
         )
 
-    def _of_node(self, node: Any) -> Any:
+    def _of_node(self, node: Any, names: Mapping[str, str] = MappingProxyType({})) -> Any:
+        """The places of a node; `names` are those of a matrix's axes, of which the node is another form (see `moments`)."""
         if not isinstance(node, PyTree):
             return self.whole
         places = {}
@@ -74,8 +77,11 @@ class Place:
             value, axes = getattr(node, field.name), axes_of(field.type)
             if not field.metadata.get("pytree_node", True):
                 continue
+            axes = axes and tuple(names.get(name, name) for name in axes)
             if axes is not None and len(axes) == getattr(value, "ndim", None):
                 places[field.name] = self._of_axes(axes)
+            elif axes is not None and isinstance(value, PyTree):
+                places[field.name] = self._of_node(value, dict(zip(("rows", "columns"), axes, strict=True)))
             else:
                 places[field.name] = self.of(value)
         return node.replace(**places)
@@ -127,7 +133,7 @@ def placement(job: JobSpec) -> Placement:
 
 
 def shortage(job: JobSpec, found: Placement) -> list[str]:
-    """What to warn of where there are fewer devices than a job asks for: the result is the same, but later."""
+    """What to warn of where there are fewer devices than a job asks for: the result is the same but for rounding, and later."""
     n_devices = len(jax.devices())
     if job.gpus <= n_devices:
         return []

@@ -144,8 +144,13 @@ def _measured_sparsely(measured: Callable[[Ops], Measured], n_slots: int, state:
         nothing: Measured = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(sparsely))
         return nothing.replace(output=nothing.output.replace(most=jnp.int32(n_slots + 1)), moved=state.parameters)
 
+    def densely() -> Measured:
+        found = measured(DENSE)
+        most = jnp.where(state.most > n_slots, found.output.most, tried.output.most)
+        return found.replace(output=found.output.replace(most=most))
+
     tried = jax.lax.cond(state.most > n_slots, untried, sparsely)
-    return jax.lax.cond(tried.output.most > n_slots, partial(measured, DENSE), lambda: tried)
+    return jax.lax.cond(tried.output.most > n_slots, densely, lambda: tried)
 
 
 def resample(

@@ -13,7 +13,7 @@ def test_it_measures_ceilings_and_shares_and_a_whole_job_and_writes_them(tmp_pat
     assert [(line["what"], line["precision"]) for line in found["lines"]] == [
         ("step, topk", "float32"), ("step, topk", "bfloat16"), ("model, 2 layers", "float32"), ("model, 2 layers", "bfloat16"),
     ]  # fmt: skip
-    assert all(0 < line["share"] < 2 for line in found["lines"])
+    assert all(line["share"] > 0 for line in found["lines"])
     assert found["job"]["job_tokens_per_s"] > 0
     assert found["job"]["figures"]["topk_256"]["fvu"] > 0
     table = (tmp_path / "gpu.md").read_text()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sae_service.kernels.choice import n_slots
 from sae_service.kernels.dense import DENSE
 from sae_service.kernels.jump import active
 from sae_service.kernels.latents import Latents, SomeLatents
@@ -96,6 +97,15 @@ def test_more_latents_than_slots_are_told(encode: Encode) -> None:
     latents = encode(sparse(3), (given["x"], given["W_enc"], given["b_enc"]), given["threshold"])
     assert int(latents.most) > 3
     assert jnp.all(jnp.isfinite(latents.acts))
+
+
+@pytest.mark.parametrize(("d_sae", "k"), [(1024, 32), (4096, 32), (4608, 128), (9216, 256), (18432, 512)])
+def test_rows_that_all_have_k_find_room_in_their_slots(d_sae: int, k: int) -> None:
+    slots = n_slots(k, d_sae, "cpu", is_even=True)
+    assert slots is not None
+    x = jax.random.normal(jax.random.key(0), (8, 16))
+    W_enc = jax.random.normal(jax.random.key(1), (16, d_sae))
+    assert int(jax.jit(sparse(slots).encode_topk)(x, W_enc, jnp.zeros(d_sae), k).most) <= slots
 
 
 def test_equal_latents_at_the_border_are_all_kept() -> None:

@@ -74,6 +74,18 @@ def test_every_axis_of_a_state_has_a_name() -> None:
     assert axes_of(dict[str, int]) is None
 
 
+@pytest.mark.parametrize(("kept", "n_whole"), [("int8", 1), ("factored", 0)])
+def test_moments_in_less_memory_are_split_with_their_weights(kept: str, n_whole: int) -> None:
+    """Of W_enc in int8 the largest of each block of latents are whole: such a block may lie on two devices."""
+    spec = split_job("latents", d_sae=512)
+    spec["saes"][0]["optimizer"]["second_moment"] = kept
+    (sae,) = JobSpec.model_validate(spec).saes
+    state = start.shapes(sae, sae.sites({"hook_synthetic": 16}))
+    found, shapes = (tree.optimizer.nu.coder for tree in (Place(AbstractMesh((4,), (AXIS,)), "d_sae").of(state), state))
+    pairs = zip(jax.tree.leaves((found.W_enc, found.W_dec)), jax.tree.leaves((shapes.W_enc, shapes.W_dec)), strict=True)
+    assert sum(place.is_fully_replicated for place, leaf in pairs if leaf.shape != (16,)) == n_whole
+
+
 def split_job(shard: str, gpus: int = 4, d_sae: int = 32, **stream: int) -> dict[str, Any]:
     whole = job(16, gpus=gpus)
     whole["saes"] = [whole["saes"][1] | {"shard": shard, "architecture": {"kind": "batchtopk", "d_sae": d_sae, "k": 3}}]
