@@ -1,5 +1,6 @@
 """The precision of the language model's matrix products."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,20 +12,28 @@ MATMUL = {"tensorfloat32": "high"}
 EPS = {"float32": 2**-23, "tensorfloat32": 2**-10, "float16": 2**-10, "bfloat16": 2**-7}
 """The distance of 1 from the next number."""
 
+_LOCK = threading.RLock()
+
 
 @contextmanager
 def products_in(precision: str, device: str) -> Iterator[None]:
     """Forward passes in it have their products in this precision, and sums in float32.
 
-    torch has one setting for the whole process, which stays as the last pass has left it.
+    torch has one setting for the whole process: passes on other threads wait, and it is set back afterwards.
 
     Args:
         precision: bfloat16 rounds the factors of float32 weights; other words for 16 bits say what the weights are in already.
     """
-    torch.set_float32_matmul_precision(MATMUL.get(precision, "highest"))
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        yield
+    matmul = torch.backends.cuda.matmul
+    with _LOCK, torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        before = torch.get_float32_matmul_precision(), matmul.allow_bf16_reduced_precision_reduction
+        torch.set_float32_matmul_precision(MATMUL.get(precision, "highest"))
+        matmul.allow_bf16_reduced_precision_reduction = False
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            matmul.allow_bf16_reduced_precision_reduction = before[1]
 
 
 def settings(precision: str, device: str) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def peaks(folder: Path, monkeypatch: pytest.MonkeyPatch, resume_from: Sequence[s
     return found, recorder
 
 
+@pytest.mark.slow
 def test_a_job_needs_no_more_memory_to_go_on_or_to_be_measured_than_to_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

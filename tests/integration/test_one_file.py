@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sae_service
 
 ARCHITECTURE = '''
@@ -60,6 +62,8 @@ ARCHITECTURE = Architecture(
 PROGRAM = '''
 import json
 from pathlib import Path
+
+import pytest
 
 import sae_service
 from sae_service import pipeline
@@ -125,6 +129,8 @@ from pathlib import Path
 
 import numpy as np
 
+import pytest
+
 import sae_service
 from api.app import create_app
 from sae_service.evaluation.of_folders import load
@@ -163,9 +169,11 @@ def ran_in_a_copy(folder: Path, added: str, content: str, program: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_new_architecture_touches_one_file(tmp_path: Path) -> None:
     assert ran_in_a_copy(tmp_path, "architectures/mirrored.py", ARCHITECTURE, PROGRAM) == "trained\n"
 
 
+@pytest.mark.slow
 def test_a_new_file_format_touches_one_file(tmp_path: Path) -> None:
     assert ran_in_a_copy(tmp_path, "formats/numbers.py", FORMAT, PROGRAM_OF_FORMAT) == "read\n"

@@ -69,6 +69,7 @@ print(shares[-1])
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_written_and_read_without_a_second_copy_of_the_state(tmp_path: Path) -> None:
     shares = {}
     for name, program in (("writing", WRITE), ("reading", READ), ("whole", WHOLE)):
