@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-slow test-gpu peers test-peers bench-peers faults contract lock lint types layers check serve worker
+.PHONY: help setup demo test test-slow test-gpu peers test-peers bench bench-peers faults contract lock lint types layers check serve worker
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -43,8 +43,12 @@ peers: $(READY)  ## Make .venv-peers, with SAELens, dictionary_learning and spar
 test-peers: peers  ## Check our files with the libraries that read and write the same
 	$(BIN)/python -m pytest $(addprefix tests/integration/test_,saelens.py dictionary_learning.py sparsify.py)
 
-bench-peers: peers  ## Measure the training step beside those of SAELens and dictionary_learning (options: ARGS="--kinds topk")
-	$(BIN)/python -m tests.benchmarks.step $(ARGS)
+bench: $(READY)  ## Measure the model's pass, the cache, cohorts, precision and growth on this machine (about half an hour)
+	for name in model_pass cached cohorts precision growth; do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
+
+bench-peers: peers  ## Measure the step and whole jobs beside those of SAELens and dictionary_learning (about an hour)
+	$(BIN)/python -m tests.benchmarks.step
+	$(BIN)/python -m tests.benchmarks.end_to_end
 
 faults: $(READY)  ## Kill, cut, fill and lock everything for two hours or three (options: KILLS=100 JOBS=20 SEED=1 ARGS="-k disk")
 	test -x .venv-faults/bin/python || $(PYTHON) -m venv .venv-faults
