@@ -97,6 +97,13 @@ class Settings(BaseSettings):
             raise ValueError("it is no address such as postgresql://user:password@host:5432/database")
         return url
 
+    @field_validator("storage_url", "cache_url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"[a-z][a-z0-9+]*://.", url):
+            raise ValueError("it is no address such as file:///folder or s3://bucket/prefix")
+        return url
+
     @field_validator("api_key_sha256")
     @classmethod
     def _are_hashes(cls, digests: tuple[str, ...]) -> tuple[str, ...]:

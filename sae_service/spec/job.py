@@ -117,7 +117,7 @@ class JobSpec(Frozen):
             if sae.shard == "none":
                 continue
             if self.gpus == 1:
-                refuse(("saes", index, "shard"), "needs several gpus; raise gpus, or leave it out", sae.shard)
+                refuse(("saes", index, "shard"), "needs several gpus: raise gpus, or choose none", sae.shard)
             if sae.shard == "latents" and sae.architecture.d_sae % self.gpus:
                 field, value = ("saes", index, "architecture", "d_sae"), sae.architecture.d_sae
                 refuse(field, f"must be a multiple of gpus ({self.gpus}), over which the latents are split (shard)", value)

@@ -24,7 +24,8 @@ def ended(command: list[str], folder: Path, **variables: str) -> subprocess.Comp
 @pytest.mark.parametrize(
     ("name", "value"),
     [("LEASE_S", "-1"), ("STOP_S", "soon"), ("ALLOWED_ROOTS", "/text"), ("API_KEY_SHA256", '["mykey"]'), ("LOG_FORMAT", "xml"),
-     ("DATABASE_URL", "garbage"), ("DATABASE_URL", "mysql://u:pw@h/x"), ("DATABASE_URL", "postgresql://u:pw@h:abc/x")],
+     ("DATABASE_URL", "garbage"), ("DATABASE_URL", "mysql://u:pw@h/x"), ("DATABASE_URL", "postgresql://u:pw@h:abc/x"),
+     ("STORAGE_URL", "./folder"), ("CACHE_URL", "garbage")],
 )
 def test_a_wrong_setting_is_named_with_what_it_is_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SAE_SERVICE_{name}", value)
