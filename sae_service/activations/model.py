@@ -184,10 +184,12 @@ class LanguageModel(Tokenizing):
     def activations(
         self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: tuple[str, ...]
     ) -> dict[str, Float[torch.Tensor, "prompts context_size d_in"]]:
-        """Activations at each hook point in one forward pass, which stops after the last one, or the last layer needed."""
+        """Activations at each hook point, whatever others are read, in a forward pass that stops with the last one or its layer.
+
+        It takes two passes where some of them are read in the model's own pass, and others by the bridge alone.
+        """
         with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
-            plain = self._own and self._own.trusted(hook_names)
-            read = plain.read if plain else self._read_by_bridge
+            read = self._own.read if self._own else self._read_by_bridge
             found = read(self._ids(tokens), hook_names)
         missing = [name for name in hook_names if name not in found]
         if missing:

@@ -57,6 +57,17 @@ def test_a_job_reads_the_hook_points_that_it_has_in_common_with_another(filled: 
     assert reader.share == "100.0%"
 
 
+def test_rows_are_the_same_beside_those_of_a_hook_point_that_only_the_bridge_has(cache: ActivationCache, live: Any) -> None:
+    only_bridge, own = "blocks.1.attn.hook_q", HOOKS[0]
+    both, end = Reader(cache, "fill", (only_bridge, own)).read(2)
+    assert both[own] == live[0][own][: len(both[own])]
+    for hooks in ((own,), (only_bridge,), (own, only_bridge)):
+        reader = Reader(cache, "use", hooks)
+        assert reader.read(2) == ({name: both[name] for name in hooks}, end)
+        assert reader.share == "100.0%"
+        assert {name: both[name] for name in hooks} == Reader(None, "off", hooks).read(2)[0]
+
+
 def test_reading_begins_at_any_place(filled: ActivationCache, live: Any) -> None:
     whole, end = live
     for n_before in range(1, 6):
