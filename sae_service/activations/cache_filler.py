@@ -27,15 +27,17 @@ class Filler:
     """Collects the rows of a stream's hook points. When the storage fails or has no room, it says so once and stops."""
 
     def __init__(
-        self, cache: ActivationCache, mark: Callable[[], None], hooks: Mapping[str, CachedHook], say: Callable[[str], None]
-    ) -> None:
+        self, cache: ActivationCache, mark: Callable[[], None], hooks: Mapping[str, CachedHook], is_the_same: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
         """Begins with nothing.
 
         Args:
             mark: notes that the stream is in use. May raise StorageFailure.
+            is_the_same: whether what decides the rows is what it was; asked before each chunk.
             say: is told once why no more is written.
         """
-        self._cache, self._mark, self._hooks, self._say = cache, mark, hooks, say
+        self._cache, self._mark, self._hooks, self._is_the_same, self._say = cache, mark, hooks, is_the_same, say
         self._chunk_bytes = max(LEAST_BYTES, CHUNK_BYTES // len(hooks))
         self._pending = {name: _Pending() for name in hooks}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache writer")
@@ -81,6 +83,9 @@ class Filler:
     def _put(self, hook: CachedHook, pending: _Pending) -> None:
         first, last = pending.batches[0].cursor, pending.batches[-1].cursor
         try:
+            if not self._is_the_same():
+                self._is_over = True
+                return
             hook.look()
             # Another job may have been faster.
             if (there := hook.holding(first)) is None or there != hook.holding(last):

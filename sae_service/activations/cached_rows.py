@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from threading import Lock
 
 from sae_service.activations.buffer import ByHook, Reading
 from sae_service.activations.cache_filler import Filler
@@ -35,19 +37,20 @@ class CachedRows:
 
     def __init__(
         self, cache: ActivationCache, stream: str, about: dict[str, str], hook_names: tuple[str, ...], form: Form,
-        say: Callable[[str], None],
+        changed: Callable[[], Path | None], say: Callable[[str], None],
     ) -> None:  # fmt: skip
         """Looks at what there is.
 
         Args:
             about: the stream's model and dataset.
+            changed: a file that the stream is named after, and that is not what it was.
             say: is told what a user is to be warned of, on any thread.
 
         Raises:
             StorageFailure: the cache does not answer.
         """
         self.n_cached = self.n_computed = 0
-        self._cache, self._form, self._say = cache, form, say
+        self._cache, self._form, self._changed, self._say = cache, form, changed, say
         self._mark = partial(cache.mark, stream, about)
         self._reader = ThreadPoolExecutor(max_workers=2, thread_name_prefix="cache reader")
         self._hooks = {
@@ -55,7 +58,8 @@ class CachedRows:
         }
         self._closing = ExitStack()
         self._closing.callback(self._reader.shutdown, cancel_futures=True)
-        self._is_away = False
+        self._is_away = self._is_another = False
+        self._asking = Lock()
         for hook in self._hooks.values():
             hook.look()
         self._looked = time.monotonic()
@@ -66,7 +70,7 @@ class CachedRows:
         Args:
             fills: whether rows that the model computes are added to the cache.
         """
-        filler = Filler(self._cache, self._mark, self._hooks, self._say) if fills else None
+        filler = Filler(self._cache, self._mark, self._hooks, self.is_the_same, self._say) if fills else None
         if filler is not None:
             self._closing.callback(filler.close)
         device = reading.model.device
@@ -99,7 +103,7 @@ class CachedRows:
 
     def _cached(self, cursor: Cursor) -> Iterator[tuple[dict[str, Stored], Cursor]]:
         """The batches from the one at a cursor on that the cache has for all hook points."""
-        if self._is_away or any(hook.holding(cursor) is None for hook in self._hooks.values()):
+        if self._is_away or self._is_another or any(hook.holding(cursor) is None for hook in self._hooks.values()):
             return
         try:
             for batches in zip(*(hook.batches(cursor) for hook in self._hooks.values()), strict=False):
@@ -111,13 +115,21 @@ class CachedRows:
     def _has(self, cursor: Cursor) -> bool:
         """Whether the cache has a batch, as far as is known: looked up every few seconds."""
         try:
-            if not self._is_away and time.monotonic() - self._looked > LOOK_EVERY_S:
+            if not self._is_away and time.monotonic() - self._looked > LOOK_EVERY_S and self.is_the_same():
                 for hook in self._hooks.values():
                     hook.look()
                 self._looked = time.monotonic()
         except StorageFailure as error:
             self._leave(error)
-        return not self._is_away and all(hook.holding(cursor) is not None for hook in self._hooks.values())
+        return not (self._is_away or self._is_another) and all(hook.holding(cursor) is not None for hook in self._hooks.values())
+
+    def is_the_same(self) -> bool:
+        """Whether the files are those that the stream is named after. If not, that is said, and no more is read or added."""
+        with self._asking:
+            if not self._is_another and (changed := self._changed()) is not None:
+                self._is_another = True
+                self._say(f"{changed} has changed since the job began, so the job no longer uses the activation cache.")
+            return not self._is_another
 
     def _leave(self, error: StorageFailure) -> None:
         self._is_away = True

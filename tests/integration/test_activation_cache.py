@@ -1,5 +1,6 @@
 """Rows from the activation cache are the rows of the model, whichever jobs have filled it and wherever it ends."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sae_service.activations import cached_rows
 from sae_service.activations.buffer import FillStart
 from sae_service.activations.source import Source
 from sae_service.errors import InvalidSpec, Stopped
@@ -215,6 +217,52 @@ def test_what_decides_the_rows_decides_where_they_are(filled: ActivationCache, t
     (model / "tokenizer_config.json").write_text((model / "tokenizer_config.json").read_text() + " ")
     assert share(filled, same[0]) == "0.0%"
     assert share(opened(tmp_path / "cache", project="theirs"), same[1]) == "0.0%"
+
+
+@pytest.mark.parametrize("of", ["model", "text"])
+def test_files_that_are_replaced_before_they_are_hashed_are_not_cached(of: str, cache: ActivationCache, tmp_path: Path) -> None:
+    for name in ("model", "text"):
+        shutil.copytree(DEMO / name, tmp_path / name)
+    files: dict[str, Any] = {"model": {"name": str(tmp_path / "model")}, "dataset": {"path": str(tmp_path / "text")}}
+    source = Source(spec(cache="fill", **files), "cpu")
+    victim = tmp_path / of / ("tokenizer_config.json" if of == "model" else "train.jsonl.xz")
+
+    def replace() -> bool:
+        os.utime(victim, ns=(0, 0))
+        return False
+
+    if of == "model":
+        replace()
+    source.open_cache(cache, replace)
+    source.harvest(FillStart()).fill(2000)
+    events: list[str] = []
+    source.close(lambda _, said: events.append(said))
+    assert events == [f"stream.cache: {victim} has changed since the job began, so the cache is not used."]
+    assert cache.streams() == []
+
+
+def test_rows_of_files_that_are_replaced_as_they_are_read_are_not_cached(
+    cache: ActivationCache, live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_rows, "LOOK_EVERY_S", 0)
+    shutil.copytree(DEMO / "text", tmp_path / "text")
+    victim = tmp_path / "text" / "train.jsonl.xz"
+    states = []
+
+    def replace(index: int) -> None:
+        if index == 3:
+            states.append(len(chunks(tmp_path)))
+            os.utime(victim, ns=(0, 0))
+
+    dataset = {"path": str(tmp_path / "text")}
+    reader = Reader(cache, "fill", dataset=dataset)
+    assert reader.read(6, before=replace) == live
+    assert reader.warnings == [f"{victim} has changed since the job began, so the job no longer uses the activation cache."]
+    # One chunk of each hook point may have been in the making.
+    assert states[0] <= len(chunks(tmp_path)) <= states[0] + len(HOOKS)
+    reader = Reader(cache, "use", dataset=dataset)
+    assert reader.read(6) == live
+    assert 0 < float(reader.share.rstrip("%")) < 80
 
 
 def share(cache: ActivationCache, stream: dict[str, Any]) -> str:
