@@ -59,7 +59,7 @@ class CachedRows:
         self._closing = ExitStack()
         self._closing.callback(self._reader.shutdown, cancel_futures=True)
         self._is_away = self._is_another = False
-        self._asking = Lock()
+        self._is_noted, self._asking = True, Lock()
         for hook in self._hooks.values():
             hook.look()
         self._looked = time.monotonic()
@@ -107,10 +107,19 @@ class CachedRows:
             return
         try:
             for batches in zip(*(hook.batches(cursor) for hook in self._hooks.values()), strict=False):
-                self._mark()
+                self._note_use()
                 yield {name: batch.stored for name, batch in zip(self._hooks, batches, strict=True)}, batches[0].cursor
         except StorageFailure as error:
             self._leave(error)
+
+    def _note_use(self) -> None:
+        """Notes that the stream is in use. If that fails, it is said once and not tried again: rows can be read all the same."""
+        try:
+            if self._is_noted:
+                self._mark()
+        except StorageFailure as error:
+            self._is_noted = False
+            self._say(f"The activation cache does not note that its rows are in use, so they may be deleted early: {error}")
 
     def _has(self, cursor: Cursor) -> bool:
         """Whether the cache has a batch, as far as is known: looked up every few seconds."""

@@ -11,7 +11,7 @@ import pytest
 from sae_service.activations import cached_rows
 from sae_service.activations.buffer import FillStart
 from sae_service.activations.source import Source
-from sae_service.errors import InvalidSpec, Stopped
+from sae_service.errors import InvalidSpec, NotFound, Stopped
 from sae_service.readable import Roots
 from sae_service.storage.cache import ActivationCache
 from tests.cached_streams import HOOKS, LIMIT, Reader, make_small, opened, spec
@@ -148,6 +148,32 @@ def test_two_jobs_fill_the_same_stream_at_once(cache: ActivationCache, live: Any
     assert reader.share == "100.0%"
 
 
+@pytest.mark.parametrize("error", [NotFound("there is no such stream"), RuntimeError("a bug"), MemoryError()])
+def test_whatever_fails_as_rows_are_added_ends_the_adding_and_not_the_job(
+    error: Exception, cache: ActivationCache, live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cache, "put", fail)
+    reader = Reader(cache, "fill")
+    assert reader.read(3)[0][HOOKS[0]] == live[0][HOOKS[0]][: 3 * 1000 * 512]
+    (said,) = reader.warnings
+    assert said.startswith("The job no longer adds to the activation cache: ")
+    assert (str(error) or "MemoryError") in said
+
+
+def test_rows_are_read_though_their_use_cannot_be_noted(filled: ActivationCache, live: Any, tmp_path: Path) -> None:
+    (about,) = tmp_path.glob("cache/*/stream.json")
+    about.unlink()
+    about.mkdir()
+    reader = Reader(opened(tmp_path / "cache"), "use")
+    assert reader.read(6) == live
+    assert reader.share == "100.0%"
+    (said,) = reader.warnings
+    assert "does not note that its rows are in use" in said
+
+
 @pytest.mark.parametrize("why", ["limit", "storage"])
 def test_a_cache_without_room_or_storage_stops_filling_and_not_the_job(why: str, live: Any, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
@@ -160,7 +186,7 @@ def test_a_cache_without_room_or_storage_stops_filling_and_not_the_job(why: str,
 
     reader = Reader(cache, "fill")
     assert reader.read(6, before=break_storage) == live
-    assert [warning for warning in reader.warnings if "is not filled any more" in warning]
+    assert [warning for warning in reader.warnings if "The job no longer adds to the activation cache: " in warning]
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 1 << 20
 
 
