@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sae_service.activations import cached_rows
 from sae_service.activations.buffer import FillStart
+from sae_service.activations.model import LanguageModel
 from sae_service.activations.source import Source
 from sae_service.errors import InvalidSpec, NotFound, Stopped
 from sae_service.readable import Roots
+from sae_service.spec import ModelSpec
 from sae_service.storage.cache import ActivationCache
 from tests.cached_streams import HOOKS, LIMIT, Reader, make_small, opened, spec
 from tests.conftest import DEMO
@@ -289,6 +292,17 @@ def test_rows_of_files_that_are_replaced_as_they_are_read_are_not_cached(
     reader = Reader(cache, "use", dataset=dataset)
     assert reader.read(6) == live
     assert 0 < float(reader.share.rstrip("%")) < 80
+
+
+def test_what_computes_the_rows_is_named_by_what_it_is_and_not_by_what_torch_was_left_at() -> None:
+    models = [LanguageModel(ModelSpec(name=str(DEMO / "model"), precision=kind), "cpu") for kind in ("float32", "bfloat16")]
+    before = [model.computed_by() for model in models]
+    assert before[0] != before[1]
+    torch.set_float32_matmul_precision("high")
+    assert [model.computed_by() for model in models] == before
+    assert before[0]["cpu"]
+    if (said := Path("/proc/cpuinfo")).exists():
+        assert all(word in said.read_text() for word in before[0]["cpu"].split(", "))
 
 
 def share(cache: ActivationCache, stream: dict[str, Any]) -> str:
