@@ -4,7 +4,7 @@ Reading goes on at every batch that the cache has, wherever it is missing some: 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -36,13 +36,14 @@ class CachedRows:
     """
 
     def __init__(
-        self, cache: ActivationCache, stream: str, about: dict[str, str], hook_names: tuple[str, ...], form: Form,
+        self, cache: ActivationCache, stream: str, about: dict[str, str], widths: Mapping[str, int], form: Form,
         changed: Callable[[], Path | None], say: Callable[[str], None],
     ) -> None:  # fmt: skip
         """Looks at what there is.
 
         Args:
             about: the stream's model and dataset.
+            widths: those of the rows, by hook point.
             changed: a file that the stream is named after, and that is not what it was.
             say: is told what a user is to be warned of, on any thread.
 
@@ -54,7 +55,8 @@ class CachedRows:
         self._mark = partial(cache.mark, stream, about)
         self._reader = ThreadPoolExecutor(max_workers=2, thread_name_prefix="cache reader")
         self._hooks = {
-            name: CachedHook(cache, f"{stream}/{name}/{form.stored_as}", form, self._reader, say) for name in hook_names
+            name: CachedHook(cache, f"{stream}/{name}/{form.stored_as}", width, form, self._reader, say)
+            for name, width in widths.items()
         }
         self._closing = ExitStack()
         self._closing.callback(self._reader.shutdown, cancel_futures=True)
@@ -107,6 +109,10 @@ class CachedRows:
             return
         try:
             for batches in zip(*(hook.batches(cursor) for hook in self._hooks.values()), strict=False):
+                if len({(batch.cursor, len(batch.stored.rows)) for batch in batches}) > 1:
+                    for hook, batch in zip(self._hooks.values(), batches, strict=True):
+                        hook.leave_out(batch.cursor, "has other rows than the chunks of the other hook points.")
+                    return
                 self._note_use()
                 yield {name: batch.stored for name, batch in zip(self._hooks, batches, strict=True)}, batches[0].cursor
         except StorageFailure as error:

@@ -105,7 +105,8 @@ class Source:
     def open_cache(self, cache: ActivationCache | None, ends_here: Callable[[], bool]) -> None:
         """Finds the stream in the activation cache, if the job wants that; see `StreamCache`."""
         if self.model is not None and self._stream.cache != "off":
-            self.cached = StreamCache(self._stream, self._hook_names, self.model, self._model_files, cache, ends_here)
+            widths = {name: self.widths[name] for name in self._hook_names}
+            self.cached = StreamCache(self._stream, widths, self.model, self._model_files, cache, ends_here)
 
     def harvest(self, start: FillStart, limits: Mapping[str, float] | None = None, is_look: bool = False) -> Harvest:
         """Rows from `start` on, those within the limits of `norm_limits`.

@@ -1,6 +1,6 @@
 """What a job's stream has to do with the activation cache: where it is in it, what is read and added, and what is said of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sae_service.activations import noted_files, text
@@ -24,12 +24,13 @@ class StreamCache:
     """
 
     def __init__(
-        self, stream: StreamSpec, hook_names: tuple[str, ...], model: LanguageModel, model_files: NotedFiles | None,
+        self, stream: StreamSpec, widths: Mapping[str, int], model: LanguageModel, model_files: NotedFiles | None,
         cache: ActivationCache | None, ends_here: Callable[[], bool],
     ) -> None:  # fmt: skip
         """Finds the stream, by a hash of all that decides its rows.
 
         Args:
+            widths: those of the rows, by hook point.
             model_files: those that the model was loaded from, noted before; None if they are a hub's.
             cache: None if there is none here.
             ends_here: asked with every piece of the files whether to stop.
@@ -53,7 +54,7 @@ class StreamCache:
             return
         about = {"model": stream.text_source[0].name, "dataset": stream.text_source[1].path}
         try:
-            self._rows = CachedRows(cache, name, about, hook_names, self._form, self._changed, self.warn)
+            self._rows = CachedRows(cache, name, about, widths, self._form, self._changed, self.warn)
         except StorageFailure as error:
             self.warn(f"The activation cache cannot be read, and the model computes all rows: {error}")
 

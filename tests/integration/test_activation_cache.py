@@ -1,7 +1,9 @@
 """Rows from the activation cache are the rows of the model, whichever jobs have filled it and wherever it ends."""
 
+import hashlib
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from sae_service.activations import cached_rows
 from sae_service.activations.buffer import FillStart
+from sae_service.activations.chunks import Chunk, Form, Stored, packed
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.source import Source
 from sae_service.errors import InvalidSpec, NotFound, Stopped
@@ -19,6 +22,8 @@ from sae_service.spec import ModelSpec
 from sae_service.storage.cache import ActivationCache
 from tests.cached_streams import HOOKS, LIMIT, Reader, make_small, opened, spec
 from tests.conftest import DEMO
+
+FORM = Form("float32", "float32")
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +126,47 @@ def test_a_chunk_that_is_damaged_or_gone_is_computed_again(filled: ActivationCac
     reader = Reader(filled, "use")
     assert reader.read(6) == live
     assert (reader.share, reader.warnings) == ("100.0%", [])
+
+
+def changed(content: bytes, wrong: str) -> bytes:
+    """A chunk as another program might write it, with a name and a hash of its own."""
+    chunk = Chunk(bytearray(content), FORM)
+    batches = list(chunk.batches(0))
+    if wrong == "width":
+        batches = [replace(batch, stored=Stored(batch.stored.rows[:, :64])) for batch in batches]
+    elif wrong == "place":
+        batches = batches[1:]
+    elif wrong == "length":
+        batches[1] = replace(batches[1], stored=Stored(batches[1].stored.rows[:-1]))
+    else:
+        other = batches[1].cursor.model_copy(update={"unfinished": (1, 2)})
+        batches[1] = replace(batches[1], cursor=other)
+    return packed(chunk.previous, batches)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("width", "has rows of 64 numbers, and the model of 128."),
+        ("place", "holds the rows of another part of the text."),
+        ("length", "has other rows than the chunks of the other hook points."),
+        ("cursor", "has other rows than the chunks of the other hook points."),
+        ("text", "does not hold rows of this kind."),
+    ],
+)
+def test_a_chunk_that_does_not_fit_is_left_out_and_computed(
+    wrong: str, said: str, filled: ActivationCache, live: Any, tmp_path: Path
+) -> None:
+    victim = chunks(tmp_path, HOOKS[1])[1]
+    content = b"text" if wrong == "text" else changed(victim.read_bytes(), wrong)
+    start, _, _ = victim.name.rpartition("-")
+    victim.unlink()
+    victim.with_name(f"{start}-{hashlib.sha256(content).hexdigest()}").write_bytes(content)
+    reader = Reader(filled, "use")
+    assert reader.read(6) == live
+    assert 50 < float(reader.share.rstrip("%")) < 95
+    assert all(said in warning for warning in reader.warnings)
+    assert len(reader.warnings) == (2 if "other hook points" in said else 1)
 
 
 def test_a_stream_that_vanishes_as_it_is_read_is_read_live(filled: ActivationCache, live: Any) -> None:
@@ -256,13 +302,13 @@ def test_files_that_are_replaced_before_they_are_hashed_are_not_cached(of: str, 
     source = Source(spec(cache="fill", **files), "cpu")
     victim = tmp_path / of / ("tokenizer_config.json" if of == "model" else "train.jsonl.xz")
 
-    def replace() -> bool:
+    def touch() -> bool:
         os.utime(victim, ns=(0, 0))
         return False
 
     if of == "model":
-        replace()
-    source.open_cache(cache, replace)
+        touch()
+    source.open_cache(cache, touch)
     source.harvest(FillStart()).fill(2000)
     events: list[str] = []
     source.close(lambda _, said: events.append(said))
@@ -278,14 +324,14 @@ def test_rows_of_files_that_are_replaced_as_they_are_read_are_not_cached(
     victim = tmp_path / "text" / "train.jsonl.xz"
     states = []
 
-    def replace(index: int) -> None:
+    def touch(index: int) -> None:
         if index == 3:
             states.append(len(chunks(tmp_path)))
             os.utime(victim, ns=(0, 0))
 
     dataset = {"path": str(tmp_path / "text")}
     reader = Reader(cache, "fill", dataset=dataset)
-    assert reader.read(6, before=replace) == live
+    assert reader.read(6, before=touch) == live
     assert reader.warnings == [f"{victim} has changed since the job began, so the job no longer uses the activation cache."]
     # One chunk of each hook point may have been in the making.
     assert states[0] <= len(chunks(tmp_path)) <= states[0] + len(HOOKS)
