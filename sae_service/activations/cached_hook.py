@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from sae_service.activations.chunks import Batch, Chunk, Form
+from sae_service.activations.chunks import Batch, Chunk, RowFormat
 from sae_service.activations.tokens import Cursor
 from sae_service.errors import DamagedCheckpoint
 from sae_service.storage.cache import ActivationCache
@@ -60,8 +60,9 @@ class CachedHook:
     """
 
     def __init__(
-        self, cache: ActivationCache, folder: str, width: int, form: Form, reader: ThreadPoolExecutor, say: Callable[[str], None]
-    ) -> None:
+        self, cache: ActivationCache, folder: str, width: int, form: RowFormat, reader: ThreadPoolExecutor,
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self.folder, self._cache, self._width, self._form, self._reader, self._say = folder, cache, width, form, reader, say
         self._names: tuple[ChunkName, ...] = ()
         self._unusable = set[ChunkName]()

@@ -12,9 +12,9 @@ from pathlib import Path
 from threading import Lock
 
 from sae_service.activations.buffer import ByHook, Reading
-from sae_service.activations.cache_filler import Filler
+from sae_service.activations.cache_writer import CacheWriter
 from sae_service.activations.cached_hook import CachedHook
-from sae_service.activations.chunks import Form, Stored
+from sae_service.activations.chunks import RowFormat, Stored
 from sae_service.activations.tokens import Cursor
 from sae_service.errors import StorageFailure
 from sae_service.storage.cache import ActivationCache
@@ -22,7 +22,7 @@ from sae_service.storage.cache import ActivationCache
 LOOK_EVERY_S = 10
 
 
-def rounded(form: Form, reading: Reading, start: Cursor) -> Iterator[tuple[ByHook, Cursor]]:
+def rounded(form: RowFormat, reading: Reading, start: Cursor) -> Iterator[tuple[ByHook, Cursor]]:
     """The model's rows as they would come from a cache of this form."""
     for rows, cursor in reading.read(start):
         yield {name: form.restore(form.store(found), reading.model.device) for name, found in rows.items()}, cursor
@@ -36,7 +36,7 @@ class CachedRows:
     """
 
     def __init__(
-        self, cache: ActivationCache, stream: str, about: dict[str, str], widths: Mapping[str, int], form: Form,
+        self, cache: ActivationCache, stream: str, about: dict[str, str], widths: Mapping[str, int], form: RowFormat,
         changed: Callable[[], Path | None], say: Callable[[str], None],
     ) -> None:  # fmt: skip
         """Looks at what there is.
@@ -72,9 +72,9 @@ class CachedRows:
         Args:
             fills: whether rows that the model computes are added to the cache.
         """
-        filler = Filler(self._cache, self._mark, self._hooks, self.is_the_same, self._say) if fills else None
-        if filler is not None:
-            self._closing.callback(filler.close)
+        writer = CacheWriter(self._cache, self._mark, self._hooks, self.is_the_same, self._say) if fills else None
+        if writer is not None:
+            self._closing.callback(writer.close)
         device = reading.model.device
         at, is_served = start, False
         while True:
@@ -91,14 +91,14 @@ class CachedRows:
                     break
                 stored = {name: self._form.store(rows) for name, rows in reading.rows(prompts).items()}
                 self.n_computed += _length(stored)
-                if filler is not None:
-                    filler.add(at if is_served else None, cursor, stored)
+                if writer is not None:
+                    writer.add(at if is_served else None, cursor, stored)
                 at, is_served = cursor, True
                 yield self._restored(stored, device), cursor
             else:
                 return
-            if filler is not None:
-                filler.flush()
+            if writer is not None:
+                writer.flush()
 
     def _restored(self, stored: dict[str, Stored], device: str) -> ByHook:
         return {name: self._form.restore(rows, device) for name, rows in stored.items()}

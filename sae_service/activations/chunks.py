@@ -37,7 +37,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Form:
+class RowFormat:
     """The number type that rows have in a cache, and the one that the model gives them."""
 
     stored_as: CacheDtype | Dtype
@@ -98,7 +98,7 @@ class Chunk:
         width: of the rows.
     """
 
-    def __init__(self, content: bytearray, form: Form) -> None:
+    def __init__(self, content: bytearray, form: RowFormat) -> None:
         """Reads a chunk that was stored in this form. Raises ValueError if it is none."""
         start = len(MAGIC) + 8
         end = start + int.from_bytes(content[len(MAGIC) : start], "little")

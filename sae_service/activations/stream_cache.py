@@ -7,7 +7,7 @@ from sae_service.activations import noted_files, text
 from sae_service.activations.buffer import ByHook, Reading
 from sae_service.activations.cache_key import identity, key
 from sae_service.activations.cached_rows import CachedRows, rounded
-from sae_service.activations.chunks import Form
+from sae_service.activations.chunks import RowFormat
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.noted_files import NotedFiles
 from sae_service.activations.tokens import Cursor
@@ -40,7 +40,7 @@ class StreamCache:
             DataNotFound, InvalidSpec: of text that cannot or must not be read.
         """
         own = stream.text_source[0].dtype
-        self._stream, self._form = stream, Form(stream.cache_dtype or own, own)
+        self._stream, self._form = stream, RowFormat(stream.cache_dtype or own, own)
         self.news: list[tuple[str, str]] = []
         self._rows: CachedRows | None = None
         self._files: tuple[NotedFiles, ...] = ()

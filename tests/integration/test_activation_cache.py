@@ -13,7 +13,7 @@ import torch
 
 from sae_service.activations import cached_rows
 from sae_service.activations.buffer import FillStart
-from sae_service.activations.chunks import Chunk, Form, Stored, packed
+from sae_service.activations.chunks import Chunk, RowFormat, Stored, packed
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.source import Source
 from sae_service.errors import InvalidSpec, NotFound, Stopped
@@ -23,7 +23,7 @@ from sae_service.storage.cache import ActivationCache
 from tests.cached_streams import HOOKS, LIMIT, Reader, make_small, opened, spec
 from tests.conftest import DEMO
 
-FORM = Form("float32", "float32")
+FORM = RowFormat("float32", "float32")
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ class _Pending:
     n_bytes: int = 0
 
 
-class Filler:
+class CacheWriter:
     """Collects the rows of a stream's hook points. When the storage fails or has no room, it says so once and stops."""
 
     def __init__(
