@@ -69,22 +69,20 @@ def run(
         reporter.event("warning", warning)
     setting.check_memory(reporter)
     ends_here = partial(_ends_here, should_stop, alive)
-    try:
-        # Before anything is computed: what is wrong with the held-out text is said at once.
-        held_out = held_out_of(job, source.model, ends_here, reporter.event)
-        source.open_cache(cache, ends_here)
-    except errors.Stopped:
-        return None
-    found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
-    states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
-    training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values, *held_out)
-    try:
-        return training.finish() if training.train() else None
-    except errors.Stopped:
-        return None
-    finally:
-        training.writer.close()
-        training.stop_reading()
+    with ExitStack() as ending:
+        ending.callback(source.close, reporter.event)
+        try:
+            # Before anything is computed: what is wrong with the held-out text is said at once.
+            held_out = held_out_of(job, source.model, ends_here, reporter.event)
+            source.open_cache(cache, ends_here)
+            found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
+            states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
+            training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values, *held_out)
+            ending.callback(training.stop_reading)
+            ending.callback(training.writer.close)
+            return training.finish() if training.train() else None
+        except errors.Stopped:
+            return None
 
 
 def _ends_here(should_stop: Callable[[], bool], alive: Callable[[], None]) -> bool:

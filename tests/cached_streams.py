@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sae_service.activations import cache_filler, source
+from sae_service.activations import cache_writer, source
 from sae_service.activations.buffer import FillStart
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.source import Source
@@ -28,8 +28,8 @@ one_model = cache(LanguageModel)
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of three batches of prompts (512 rows of 128 float32 each, less what is left out), and a model that is loaded once."""
     monkeypatch.setattr(source, "LanguageModel", one_model)
-    monkeypatch.setattr(cache_filler, "CHUNK_BYTES", 0)
-    monkeypatch.setattr(cache_filler, "LEAST_BYTES", 5 << 17)
+    monkeypatch.setattr(cache_writer, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(cache_writer, "LEAST_BYTES", 5 << 17)
 
 
 def opened(folder: Path, limit: int = LIMIT, project: str | None = None) -> ActivationCache:

@@ -3,16 +3,15 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sae_service.activations import dataset_files, text
-from sae_service.errors import Stopped
+from sae_service.activations.noted_files import NotedFiles
 from sae_service.readable import Roots
-from sae_service.spec import DatasetSpec, ModelSpec, StreamSpec, is_path
+from sae_service.spec import DatasetSpec, ModelSpec, StreamSpec
 
 OF_TRAINING = (
     "tokens", "batch", "buffer_rows", "buffer_bytes", "seed", "max_activation_norm_multiple", "cache", "cache_dtype", "synthetic",
@@ -20,28 +19,32 @@ OF_TRAINING = (
 """The fields of a stream that say what becomes of its rows. All others, also those that are yet to come, may decide them."""
 PACKAGES = ("torch", "transformer-lens", "transformers", "tokenizers", "datasets")
 COMMIT = re.compile(r"hf://[^@]+@([0-9a-f]{40})/")
-PIECE = 1 << 24
 
 
 def identity(
-    stream: StreamSpec, project: str | None, computed_by: dict[str, Any], roots: Roots, ends_here: Callable[[], bool]
-) -> dict[str, Any] | None:
+    stream: StreamSpec, project: str | None, computed_by: dict[str, Any], model_files: NotedFiles | None,
+    text_files: NotedFiles | None, roots: Roots, ends_here: Callable[[], bool],
+) -> dict[str, Any] | None:  # fmt: skip
     """What decides the rows of a stream, as JSON, or None if something of it is not known: which commit a hub has given.
 
-    The model has been loaded. All that a job may not read is refused, as it is by reading.
+    The model has been loaded.
 
     Args:
         project: whose jobs share the rows; None: all jobs.
         computed_by: the device, and how it computes.
+        model_files, text_files: those of the model, and of the text; None if they are a hub's.
         ends_here: asked with every piece of a file whether to stop.
 
     Raises:
         Stopped: it should stop.
         DataNotFound, InvalidSpec: see `open_text`.
+        OSError: a file cannot be read.
     """
     model, dataset = stream.text_source
-    text.open_text(dataset, dataset.split, roots)
-    content = {"model": _of_model(model, roots, ends_here), "dataset": _of_dataset(dataset, roots, ends_here)}
+    content = {
+        "model": model_files.sha256(ends_here) if model_files else _of_model(model),
+        "dataset": text_files.sha256(ends_here) if text_files else _of_dataset(dataset, roots),
+    }
     if None in content.values():
         return None
     fields = stream.model_dump(mode="json", exclude=set(OF_TRAINING))
@@ -56,18 +59,14 @@ def key(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _of_model(spec: ModelSpec, roots: Roots, ends_here: Callable[[], bool]) -> str | None:
-    if is_path(spec.name):
-        return of_files(Path(spec.name).expanduser(), roots, ends_here)
+def _of_model(spec: ModelSpec) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
     return f"{spec.name}@{Path(config).parent.name}" if isinstance(config, str) else None
 
 
-def _of_dataset(spec: DatasetSpec, roots: Roots, ends_here: Callable[[], bool]) -> str | None:
-    if is_path(spec.path):
-        return of_files(Path(spec.path).expanduser(), roots, ends_here)
+def _of_dataset(spec: DatasetSpec, roots: Roots) -> str | None:
     builder = dataset_files.builder(spec, text.load_arguments(spec, spec.split, roots), roots)
     return commit([str(file) for files in (builder.config.data_files or {}).values() for file in files])
 
@@ -75,27 +74,6 @@ def _of_dataset(spec: DatasetSpec, roots: Roots, ends_here: Callable[[], bool]) 
 def commit(files: list[str]) -> str | None:
     """Files of a hub with their commits, as one text; None if there are none, or one of them does not name its commit."""
     return "\n".join(sorted(files)) if files and all(COMMIT.match(file) for file in files) else None
-
-
-def of_files(path: Path, roots: Roots, ends_here: Callable[[], bool]) -> str:
-    """A hash of a file, or of all files of a folder that may be read: their names and their content."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if roots.hold(file) and file.is_file():
-            of_file = hashlib.sha256()
-            for piece in _pieces(file):
-                if ends_here():
-                    raise Stopped
-                of_file.update(piece)
-            # A file alone is read by its ending.
-            name = file.relative_to(path).as_posix() if path.is_dir() else "".join(path.suffixes)
-            digest.update(f"{json.dumps(name)} {of_file.hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def _pieces(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as content:
-        yield from iter(partial(content.read, PIECE), b"")
 
 
 def _code() -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from sae_service.activations.chunks import Batch, Chunk, Form
+from sae_service.activations.chunks import Batch, Chunk, RowFormat
 from sae_service.activations.tokens import Cursor
 from sae_service.errors import DamagedCheckpoint
 from sae_service.storage.cache import ActivationCache
@@ -54,14 +54,16 @@ class CachedHook:
 
     Args:
         folder: where they are in the cache.
+        width: of its rows.
         reader: reads ahead.
         say: is told of a chunk that cannot be used.
     """
 
     def __init__(
-        self, cache: ActivationCache, folder: str, form: Form, reader: ThreadPoolExecutor, say: Callable[[str], None]
-    ) -> None:
-        self.folder, self._cache, self._form, self._reader, self._say = folder, cache, form, reader, say
+        self, cache: ActivationCache, folder: str, width: int, form: RowFormat, reader: ThreadPoolExecutor,
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.folder, self._cache, self._width, self._form, self._reader, self._say = folder, cache, width, form, reader, say
         self._names: tuple[ChunkName, ...] = ()
         self._unusable = set[ChunkName]()
 
@@ -85,14 +87,15 @@ class CachedHook:
         name, last = self.holding(cursor), None
         coming = None if name is None else self._read_ahead(name)
         while name is not None and coming is not None:
-            try:
-                chunk = coming.result()
-                first = chunk.cursors.index(cursor) if last is None else 0
-            except (DamagedCheckpoint, ValueError, KeyError) as error:
-                self._leave_out(name, error)
+            chunk = self._checked(name, coming)
+            if chunk is None:
                 return
             if last is not None and chunk.previous != last:
                 return
+            if last is None and cursor not in chunk.cursors:
+                self._leave_out(name, f"{self.folder}/{name} lacks a batch of the text that lies between its ends.")
+                return
+            first = chunk.cursors.index(cursor) if last is None else 0
             last = chunk.cursors[-1]
             name = self._behind(last)
             coming = None if name is None else self._read_ahead(name)
@@ -101,10 +104,29 @@ class CachedHook:
     def _read_ahead(self, name: ChunkName) -> Future[Chunk]:
         return self._reader.submit(lambda: Chunk(self._cache.read(self.folder, str(name)), self._form))
 
-    def _leave_out(self, name: ChunkName, error: Exception) -> None:
+    def _checked(self, name: ChunkName, coming: Future[Chunk]) -> Chunk | None:
+        """A chunk with what its name says, or None; then it is left out."""
+        try:
+            chunk = coming.result()
+        except DamagedCheckpoint as error:
+            return self._leave_out(name, str(error))
+        except (ValueError, KeyError, TypeError):
+            return self._leave_out(name, f"{self.folder}/{name} does not hold rows of this kind.")
+        if [Place.of(cursor) for cursor in (*chunk.cursors[:1], *chunk.cursors[-1:])] != [name.first, name.last]:
+            return self._leave_out(name, f"{self.folder}/{name} holds the rows of another part of the text.")
+        if chunk.width != self._width:
+            return self._leave_out(name, f"{self.folder}/{name} has rows of {chunk.width} numbers, and the model of {self._width}.")
+        return chunk
+
+    def leave_out(self, cursor: Cursor, why: str) -> None:
+        """Uses no chunk any more that has the batch that begins at a cursor, for a reason."""
+        while (name := self.holding(cursor)) is not None:
+            self._leave_out(name, f"{self.folder}/{name} {why}")
+
+    def _leave_out(self, name: ChunkName, why: str) -> None:
         self._unusable.add(name)
         self._names = tuple(other for other in self._names if other != name)
-        self._say(f"A part of the activation cache cannot be used, and the model computes it again: {error}")
+        self._say(f"A part of the activation cache cannot be used, and the model computes it again: {why}")
 
 
 def _back(name: ChunkName) -> tuple[int, ...]:

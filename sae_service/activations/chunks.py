@@ -37,7 +37,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Form:
+class RowFormat:
     """The number type that rows have in a cache, and the one that the model gives them."""
 
     stored_as: CacheDtype | Dtype
@@ -95,9 +95,10 @@ class Chunk:
     Attributes:
         previous: where the batch before the first begins, if that is known.
         cursors: where each batch begins.
+        width: of the rows.
     """
 
-    def __init__(self, content: bytearray, form: Form) -> None:
+    def __init__(self, content: bytearray, form: RowFormat) -> None:
         """Reads a chunk that was stored in this form. Raises ValueError if it is none."""
         start = len(MAGIC) + 8
         end = start + int.from_bytes(content[len(MAGIC) : start], "little")
@@ -107,13 +108,13 @@ class Chunk:
         self.previous = None if header["previous"] is None else Cursor.model_validate(header["previous"])
         self.cursors = [Cursor.model_validate(cursor) for cursor, _ in header["batches"]]
         self._lengths = [int(n_rows) for _, n_rows in header["batches"]]
-        n_rows, width = sum(self._lengths), int(header["width"])
+        n_rows, self.width = sum(self._lengths), int(header["width"])
         self._scales = None
         if form.stored_as == "int8":
             self._scales = torch.frombuffer(content, dtype=torch.float32, count=n_rows, offset=end)
             end += 4 * n_rows
         dtype = getattr(torch, form.stored_as)
-        self._rows = torch.frombuffer(content, dtype=dtype, count=n_rows * width, offset=end).view(n_rows, width)
+        self._rows = torch.frombuffer(content, dtype=dtype, count=n_rows * self.width, offset=end).view(n_rows, self.width)
 
     def batches(self, first: int) -> Iterator[Batch]:
         """The batches from number `first` on."""

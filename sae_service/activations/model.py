@@ -19,7 +19,7 @@ from sae_service.activations import tokenizer as text
 from sae_service.activations.blame import blamed
 from sae_service.activations.documents import Tokenizing
 from sae_service.activations.load_model import load_bridge
-from sae_service.activations.precision import EPS, products_in, settings
+from sae_service.activations.precision import EPS, cpu_name, products_in, settings
 from sae_service.activations.splice import Edit, Reconstruct
 from sae_service.activations.tried_pass import TriedPass
 from sae_service.errors import InvalidSpec, ModelNotFound
@@ -75,9 +75,9 @@ class LanguageModel(Tokenizing):
 
     def computed_by(self) -> dict[str, Any]:
         """The device, and what else the last bits of its results depend on, as JSON."""
-        on_cpu = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-        device = {"gpu": torch.cuda.get_device_name()} if self.device == "cuda" else on_cpu
-        return device | {"float32": torch.get_float32_matmul_precision()}
+        kernels = {"kernels": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+        device = {"gpu": torch.cuda.get_device_name()} if self.device == "cuda" else {"cpu": cpu_name(), **kernels}
+        return device | {"precision": self.precisions}
 
     def logits_bytes(self, n_tokens: int) -> int:
         """Bytes of the logits of so many tokens; a pass that measures losses ends with them."""
@@ -184,10 +184,12 @@ class LanguageModel(Tokenizing):
     def activations(
         self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: tuple[str, ...]
     ) -> dict[str, Float[torch.Tensor, "prompts context_size d_in"]]:
-        """Activations at each hook point in one forward pass, which stops after the last one, or the last layer needed."""
+        """Activations at each hook point, whatever others are read, in a forward pass that stops with the last one or its layer.
+
+        It takes two passes where some of them are read in the model's own pass, and others by the bridge alone.
+        """
         with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
-            plain = self._own and self._own.trusted(hook_names)
-            read = plain.read if plain else self._read_by_bridge
+            read = self._own.read if self._own else self._read_by_bridge
             found = read(self._ids(tokens), hook_names)
         missing = [name for name in hook_names if name not in found]
         if missing:

@@ -36,7 +36,13 @@ def check_context(context_size: int, limit: int) -> None:
 
 
 def checked_folder(name: str, roots: Roots) -> tuple[Path, dict[str, Any]]:
-    """The resolved folder of a model and its configuration.
+    """The resolved folder of a model and its configuration. Raises as `checked_files` does."""
+    folder, _ = checked_files(name, roots)
+    return folder, _configuration(folder, name, roots)
+
+
+def checked_files(name: str, roots: Roots) -> tuple[Path, list[Path]]:
+    """The resolved folder of a model, and the files that a reader of it may open.
 
     Raises:
         InvalidSpec: the folder, or a file that the model is made of, lies outside of `roots`.
@@ -49,8 +55,7 @@ def checked_folder(name: str, roots: Roots) -> tuple[Path, dict[str, Any]]:
         raise _unreadable(name, error) from error
     if folder / CONFIG not in files:
         raise ModelNotFound(f"{name} is no folder with a {CONFIG}", param=fields.MODEL_NAME)
-    config = _object(folder / CONFIG, f"{name}/{CONFIG}", roots)
-    _check_sizes(config, f"{name}/{CONFIG}")
+    _check_sizes(_configuration(folder, name, roots), f"{name}/{CONFIG}")
     for index in (file for file in files if file.name.endswith(INDEX)):
         files += [folder / shard for shard in _shards(name, index, roots)]
     for file in files:
@@ -64,7 +69,11 @@ def checked_folder(name: str, roots: Roots) -> tuple[Path, dict[str, Any]]:
             raise _unreadable(f"{name}/{file.relative_to(folder)}", error) from error
     if not any(file.suffix in WEIGHTS for file in files):
         raise ModelNotFound(f"{name} has no weights (*.safetensors)", param=fields.MODEL_NAME)
-    return folder, config
+    return folder, files
+
+
+def _configuration(folder: Path, name: str, roots: Roots) -> dict[str, Any]:
+    return _object(folder / CONFIG, f"{name}/{CONFIG}", roots)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,8 +1,11 @@
 """The precision of the language model's matrix products."""
 
+import platform
+import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,3 +49,12 @@ def settings(precision: str, device: str) -> dict[str, Any]:
             "cuda.matmul.fp32_precision": matmul.fp32_precision,
             "autocast": "bfloat16" if torch.is_autocast_enabled(device) else None,
         }
+
+
+def cpu_name() -> str:
+    """The maker and the model of the CPU: libraries have kernels of their own for some, which round otherwise."""
+    with suppress(OSError):
+        said = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        if found := re.findall(r"^(?:vendor_id|cpu family|model|model name|CPU [a-z]+)\s*: (.*)$", said, re.MULTILINE):
+            return ", ".join(found)
+    return platform.processor() or platform.machine()

@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Array
 
 from sae_service import tracing
+from sae_service.activations import noted_files
 from sae_service.activations.buffer import FillStart, Reading, TextHarvest
 from sae_service.activations.documents import Documents
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.model_check import Place, check
+from sae_service.activations.noted_files import NotedFiles
 from sae_service.activations.stream_cache import StreamCache
 from sae_service.activations.synthetic import SyntheticHarvest
 from sae_service.activations.tokens import PackedTokens
@@ -59,11 +61,15 @@ class Source:
         """
         self._stream, self._hook_names, self.roots = job.stream, job.hook_names, roots
         self._documents: Documents | None = None
+        self._model_files: NotedFiles | None = None
         self.cached = None
         if job.stream.synthetic is not None:
             self.model, self.model_warnings = None, []
             self.widths = dict.fromkeys(job.hook_names, job.stream.synthetic.d_in)
         else:
+            # Before it is loaded: what is cached under the name of its files must come from these.
+            if job.stream.cache != "off":
+                self._model_files = noted_files.of_model(job.stream.text_source[0], roots)
             self.model = LanguageModel(job.stream.text_source[0], device, roots)
             places = [Place(sae.reads, sae.writes, f"/saes/{index}") for index, sae in enumerate(job.saes)]
             found = check(self.model, job.stream.context_size, places)
@@ -99,7 +105,8 @@ class Source:
     def open_cache(self, cache: ActivationCache | None, ends_here: Callable[[], bool]) -> None:
         """Finds the stream in the activation cache, if the job wants that; see `StreamCache`."""
         if self.model is not None and self._stream.cache != "off":
-            self.cached = StreamCache(self._stream, self._hook_names, self.model, cache, ends_here)
+            widths = {name: self.widths[name] for name in self._hook_names}
+            self.cached = StreamCache(self._stream, widths, self.model, self._model_files, cache, ends_here)
 
     def harvest(self, start: FillStart, limits: Mapping[str, float] | None = None, is_look: bool = False) -> Harvest:
         """Rows from `start` on, those within the limits of `norm_limits`.

@@ -35,6 +35,7 @@ class TriedPass:
         """
         self._read, self._sample, self._tolerance = read, sample, tolerance
         self._is_trusted: dict[str, bool] = {}
+        self._takes_two = False
         self.plain, self.warnings = None, list[str]()
         expected = bridge(sample, return_type="logits")
 
@@ -54,6 +55,19 @@ class TriedPass:
             if name not in self._is_trusted:
                 self._is_trusted[name] = self._has_values(plain, name)
         return plain if all(self._is_trusted[name] for name in names) else None
+
+    def read(self, ids: Ids, hook_names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The values at hook points, each by the pass that it is always read by: those beside it change none of them."""
+        own = tuple(name for name in hook_names if self.trusted((name,)))
+        others = tuple(name for name in hook_names if name not in own)
+        found = self.plain.read(ids, own) if self.plain and own else {}
+        if found and others and not self._takes_two:
+            self._takes_two = True
+            self.warnings.append(
+                f"{', '.join(others)} can be read by TransformerLens's pass alone, and the other hook points by the model's own: "
+                "each batch of text takes two passes."
+            )
+        return found | (self._read(ids, others) if others else {})
 
     def _has_values(self, plain: PlainPass, name: str) -> bool:
         expected = self._read(self._sample, (name,)).get(name)

@@ -90,13 +90,15 @@ class ActivationCache:
 
     def read(self, folder: str, name: str) -> bytearray:
         """A chunk. Raises DamagedCheckpoint if it is gone, or damaged, and then it is gone; and StorageFailure."""
-        found = bytearray()
+        found, key = bytearray(), f"{folder}/{name}"
         try:
-            for piece in self._storage.checked(f"{folder}/{name}", name.rpartition("-")[2]):
+            for piece in self._storage.checked(key, name.rpartition("-")[2]):
                 found += piece
-        except DamagedCheckpoint:
-            self._storage.remove(f"{folder}/{name}")
-            raise
+        except DamagedCheckpoint as error:
+            if not found:
+                raise DamagedCheckpoint(f"{key} has been deleted by another job or a user.") from error
+            self._storage.remove(key)
+            raise DamagedCheckpoint(f"{key} is damaged, and has been deleted.") from error
         return found
 
     def put(self, folder: str, name: str, content: bytes) -> None:
@@ -117,7 +119,8 @@ class ActivationCache:
         for other in reversed(self.streams()):
             if other.id == stream or self._clock() - other.used_at < IN_USE_S:
                 continue
-            self.delete(other.id)
+            with suppress(NotFound):  # another job has been faster
+                self.delete(other.id)
             left += other.n_bytes
             if left >= 0:
                 return

@@ -76,12 +76,19 @@ def test_it_ends_with_the_last_hook_point_that_is_wanted(families: Families, fam
     assert not any(type(module).__module__.startswith("transformer_lens") for module in ran)
 
 
-def test_what_only_the_bridge_has_is_read_there(families: Families) -> None:
+def test_what_only_the_bridge_has_is_read_there_and_changes_nothing_beside_it(families: Families) -> None:
     model = loaded(families.path("gpt2"))
-    names = ("blocks.1.attn.hook_q", "blocks.1.hook_resid_post")
-    found, expected = model.activations(model.sample(), names), by_bridge(model, names)
-    assert all(torch.equal(found[name], expected[name]) for name in names)
+    names = only_bridge, own = ("blocks.1.attn.hook_q", "blocks.1.hook_resid_post")
+    alone = {name: model.activations(model.sample(), (name,))[name] for name in names}
     assert model.warnings == []
+    found = model.activations(model.sample(), names)
+    assert all(found[name].numpy().tobytes() == alone[name].numpy().tobytes() for name in names)
+    assert torch.equal(found[only_bridge], by_bridge(model, names)[only_bridge])
+    model.activations(model.sample(), names[::-1])
+    (said,) = model.warnings
+    assert said.startswith(only_bridge)
+    assert "two passes" in said
+    assert own not in said
 
 
 def test_a_hook_point_that_the_two_shape_differently_is_read_by_the_bridge_and_that_is_said(families: Families) -> None:

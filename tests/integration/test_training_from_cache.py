@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from sae_service.errors import SAEServiceError
 from sae_service.storage.cache import ActivationCache
 from tests.cached_streams import HOOKS, make_small, opened, spec
+from tests.recorder import Recorder
 from tests.small_jobs import train, weights
 
 
@@ -58,3 +60,12 @@ def test_provenance_says_that_rows_were_rounded(tmp_path: Path, cache: Activatio
     job = spec(HOOKS[:1], cache="fill", cache_dtype="int8", tokens=512).model_dump(mode="json")
     _, files = train(tmp_path / "a", job, cache=cache)
     assert json.loads(files["saes/at_0/provenance.json"])["rows_rounded_to"] == "int8"
+
+
+def test_a_job_that_ends_before_it_trains_ends_its_reading_too(tmp_path: Path, cache: ActivationCache) -> None:
+    job = spec(HOOKS[:1], cache="use").model_dump(mode="json")
+    job["saes"][0]["initial"] = {"path": str(tmp_path / "nothing")}
+    recorder = Recorder()
+    with pytest.raises(SAEServiceError):
+        train(tmp_path / "a", job, recorder=recorder, cache=cache)
+    assert ("info", "0.0% of the 0 rows that were read came from the activation cache.") in recorder.events

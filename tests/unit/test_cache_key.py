@@ -1,14 +1,11 @@
 """What a job may say of the activation cache, and what makes the name of a stream in it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from sae_service.activations.cache_key import OF_TRAINING, commit, key, of_files
-from sae_service.errors import Stopped
-from sae_service.readable import EVERYWHERE, Roots
+from sae_service.activations.cache_key import OF_TRAINING, commit, key
 from sae_service.spec import StreamSpec
 
 STREAM: dict[str, Any] = {"model": {"name": "gpt2"}, "dataset": {"path": "a/b"}, "tokens": 1 << 20}
@@ -57,33 +54,3 @@ def test_files_of_a_hub_are_known_by_their_commit_alone() -> None:
     assert commit(files) == commit(files[::-1]) != commit(files[:1])
     assert commit([]) is None
     assert commit([*files, "hf://datasets/a/b@main/train-2.parquet"]) is None
-
-
-def hashed(path: Path, roots: Roots = EVERYWHERE) -> str:
-    return of_files(path, roots, lambda: False)
-
-
-def test_the_content_of_files_counts_to_their_end_and_their_place_does_not(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name / "deep").mkdir(parents=True)
-        (tmp_path / name / "deep" / "weights").write_bytes(bytes(20 << 20))
-    assert hashed(tmp_path / "a") == hashed(tmp_path / "b")
-    with (tmp_path / "b" / "deep" / "weights").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\1")
-    assert hashed(tmp_path / "a") != hashed(tmp_path / "b")
-    (tmp_path / "a" / "deep" / "weights").rename(tmp_path / "a" / "deep" / "others")
-    before = hashed(tmp_path / "a")
-    (tmp_path / "a" / "deep" / "others").rename(tmp_path / "a" / "weights")
-    assert hashed(tmp_path / "a") != before
-
-
-def test_a_file_that_may_not_be_read_is_not_read_and_a_stop_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "inside").mkdir()
-    (tmp_path / "outside").write_text("secret")
-    (tmp_path / "inside" / "text.txt").write_text("text")
-    before = hashed(tmp_path / "inside")
-    (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
-    assert hashed(tmp_path / "inside", Roots((tmp_path / "inside",))) == before
-    with pytest.raises(Stopped):
-        of_files(tmp_path / "inside", EVERYWHERE, lambda: True)

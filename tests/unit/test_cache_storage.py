@@ -8,6 +8,7 @@ import pytest
 
 from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
 from sae_service.storage.cache import IN_USE_S, ActivationCache
+from sae_service.storage.cached_stream import CachedStream
 from sae_service.storage.objects import Storage
 
 ABOUT = {"model": "./model", "dataset": "./text"}
@@ -60,10 +61,10 @@ def test_a_damaged_chunk_is_refused_and_deleted(tmp_path: Path, clock: Clock) ->
     cache.put(folder, "a", b"rows")
     (name,) = cache.chunks(folder)
     (tmp_path / folder / name).write_bytes(b"rowz")
-    with pytest.raises(DamagedCheckpoint):
+    with pytest.raises(DamagedCheckpoint, match="is damaged, and has been deleted"):
         cache.read(folder, name)
     assert cache.chunks(folder) == []
-    with pytest.raises(DamagedCheckpoint):
+    with pytest.raises(DamagedCheckpoint, match="by another job or a user"):
         cache.read(folder, name)
 
 
@@ -76,6 +77,22 @@ def test_the_least_recently_used_stream_makes_room(tmp_path: Path, clock: Clock)
     clock.now += 2 * IN_USE_S
     add(cache, THIRD, 4000)
     assert [stream.id for stream in cache.streams()] == [THIRD, FIRST]
+
+
+def test_a_stream_that_another_job_has_deleted_meanwhile_has_made_room(tmp_path: Path, clock: Clock) -> None:
+    class Late(ActivationCache):
+        """One that another is faster than."""
+
+        def streams(self) -> list[CachedStream]:
+            found = super().streams()
+            opened(tmp_path, clock).delete(FIRST)
+            return found
+
+    add(opened(tmp_path, clock), FIRST, 6000)
+    clock.now += 2 * IN_USE_S
+    late = Late(Storage(tmp_path.as_uri()), 10_000, None, clock)
+    add(late, SECOND, 6000)
+    assert len(late.chunks(f"{SECOND}/hook/float32")) == 1
 
 
 def test_a_stream_in_use_makes_no_room_for_another(tmp_path: Path, clock: Clock) -> None:

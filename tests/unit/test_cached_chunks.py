@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sae_service.activations.cached_hook import ChunkName
-from sae_service.activations.chunks import ALIGNMENT, MAGIC, Batch, Chunk, Form, packed
+from sae_service.activations.chunks import ALIGNMENT, MAGIC, Batch, Chunk, RowFormat, packed
 from sae_service.activations.tokens import Cursor
 
 PLACES = [(0, 0, 0, 3), (0, 0, 64, 0), (0, 2, 0, 0), (1, 0, 0, 0), (10, 0, 0, 9)]
@@ -26,7 +26,7 @@ def rows(n_rows: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torc
 @pytest.mark.parametrize("own", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("stored_as", ["own", "float32"])
 def test_rows_come_back_to_the_last_bit_with_their_places(own: Any, stored_as: Any) -> None:
-    form = Form(own if stored_as == "own" else stored_as, own)
+    form = RowFormat(own if stored_as == "own" else stored_as, own)
     found = [rows(length, getattr(torch, own), length) for length in (4, 1, 6)]
     batches = [Batch(cursor(*place), form.store(one)) for place, one in zip(PLACES, found, strict=False)]
     chunk = Chunk(bytearray(packed(cursor(*PLACES[0]), batches)), form)
@@ -40,7 +40,7 @@ def test_rows_come_back_to_the_last_bit_with_their_places(own: Any, stored_as: A
 
 
 def test_a_row_of_int8_is_off_by_half_a_unit_of_its_own_at_most() -> None:
-    form = Form("int8", "float32")
+    form = RowFormat("int8", "float32")
     found = torch.cat((1e-3 * rows(3), 1e3 * rows(3), torch.zeros(1, 5)))
     read = form.restore(next(Chunk(bytearray(packed(None, [Batch(Cursor(), form.store(found))])), form).batches(0)).stored, "cpu")
     units = found.abs().amax(dim=1, keepdim=True) / 127
@@ -49,7 +49,7 @@ def test_a_row_of_int8_is_off_by_half_a_unit_of_its_own_at_most() -> None:
 
 
 def test_rounding_to_int8_a_second_time_changes_nothing() -> None:
-    form = Form("int8", "float32")
+    form = RowFormat("int8", "float32")
     once = form.restore(form.store(rows(50)), "cpu")
     assert torch.equal(form.restore(form.store(once), "cpu"), once)
 
@@ -58,14 +58,14 @@ def test_rounding_to_int8_a_second_time_changes_nothing() -> None:
 def test_a_row_that_is_not_finite_does_not_become_finite(wrong: float) -> None:
     found = rows(3)
     found[1, 2] = wrong
-    form = Form("int8", "float32")
+    form = RowFormat("int8", "float32")
     read = form.restore(form.store(found), "cpu")
     assert not read[1].isfinite().any()
     assert read[[0, 2]].isfinite().all()
 
 
 def test_the_form_of_a_chunk_is_what_it_says() -> None:
-    content = packed(None, [Batch(Cursor(), Form("float32", "float32").store(torch.tensor([[1.0, 2.0], [3.0, 4.0]])))])
+    content = packed(None, [Batch(Cursor(), RowFormat("float32", "float32").store(torch.tensor([[1.0, 2.0], [3.0, 4.0]])))])
     length = int.from_bytes(content[8:16], "little")
     assert content[:8] == MAGIC
     assert (16 + length) % ALIGNMENT == 0
@@ -75,7 +75,7 @@ def test_the_form_of_a_chunk_is_what_it_says() -> None:
 @pytest.mark.parametrize("content", [b"", b"text", b"SAEROWS2" + bytes(100), MAGIC + bytes(100)])
 def test_what_is_no_chunk_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"no rows|Expecting value"):
-        Chunk(bytearray(content), Form("float32", "float32"))
+        Chunk(bytearray(content), RowFormat("float32", "float32"))
 
 
 def test_names_say_the_places_in_the_order_of_the_text() -> None:

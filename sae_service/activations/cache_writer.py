@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sae_service.activations.cached_hook import CachedHook, ChunkName
 from sae_service.activations.chunks import Batch, Stored, packed
 from sae_service.activations.tokens import Cursor
-from sae_service.errors import StorageFailure
+from sae_service.errors import SAEServiceError, StorageFailure, translated
 from sae_service.storage.cache import ActivationCache
 
 CHUNK_BYTES, LEAST_BYTES = 64 << 20, 8 << 20
@@ -23,19 +23,21 @@ class _Pending:
     n_bytes: int = 0
 
 
-class Filler:
+class CacheWriter:
     """Collects the rows of a stream's hook points. When the storage fails or has no room, it says so once and stops."""
 
     def __init__(
-        self, cache: ActivationCache, mark: Callable[[], None], hooks: Mapping[str, CachedHook], say: Callable[[str], None]
-    ) -> None:
+        self, cache: ActivationCache, mark: Callable[[], None], hooks: Mapping[str, CachedHook], is_the_same: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
         """Begins with nothing.
 
         Args:
             mark: notes that the stream is in use. May raise StorageFailure.
+            is_the_same: whether what decides the rows is what it was; asked before each chunk.
             say: is told once why no more is written.
         """
-        self._cache, self._mark, self._hooks, self._say = cache, mark, hooks, say
+        self._cache, self._mark, self._hooks, self._is_the_same, self._say = cache, mark, hooks, is_the_same, say
         self._chunk_bytes = max(LEAST_BYTES, CHUNK_BYTES // len(hooks))
         self._pending = {name: _Pending() for name in hooks}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache writer")
@@ -66,7 +68,7 @@ class Filler:
             self._write(name)
 
     def close(self) -> None:
-        """Writes what has been collected, and waits for it."""
+        """Writes what has been collected, and waits for it. Raises nothing, as what cannot be written has been said."""
         self.flush()
         self._writer.shutdown()
 
@@ -81,11 +83,16 @@ class Filler:
     def _put(self, hook: CachedHook, pending: _Pending) -> None:
         first, last = pending.batches[0].cursor, pending.batches[-1].cursor
         try:
-            hook.look()
-            # Another job may have been faster.
-            if (there := hook.holding(first)) is None or there != hook.holding(last):
-                self._mark()
-                self._cache.put(hook.folder, ChunkName.start(first, last), packed(pending.previous, pending.batches))
-        except StorageFailure as error:
+            # Whatever is wrong with it, a job can do without.
+            with translated(lambda error: StorageFailure(f"{type(error).__name__}: {error}")):
+                self._is_over |= not self._is_the_same()
+                if self._is_over:
+                    return
+                hook.look()
+                # Another job may have been faster.
+                if (there := hook.holding(first)) is None or there != hook.holding(last):
+                    self._mark()
+                    self._cache.put(hook.folder, ChunkName.start(first, last), packed(pending.previous, pending.batches))
+        except (SAEServiceError, MemoryError) as error:
             self._is_over = True
-            self._say(f"The activation cache is not filled any more: {error}")
+            self._say(f"The job no longer adds to the activation cache: {str(error) or type(error).__name__}")
