@@ -70,17 +70,17 @@ class ActivationCache:
         return found if isinstance(found, dict) else {}
 
     def mark(self, stream: str, about: dict[str, str]) -> None:
-        """Notes that a stream is in use, at most every MARKED_EVERY_S. Raises StorageFailure.
+        """Notes that a stream is in use, at most every MARKED_EVERY_S unless it has been deleted meanwhile. Raises StorageFailure.
 
         Args:
             about: its model and dataset.
         """
         now = self._clock()
-        if now - self._marked.get(stream, 0) < MARKED_EVERY_S:
-            return
         known: dict[str, Any] = {"created_at": int(now), "project": self.project}
         with suppress(NotFound):
             known |= self._about(stream)
+            if now - self._marked.get(stream, 0) < MARKED_EVERY_S:
+                return
         self._storage.replace(f"{stream}/{ABOUT}", json.dumps(known | about | {"used_at": int(now)}).encode())
         self._marked[stream] = now
 
@@ -116,15 +116,15 @@ class ActivationCache:
                 raise StorageFailure(f"the disk of {root} is almost full")
         if (left := self._limit - n_bytes - sum(self._storage.sizes("").values())) >= 0:
             return
-        for other in reversed(self.streams()):
-            if other.id == stream or self._clock() - other.used_at < IN_USE_S:
-                continue
+        now = self._clock()
+        idle = [other for other in self.streams() if other.id != stream and now - other.used_at >= IN_USE_S]
+        if left + sum(other.n_bytes for other in idle) < 0:
+            raise StorageFailure(f"it has no room left, with a limit of {self._limit} bytes")
+        while left < 0:
+            longest_unused = idle.pop()
             with suppress(NotFound):  # another job has been faster
-                self.delete(other.id)
-            left += other.n_bytes
-            if left >= 0:
-                return
-        raise StorageFailure(f"it has no room left, with a limit of {self._limit} bytes")
+                self.delete(longest_unused.id)
+            left += longest_unused.n_bytes
 
     def delete(self, stream: str) -> None:
         """Deletes a stream. A job that reads it goes on with the model. Raises NotFound or StorageFailure."""

@@ -104,6 +104,24 @@ def test_a_stream_in_use_makes_no_room_for_another(tmp_path: Path, clock: Clock)
     assert FIRST in [stream.id for stream in cache.streams()]
 
 
+def test_no_stream_goes_where_all_of_them_would_make_too_little_room(tmp_path: Path, clock: Clock) -> None:
+    cache = opened(tmp_path, clock)
+    add(cache, FIRST, 1000)
+    clock.now += IN_USE_S + 1
+    with pytest.raises(StorageFailure):
+        add(cache, SECOND, 20_000)
+    assert FIRST in {found.id for found in cache.streams()}
+
+
+def test_a_stream_that_is_deleted_while_a_job_adds_to_it_says_again_what_it_is(tmp_path: Path, clock: Clock) -> None:
+    cache = opened(tmp_path, clock)
+    add(cache, FIRST, 100)
+    cache.delete(FIRST)
+    add(cache, FIRST, 100, "1")
+    (found,) = cache.streams()
+    assert (found.model, found.created_at) == ("./model", 1_000_000)
+
+
 def test_a_stream_never_makes_room_for_itself(tmp_path: Path, clock: Clock) -> None:
     cache = opened(tmp_path, clock)
     add(cache, FIRST, 6000)
