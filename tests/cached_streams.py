@@ -72,3 +72,14 @@ class Reader:
     @property
     def warnings(self) -> list[str]:
         return [said for level, said in self.events if level == "warning"]
+
+
+@cache
+def live_rows() -> tuple[dict[str, bytes], FillStart]:
+    """Six fills of the model's own rows, and where the next one starts."""
+    return Reader(None, "off").read(6)
+
+
+def chunks(folder: Path, hook: str = "*") -> list[Path]:
+    """The files of the chunks of a hook point, in the order of the text; `folder` is around the cache."""
+    return sorted(folder.glob(f"cache/*/{hook}/float32/*"), key=lambda path: [int(n) for n in path.name.split("-")[0].split(".")])
