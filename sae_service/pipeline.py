@@ -27,6 +27,7 @@ from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
 from sae_service.storage.objects import Content, Storage
 from sae_service.storage.provenance import provenance
 from sae_service.training import memory, precision, start
+from sae_service.training.cohort import operations_said
 from sae_service.training.loop import Trainer, schedule_warnings
 from sae_service.training.placement import Placement, placement, shortage
 from sae_service.training.step import TrainState
@@ -67,6 +68,7 @@ def run(
     of_devices = *precision.warnings(job, products), *shortage(job, setting.placement)
     for warning in (*source.model_warnings, *of_schedules, *of_devices):
         reporter.event("warning", warning)
+    reporter.event("info", operations_said(job, setting.placement))
     setting.check_memory(reporter)
     ends_here = partial(_ends_here, should_stop, alive)
     with ExitStack() as ending:

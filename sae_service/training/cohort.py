@@ -16,11 +16,11 @@ from sae_service.sae.architecture import Architecture
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
 from sae_service.schema import ArchitectureConfig, Precision
-from sae_service.spec import SAESpec
+from sae_service.spec import JobSpec, SAESpec
 from sae_service.spec.precision import resolved
 from sae_service.training import metrics, optimizer, sharded
 from sae_service.training.calibration import calibrated
-from sae_service.training.placement import Place
+from sae_service.training.placement import Place, Placement
 from sae_service.training.step import Numbers, Served, TrainState, resample, step
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -101,6 +101,17 @@ def slots_of(architecture: Architecture, config: ArchitectureConfig) -> int | No
     if architecture.n_active is None:
         return None
     return n_slots(architecture.n_active(config), config.d_sae, jax.default_backend(), architecture.is_even)
+
+
+def operations_said(job: JobSpec, placement: Placement) -> str:
+    """Which operations on latents the steps of each SAE use, in words."""
+    by_operations: dict[str, list[str]] = {}
+    for sae in job.saes:
+        is_split = placement.by_sae[sae.name].split is not None
+        slots = None if is_split else slots_of(ARCHITECTURES[sae.architecture.kind], sae.architecture)
+        by_operations.setdefault("dense" if slots is None else f"sparse with {slots} slots a row", []).append(sae.name)
+    parts = [f"{operations} ({', '.join(names)})" for operations, names in by_operations.items()]
+    return f"Operations on latents: {'; '.join(parts)}."
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

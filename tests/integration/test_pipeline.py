@@ -140,6 +140,12 @@ def test_provenance_and_an_event_at_the_start_say_in_which_precision_products_ru
     assert [message.startswith(said) for _, message in finished[0].events].count(True) == 1
 
 
+def test_an_event_at_the_start_says_by_which_operations_steps_are_made(finished: tuple[Recorder, dict[str, bytes]]) -> None:
+    (said,) = [message for _, message in finished[0].events if message.startswith("Operations on latents: ")]
+    assert said.startswith("Operations on latents: dense (")
+    assert "gated_256" in said
+
+
 def test_a_job_shows_life_with_every_step_and_every_forward_pass(tmp_path: Path) -> None:
     signs: list[None] = []
     train(tmp_path, small_job(), alive=lambda: signs.append(None))
