@@ -16,7 +16,7 @@ $(READY): pyproject.toml .constraints.txt
 	$(BIN)/pip install --quiet -e ".[dev]" -c .constraints.txt
 	touch $(READY)
 
-demo: $(READY)  ## Train three SAEs through the service and show them (about 5 minutes)
+demo: $(READY)  ## Train three SAEs through the service and show them (about 6 minutes)
 	$(BIN)/sae-service demo --output demo_output
 
 serve: $(READY)  ## Run the service on this machine (options: ARGS="--port 8001")

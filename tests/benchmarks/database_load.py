@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,19 @@ def fill(database: Database, n_jobs: int, n_metrics: int) -> None:
             connection.exec_driver_sql("ANALYZE")
 
 
-def cpu_s(pids: list[int]) -> float:
-    """Seconds of the processor that processes have used."""
-    ticks = 0
+def cpu_s(pids: list[int]) -> dict[int, float]:
+    """Seconds of the processor that each process has used; those that have ended are left out, such as PostgreSQL's cleaners."""
+    found: dict[int, float] = {}
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def used_s(pids: list[int], before: dict[int, float]) -> float:
+    """Seconds of the processor that processes have used since then."""
+    return sum(seconds - before[pid] for pid, seconds in cpu_s(pids).items())
 
 
 def children(pid: int) -> list[int]:
@@ -121,7 +128,7 @@ def repeated(ask: Callable[[int], Any], n: int, api: list[int], server: list[int
         began = time.monotonic()
         ask(number)
         took.append(time.monotonic() - began)
-    used = cpu_s(api) - before[0], cpu_s(server) - before[1]
+    used = used_s(api, before[0]), used_s(server, before[1])
     cells = [f"{1000 * seconds / n:.1f}" for seconds in used] if server else [f"{1000 * used[0] / n:.1f}", "-"]
     return " | ".join([*cells, f"{1000 * statistics.median(took):.1f}"])
 
