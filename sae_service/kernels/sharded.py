@@ -5,6 +5,7 @@ its own first, and what the first latents of each width are on a device that has
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -35,13 +36,10 @@ def by_latents(mesh: Mesh, n_candidates: int | None) -> Ops:
     """
     by_counts = partial(_keep, kth_largest_at_once)
     by_candidates = by_counts if n_candidates is None else partial(_keep, partial(kth_of_candidates, mesh, n_candidates))
-    return Ops(
-        dense.encode,
-        partial(dense.encode_topk, keep=by_candidates),
-        dense.encode_topk_of_batch,
-        dense.encode_above,
-        dense.decode,
-        partial(decode_prefixes, mesh),
+    return replace(
+        dense.DENSE,
+        encode_topk=partial(dense.encode_topk, keep=by_candidates),
+        decode_prefixes=partial(decode_prefixes, mesh),
         keep_largest=by_counts,
         can_gather=False,
     )
@@ -55,15 +53,7 @@ def by_rows(mesh: Mesh) -> Ops:
         kth_largest, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=PartitionSpec(AXIS), check_vma=False
     )
     keep = partial(_keep, own)
-    return Ops(
-        dense.encode,
-        partial(dense.encode_topk, keep=keep),
-        dense.encode_topk_of_batch,
-        dense.encode_above,
-        dense.decode,
-        dense.decode_prefixes,
-        keep_largest=keep,
-    )
+    return replace(dense.DENSE, encode_topk=partial(dense.encode_topk, keep=keep), keep_largest=keep)
 
 
 def _keep(chosen: Chosen, acts: Float[Array, "batch d_sae"], k: Number) -> Float[Array, "batch d_sae"]:
