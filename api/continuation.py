@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from api.dependencies import Jobs
-from api.idempotency import Asked, MayComeAgain
+from api.idempotency import REPEATED, Asked, MayComeAgain
 from sae_service.continuation import Changes, continued
 from sae_service.errors import Conflict, InvalidSpec, NotFound
 from sae_service.jobs.records import Failure, Job
@@ -30,7 +30,7 @@ class Fork(Changes):
     )
 
 
-@router.post("/jobs/{job_id}/extend", status_code=201)
+@router.post("/jobs/{job_id}/extend", status_code=201, responses=REPEATED)
 def extend_job(job_id: str, extension: Extension, jobs: Jobs, request: MayComeAgain) -> Job:
     """A new job that trains the SAEs of a finished one on more tokens, from its last state."""
     asked = request.asks("extend", job_id, extension.model_dump_json())
@@ -42,14 +42,14 @@ def extend_job(job_id: str, extension: Extension, jobs: Jobs, request: MayComeAg
     return _go_on(asked, parent, Fork(tokens=extension.tokens))
 
 
-@router.post("/jobs/{job_id}/fork", status_code=201)
+@router.post("/jobs/{job_id}/fork", status_code=201, responses=REPEATED)
 def fork_job(job_id: str, fork: Fork, jobs: Jobs, request: MayComeAgain) -> Job:
     """A new job that goes on from a checkpoint, of a running job too, with other numbers: learning rate, sparsity, tokens."""
     asked = request.asks("fork", job_id, fork.model_dump_json())
     return asked.made_before() or _go_on(asked, jobs.get(job_id), fork)
 
 
-@router.post("/jobs/{job_id}/retry", status_code=201)
+@router.post("/jobs/{job_id}/retry", status_code=201, responses=REPEATED)
 def retry_job(job_id: str, jobs: Jobs, request: MayComeAgain) -> Job:
     """A new job that does what a failed or cancelled one was to do, from its last checkpoint if it has one."""
     asked = request.asks("retry", job_id)

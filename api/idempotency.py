@@ -14,6 +14,10 @@ from sae_service.jobs.store import JobStore
 
 HEADER = "Idempotency-Key"
 QUOTE = '"'
+REPEATED: dict[int | str, dict[str, Any]] = {
+    200: {"model": Job, "description": "The job that an earlier request with the same Idempotency-Key has made."}
+}
+"""The further answer of an operation that makes a job."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from api.apart import Apart, TooLong
 from api.dependencies import Files, Jobs, Looks, TheSettings
 from api.examples import JOB_EXAMPLES
-from api.idempotency import MayComeAgain
+from api.idempotency import REPEATED, MayComeAgain
 from sae_service import preflight
 from sae_service.errors import BadRequest, InvalidSpec, NotFound, UnknownCursor
 from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker
@@ -45,7 +45,7 @@ class Page(BaseModel, Generic[Item]):
     has_more: bool = False
 
 
-@router.post("/jobs", status_code=201)
+@router.post("/jobs", status_code=201, responses=REPEATED)
 async def create_job(
     spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)], settings: TheSettings, looks: Looks, request: MayComeAgain
 ) -> Job:

@@ -64,7 +64,7 @@ def test_no_operation_breaks_what_the_document_says(kind: str, tmp_path: Path, r
     process, url = started(tmp_path, **settings)
     try:
         for n in range(3):
-            httpx.post(f"{url}/v1/jobs", json=job() | {"metadata": {"n": str(n)}}, headers=headers).raise_for_status()
+            httpx.post(f"{url}/v1/jobs", json=job() | {"metadata": {"n": str(n)}}, headers=headers, timeout=60).raise_for_status()
         command = [str(SCHEMATHESIS), "run", f"{url}/openapi.json", "--checks", "all", "--max-examples", EXAMPLES]
         command += ["--exclude-checks", ",".join(EXPLAINED), "--continue-on-failure", "--seed", "1", "--request-timeout", "30"]
         command += [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]

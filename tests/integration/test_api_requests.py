@@ -199,3 +199,10 @@ def test_the_description_refers_to_nothing_that_it_lacks(api: TestClient) -> Non
         part = document
         for name in reference.split("/"):
             part = part[name]
+
+
+def test_the_document_says_what_a_repeated_request_is_answered(api: TestClient) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    makes = {path: found["post"]["responses"] for path, found in paths.items() if "201" in found.get("post", {}).get("responses", {})}
+    assert set(makes) == {"/v1/jobs", *(f"/v1/jobs/{{job_id}}/{name}" for name in ("extend", "fork", "retry"))}
+    assert all("Idempotency-Key" in found["200"]["description"] for found in makes.values())
