@@ -1,10 +1,10 @@
-"""What lower precision and smaller optimizer state cost in FVU: SAEs that differ in nothing else, on the demo's model.
+"""What lower precision and smaller optimizer state cost in FVU, on the demo's model.
 
     python -m tests.benchmarks.precision [--tokens 300000] [--lrs .001 .004] [--d-sae 1024] [--output FOLDER]
 
 All SAEs of a learning rate and a kind begin with the same weights and see the same rows; with the model's products in
-bfloat16 they see those of a job of its own. TopK has an L0 of 32, and JumpReLU has it as its target. Figures are held-out ones, of the
-language model as it trained them and of SAEs in float32. Writes precision.json and precision.md into the folder.
+bfloat16 they see those of a job of its own. TopK has an L0 of 32, and JumpReLU has it as its target. Figures are held-out
+ones, of the language model as it trained them and of SAEs in float32. Writes precision.json and precision.md into the folder.
 """
 
 import argparse
