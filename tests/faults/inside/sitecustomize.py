@@ -1,6 +1,6 @@
 """Runs at the start of every Python process whose PYTHONPATH has this folder: faults from outside the product's code.
 
-FAULTS_INSIDE is JSON: {"module": "workers.job_process", "log": path, "poison": metadata key,
+FAULTS_INSIDE is JSON: {"module": "workers.job_process", "log": path, "poison": metadata key, "set": {"module:NAME": value},
 "crash": {"at": "sae_service.storage.objects:Storage.publish", "when": "before" or "after", "call": 3, "once": path}}.
 """
 
@@ -19,6 +19,10 @@ def main(wanted: dict[str, Any]) -> None:
     """Arranges for what is wanted, if this process runs the module that is meant."""
     if wanted["module"] not in sys.orig_argv:
         return
+    for at, value in wanted.get("set", {}).items():
+        module, _, name = at.partition(":")
+        assert hasattr(importlib.import_module(module), name), at
+        setattr(importlib.import_module(module), name, value)
     if "crash" in wanted:
         crash(**wanted["crash"])
     if "log" in wanted:
