@@ -19,10 +19,9 @@ def main(wanted: dict[str, Any]) -> None:
     """Arranges for what is wanted, if this process runs the module that is meant."""
     if wanted["module"] not in sys.orig_argv:
         return
-    for at, value in wanted.get("set", {}).items():
-        module, _, name = at.partition(":")
-        assert hasattr(importlib.import_module(module), name), at
-        setattr(importlib.import_module(module), name, value)
+    if "set" in wanted:
+        # Not now: these imports take seconds, in which the process does not yet end with its worker.
+        wrap("sae_service.logs:configure", after=lambda *_: set_all(wanted["set"]))
     if "crash" in wanted:
         crash(**wanted["crash"])
     if "log" in wanted:
@@ -30,6 +29,14 @@ def main(wanted: dict[str, Any]) -> None:
         wrap("sae_service.pipeline:run", before=lambda job, storage, prefix, *_: JOB.append(prefix))
     if "poison" in wanted:
         wrap("sae_service.pipeline:run", before=lambda job, *_: poisoned(job, wanted["poison"]))
+
+
+def set_all(values: dict[str, Any]) -> None:
+    """Sets constants of modules."""
+    for at, value in values.items():
+        module, _, name = at.partition(":")
+        assert hasattr(importlib.import_module(module), name), at
+        setattr(importlib.import_module(module), name, value)
 
 
 JOB: list[str] = []
