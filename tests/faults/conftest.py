@@ -78,7 +78,7 @@ def quick() -> dict[str, Any]:
 def on_every_path(quick: dict[str, Any]) -> dict[str, Any]:
     """A job like the quick one, with SAEs that take each path of a step. 6 checkpoints in 600 steps."""
     quick["stream"]["tokens"] = 600 * 64
-    quick["saes"] = every_path.saes(quick["stream"], "hook_synthetic")
+    quick["saes"] = every_path.saes(quick["stream"], "hook_synthetic")[:2]
     return quick
 
 

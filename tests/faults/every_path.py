@@ -21,22 +21,25 @@ SMALL_CHUNKS = {
 
 
 def saes(stream: dict[str, Any], hook_name: str) -> list[dict[str, Any]]:
-    """Latents in slots, AuxK, products in bfloat16, and each way to keep moments.
+    """Latents in slots, AuxK, products in bfloat16 and each way to keep moments; the third SAE has none of that.
 
-    The first two SAEs are wide enough for slots, so most of their latents die, and soon.
+    The first two are wide enough for slots, so most of their latents die, and soon.
     """
     optimizer = {"lr": 1e-3, "lr_warm_up": 0.1}
     common = {"hook_name": hook_name, "dead_after_tokens": STEPS_TO_DEAD * stream["batch"]}
     wide = {"d_sae": SMALLEST_D_SAE, "k": 4}
     return [
-        common | {"name": "int8", "architecture": {"kind": "topk", **wide}, "optimizer": optimizer | {"second_moment": "int8"}},
+        common | {
+            "name": "int8", "architecture": {"kind": "topk", **wide},
+            "optimizer": optimizer | {"first_moment": "bfloat16", "second_moment": "int8"},
+        },
         common | {
             "name": "factored", "architecture": {"kind": "batchtopk", **wide}, "precision": "bfloat16",
             "optimizer": optimizer | {"second_moment": "factored"},
         },
         common | {
-            "name": "bfloat16", "architecture": {"kind": "jumprelu", "d_sae": 64, "bandwidth": 0.05, "initial_threshold": 0.05},
-            "optimizer": optimizer | {"first_moment": "bfloat16", "sparsity_warm_up": 0.2},
+            "name": "jumprelu", "architecture": {"kind": "jumprelu", "d_sae": 64, "bandwidth": 0.05, "initial_threshold": 0.05},
+            "optimizer": optimizer | {"sparsity_warm_up": 0.2},
         },
     ]  # fmt: skip
 

@@ -20,8 +20,8 @@ def main(wanted: dict[str, Any]) -> None:
     if wanted["module"] not in sys.orig_argv:
         return
     if "set" in wanted:
-        # Not now: these imports take seconds, in which the process does not yet end with its worker.
-        wrap("sae_service.logs:configure", after=lambda *_: set_all(wanted["set"]))
+        # Not now: to import them takes seconds, in which the process would not yet notice that its worker has ended.
+        wrap("sae_service.storage.cache:ActivationCache.__init__", before=lambda *_: set_all(wanted["set"]))
     if "crash" in wanted:
         crash(**wanted["crash"])
     if "log" in wanted:
@@ -32,7 +32,7 @@ def main(wanted: dict[str, Any]) -> None:
 
 
 def set_all(values: dict[str, Any]) -> None:
-    """Sets constants of modules."""
+    """Sets constants of modules, as a job opens the activation cache."""
     for at, value in values.items():
         module, _, name = at.partition(":")
         assert hasattr(importlib.import_module(module), name), at
