@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sae_service.architectures import ARCHITECTURES
 from sae_service.jobs.records import Job
 from sae_service.kernels.choice import SMALLEST_D_SAE
+from sae_service.spec import JobSpec
+from sae_service.training.cohort import slots_of
 from tests.faults.preload import python_path
 from tests.faults.results import Result, check_alike, result
 from tests.service import Service
@@ -42,6 +45,14 @@ def saes(stream: dict[str, Any], hook_name: str) -> list[dict[str, Any]]:
             "optimizer": optimizer | {"sparsity_warm_up": 0.2},
         },
     ]  # fmt: skip
+
+
+def check_saes(service: Service, job: Job, spec: dict[str, Any]) -> None:
+    """The wide SAEs among them had slots for the latents of a row, and dead latents for AuxK to train."""
+    wide = {sae.name: sae.architecture for sae in JobSpec.model_validate(spec).saes if sae.architecture.d_sae == SMALLEST_D_SAE}
+    assert all(slots_of(ARCHITECTURES[config.kind], config) for config in wide.values())
+    last = {row.sae: row.data["dead_share"] for row in service.client.metrics(job.id)}
+    assert all(last[name] > 0 for name in wide)
 
 
 def small_chunks(**inside: Any) -> dict[str, str]:

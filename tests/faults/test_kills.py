@@ -22,6 +22,8 @@ def suffer(
         calm = [service.client.submit(every_path.with_cache(spec, "off")) for spec in specs]
         assert [service.ended(job).status for job in calm] == ["succeeded"] * len(calm)
         undisturbed = [result(service, job, folder) for job in calm]
+        for spec, job in zip(specs, calm, strict=True):
+            every_path.check_saes(service, job, spec)
         history.add("undisturbed", hashes=[found.weights for found in undisturbed])
         kills = RandomKills(service, history, specs, at_once)
         kills.run(n_kills)
