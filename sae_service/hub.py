@@ -1,14 +1,18 @@
 """What the hub says of a name, asked in a few seconds: its own libraries keep trying for half a minute and more."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
+from pathlib import Path
+from typing import TypeVar
 
 from sae_service.errors import DataNotFound, ModelNotFound, SAEServiceError, translated
 from sae_service.settings import hub_host, is_offline
-from sae_service.spec import fields
+from sae_service.spec import StreamSpec, fields, is_path
 
+T = TypeVar("T")
 TIMEOUT_S = 3
 PATIENCE_S, PAUSE_S = 20, 2
 KINDS: dict[str, tuple[type[SAEServiceError], str, str]] = {
@@ -16,6 +20,49 @@ KINDS: dict[str, tuple[type[SAEServiceError], str, str]] = {
     "dataset": (DataNotFound, "/stream/dataset", fields.DATASET_PATH),
 }
 """What to raise, and which part of the spec and which field of it has the name."""
+COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def pinned(stream: StreamSpec) -> StreamSpec:
+    """The stream with the commits that its model and dataset have now, so that all their files are read from one of them,
+    whatever is pushed meanwhile. A name of which neither the hub nor this machine tells one stays: who reads it says why.
+    """
+    found = {}
+    for kind, spec, name in (
+        ("model", stream.model, stream.model and stream.model.name),
+        ("dataset", stream.dataset, stream.dataset and stream.dataset.path),
+    ):
+        if spec is not None and name is not None and not is_path(name) and (commit := _commit(kind, name, spec.revision)):
+            found[kind] = spec.model_copy(update={"revision": commit})
+    return stream.model_copy(update=found)
+
+
+def _commit(kind: str, name: str, revision: str | None) -> str | None:
+    """The commit of a revision: what the hub says, or else what is on this machine."""
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    here = _commit_here(name, revision) if kind == "model" else None
+    if is_offline():
+        return here
+    ask = partial(_asked_commit, kind)
+    try:
+        return ask(name, revision) if here else patiently(ask, name, revision)
+    except (SAEServiceError, ConnectionError):
+        return here
+
+
+def _commit_here(name: str, revision: str | None) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else None
+
+
+def _asked_commit(kind: str, name: str, revision: str | None) -> str | None:
+    from huggingface_hub import HfApi
+
+    with translated(partial(_meaning, kind, name, revision)):
+        return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_S).sha
 
 
 def check_model(name: str, revision: str | None) -> None:
@@ -47,13 +94,16 @@ def check_dataset(name: str, revision: str | None) -> None:
 
 @cache
 def wait_for(check: Callable[[str, str | None], None], name: str, revision: str | None) -> None:
-    """Asks by `check` until the hub answers, for PATIENCE_S at most, and once a process: whoever has begun to read goes on with
-    the patience of the library that reads. Raises what `check` raises.
-    """
+    """Asks `patiently`, and once a process: whoever has begun to read goes on with the patience of the library that reads."""
+    patiently(check, name, revision)
+
+
+def patiently(ask: Callable[[str, str | None], T], name: str, revision: str | None) -> T:
+    """Asks until the hub answers, for PATIENCE_S at most. Raises what `ask` raises."""
     began = time.monotonic()
     while True:
         try:
-            return check(name, revision)
+            return ask(name, revision)
         except ConnectionError:
             if time.monotonic() - began > PATIENCE_S:
                 raise
@@ -64,11 +114,11 @@ def _ask(what: str, name: str, file: str, revision: str | None) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     if not is_offline():
-        with translated(partial(_said, what, name, revision)):
+        with translated(partial(_meaning, what, name, revision)):
             get_hf_file_metadata(hf_hub_url(name, file, repo_type=what, revision=revision), timeout=TIMEOUT_S)
 
 
-def _said(what: str, name: str, revision: str | None, error: Exception) -> Exception | None:
+def _meaning(what: str, name: str, revision: str | None, error: Exception) -> Exception | None:
     """What an error of the hub's library says of a name. A gated repository's error is one of a missing one too."""
     from huggingface_hub import errors as of_hub
 

@@ -16,6 +16,7 @@ from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.evaluation.held_out import HeldOut, Observe
 from sae_service.evaluation.of_job import held_out_of
 from sae_service.evaluation.score import score
+from sae_service.hub import pinned
 from sae_service.news import Checkpoint, Reporter
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
@@ -60,13 +61,13 @@ def run(
         roots: where the files of the job may be; everywhere, for a process that reads its own user's files.
         cache: the activation cache, for jobs that want it.
     """
+    job = job.model_copy(update={"stream": pinned(job.stream)})
     source = Source(job, device, roots)
-    of_schedules = (f"saes[{index}].{said}" for index, sae in enumerate(job.saes) for said in schedule_warnings(job, sae))
+    of_schedules = (f"saes[{index}].{text}" for index, sae in enumerate(job.saes) for text in schedule_warnings(job, sae))
     products = precision.of_job(job, None if source.model is None else source.model.precisions)
     reporter.event("info", precision.said(products))
     setting = Setting(job, source, placement(job), products)
-    of_devices = *precision.warnings(job, products), *shortage(job, setting.placement)
-    for warning in (*source.model_warnings, *of_schedules, *of_devices):
+    for warning in (*source.model_warnings, *of_schedules, *precision.warnings(job, products), *shortage(job, setting.placement)):
         reporter.event("warning", warning)
     reporter.event("info", operations_said(job, setting.placement))
     setting.check_memory(reporter)
@@ -289,9 +290,8 @@ class _Training:
             states: on the host; consumed.
             metrics: the held-out metrics by SAE; those of the last step make it the final checkpoint.
         """
-        n_steps = values["n_steps"]
+        n_steps, began = values["n_steps"], time.monotonic()
         key = f"{self.prefix}/step-{n_steps:09d}-{uuid4().hex[:12]}"
-        began = time.monotonic()
         entries = self.storage.publish(key, self.files(states, values, metrics))
         written_s = time.monotonic() - began
         tokens, is_final = n_steps * self.job.stream.batch, bool(metrics) and n_steps == self.job.stream.n_steps

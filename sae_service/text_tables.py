@@ -94,8 +94,9 @@ def workers(found: Iterable[Worker]) -> Table:
 
 
 def cached_streams(found: Iterable[CachedStream]) -> Table:
-    """One line for each stream in the activation cache."""
-    table = Table(Column("stream", no_wrap=True), "model", "dataset", "hook points", "MB", "last used", box=None)
+    """One line for each stream in the activation cache, or as many as its names need: they are never cut off."""
+    names = (Column(name, overflow="fold") for name in ("model", "dataset", "hook points"))
+    table = Table(Column("stream", no_wrap=True), *names, "MB", Column("last used", no_wrap=True), box=None)
     for one in found:
         size = f"{one.n_bytes / 1e6:.1f}"
         table.add_row(one.id, one.model or "", one.dataset or "", ", ".join(one.hook_names), size, clock(one.used_at))
@@ -211,17 +212,17 @@ def _follow_with_bar(changes: Iterable[tuple[Job, str]], console: Console) -> Jo
 
 
 def _follow_with_lines(changes: Iterable[tuple[Job, str]], console: Console) -> Job | None:
-    last, said, said_at, shown = None, ("", "", -1), 0.0, ""
+    last, state, shown_at, shown = None, ("", "", -1), 0.0, ""
     for last, phase in changes:
-        if not said[0]:
+        if not state[0]:
             console.print(last.id)
         progress = last.progress
         if progress and (measured := held_out(progress)) != shown:
             shown = measured
             console.print(measured, soft_wrap=True)
         share = 10 * progress.tokens // progress.total_tokens if progress else 0
-        if (status_of(last), phase, share) != said or (progress and time.monotonic() - said_at > LINE_EVERY_S):
-            said, said_at = (status_of(last), phase, share), time.monotonic()
+        if (status_of(last), phase, share) != state or (progress and time.monotonic() - shown_at > LINE_EVERY_S):
+            state, shown_at = (status_of(last), phase, share), time.monotonic()
             doing = ": ".join(part for part in (status_of(last), phase) if part)
             console.print(f"{doing}{pace(progress) if progress else ''}", soft_wrap=True)
     return last

@@ -10,9 +10,9 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import BinaryIO
 
-from sae_service.errors import StorageFailure
 from sae_service.storage.attempt_logs import LONGEST, shown
 from workers.credentials import Withholder
+from workers.errands import logged
 
 log = logging.getLogger("workers")
 LAST_LINES = 15
@@ -76,18 +76,14 @@ class ChildLog:
             return f"(the log cannot be read: {error})"
 
     def _soon(self, is_growing: bool) -> Future[None]:
-        return self._executor.submit(copy_context().run, self._store_end, is_growing)
+        failure = "the log of the attempt cannot be stored"
+        return self._executor.submit(copy_context().run, logged, failure, self._store_end, is_growing)
 
     def _store_end(self, is_growing: bool) -> None:
-        try:
-            end = self._end(is_growing)
-            if end != self._stored:
-                self._store(end)
-                self._stored = end
-        except (StorageFailure, OSError) as error:
-            log.warning("the log of the attempt cannot be stored: %s", error)
-        except Exception:  # the last resort: nobody asks what became of it
-            log.exception("the log of the attempt cannot be stored")
+        end = self._end(is_growing)
+        if end != self._stored:
+            self._store(end)
+            self._stored = end
 
     def _end(self, is_growing: bool) -> bytes:
         """Its last lines as UTF-8, LONGEST bytes of them at most. Raises OSError."""

@@ -1,12 +1,9 @@
 """Files that nobody needs any more are deleted on a thread: a storage that is slow to delete holds no job up."""
 
-import logging
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from sae_service.errors import NotFound, StorageFailure
 from sae_service.storage.objects import Storage
-
-log = logging.getLogger("workers")
+from workers.errands import logged
 
 
 class Deletions:
@@ -18,16 +15,8 @@ class Deletions:
 
     def add(self, key: str) -> None:
         """Deletes it soon; if that fails, the log says so, and a later attempt at the job or a `Collection` finds it."""
-        self._executor.submit(self._delete, key)
+        self._executor.submit(logged, f"cannot delete {key}", self._storage.delete, key)
 
     def wait(self, timeout_s: float) -> None:
         """Waits until all that has been added is deleted, or for so long."""
         wait([self._executor.submit(lambda: None)], timeout_s)
-
-    def _delete(self, key: str) -> None:
-        try:
-            self._storage.delete(key)
-        except (StorageFailure, NotFound) as error:
-            log.warning("cannot delete %s: %s", key, error)
-        except Exception:  # the last resort: nobody asks what became of it
-            log.exception("cannot delete %s", key)

@@ -92,7 +92,8 @@ class CacheWriter:
                 # Another job may have been faster.
                 if (there := hook.holding(first)) is None or there != hook.holding(last):
                     self._mark()
-                    self._cache.put(hook.folder, ChunkName.start(first, last), packed(pending.previous, pending.batches))
+                    content = packed(hook.folder, pending.previous, pending.batches)
+                    self._cache.put(hook.folder, ChunkName.start(first, last), content)
         except (SAEServiceError, MemoryError) as error:
             self._is_over = True
             self._say(f"The job no longer adds to the activation cache: {str(error) or type(error).__name__}")

@@ -112,6 +112,8 @@ class CachedHook:
             return self._leave_out(name, str(error))
         except (ValueError, KeyError, TypeError):
             return self._leave_out(name, f"{self.folder}/{name} does not hold rows of this kind.")
+        if chunk.folder != self.folder:
+            return self._leave_out(name, f"{self.folder}/{name} holds the rows of {chunk.folder}.")
         if [Place.of(cursor) for cursor in (*chunk.cursors[:1], *chunk.cursors[-1:])] != [name.first, name.last]:
             return self._leave_out(name, f"{self.folder}/{name} holds the rows of another part of the text.")
         if chunk.width != self._width:

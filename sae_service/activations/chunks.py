@@ -1,7 +1,8 @@
 """Rows of one hook point as bytes: those of some batches of prompts, one after the other, each with its place in the text.
 
 A chunk is MAGIC, the length of its header (8 bytes, little-endian), the header as JSON, filled up with spaces to a multiple of
-ALIGNMENT, and the rows; those of int8 come after their scales, one float32 for each row.
+ALIGNMENT, and the rows; those of int8 come after their scales, one float32 for each row. The header says in which folder of the
+cache the chunk belongs (stream, hook point and number type), and at which place in the text each of its batches begins.
 """
 
 import json
@@ -14,7 +15,7 @@ from jaxtyping import Float, Shaped
 from sae_service.activations.tokens import Cursor
 from sae_service.schema import CacheDtype, Dtype
 
-MAGIC = b"SAEROWS1"
+MAGIC = b"SAEROWS2"
 ALIGNMENT = 64
 Rows = Float[torch.Tensor, "rows d_in"]
 
@@ -43,10 +44,23 @@ class RowFormat:
     stored_as: CacheDtype | Dtype
     own: Dtype
 
+    @property
+    def _largest(self) -> float:
+        """The largest bfloat16 that the model's number type has too."""
+        most = torch.finfo(getattr(torch, self.own)).max
+        rounded = torch.tensor(most, dtype=torch.bfloat16)
+        return float(rounded if float(rounded) <= most else torch.nextafter(rounded, torch.zeros_like(rounded)))
+
     def store(self, rows: Rows) -> Stored:
-        """Rows as they are stored. Of int8, one unit is the 127th part of the largest number of a row."""
-        if self.stored_as != "int8":
+        """Rows as they are stored. Of int8, one unit is the 127th part of the largest number of a row.
+
+        A finite number stays finite: rows that are rounded have none beyond `_largest`.
+        """
+        if self.stored_as in (self.own, "float32"):
             return Stored(rows.to(getattr(torch, self.stored_as)))
+        rows = rows.clamp(-self._largest, self._largest).where(rows.isfinite(), rows)
+        if self.stored_as == "bfloat16":
+            return Stored(rows.to(torch.bfloat16))
         scales = rows.float().abs().amax(dim=1) / 127
         units = rows.float() / torch.where(scales > 0, scales, 1)[:, None]
         # A row that is not finite has a scale that is not, so it does not come back as a finite one.
@@ -66,13 +80,15 @@ class Batch:
     stored: Stored
 
 
-def packed(previous: Cursor | None, batches: Sequence[Batch]) -> bytes:
+def packed(folder: str, previous: Cursor | None, batches: Sequence[Batch]) -> bytes:
     """A chunk of some batches that follow one another.
 
     Args:
+        folder: where it belongs in the cache.
         previous: where the batch before the first begins, if that is known.
     """
     header = {
+        "folder": folder,
         "previous": previous and previous.model_dump(),
         "width": batches[0].stored.rows.shape[1],
         "batches": [[batch.cursor.model_dump(), len(batch.stored.rows)] for batch in batches],
@@ -93,6 +109,7 @@ class Chunk:
     """A chunk that was read.
 
     Attributes:
+        folder: where it belongs in the cache.
         previous: where the batch before the first begins, if that is known.
         cursors: where each batch begins.
         width: of the rows.
@@ -105,6 +122,7 @@ class Chunk:
         if content[: len(MAGIC)] != MAGIC:
             raise ValueError("these are no rows")
         header = json.loads(content[start:end])
+        self.folder = str(header["folder"])
         self.previous = None if header["previous"] is None else Cursor.model_validate(header["previous"])
         self.cursors = [Cursor.model_validate(cursor) for cursor, _ in header["batches"]]
         self._lengths = [int(n_rows) for _, n_rows in header["batches"]]

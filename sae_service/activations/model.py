@@ -6,7 +6,8 @@ library's default for BOS differs between model families.
 
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
@@ -62,7 +63,7 @@ class LanguageModel(Tokenizing):
     @property
     def precisions(self) -> dict[str, Any]:
         """What its products run in, and what torch is set to for that."""
-        return {"products": self.precision, "torch": settings(self.precision, self.device)}
+        return {"products": self.precision, "torch": settings(self.precision, self._spec.dtype, self.device)}
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -146,6 +147,12 @@ class LanguageModel(Tokenizing):
         if np.linalg.norm(after - before) > self.tolerance * np.linalg.norm(before):
             raise not_exact()
 
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """A forward pass, one at a time."""
+        with self._lock, torch.inference_mode(), products_in(self.precision, self._spec.dtype, self.device):
+            yield
+
     def fired(self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: Iterable[str]) -> list[tuple[str, Any]]:
         """What each hook point has in a whole forward pass, as the library has it, in the order in which it is computed."""
         found: list[tuple[str, Any]] = []
@@ -153,7 +160,7 @@ class LanguageModel(Tokenizing):
         def note(value: Any, hook: Any, name: str) -> None:
             found.append((name, value.clone() if isinstance(value, torch.Tensor) else value))
 
-        with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
+        with self._computing():
             hooks = [(name, partial(note, name=name)) for name in hook_names]
             self.bridge.run_with_hooks(self._ids(tokens), fwd_hooks=hooks, return_type="logits")
         return found
@@ -188,7 +195,7 @@ class LanguageModel(Tokenizing):
 
         It takes two passes where some of them are read in the model's own pass, and others by the bridge alone.
         """
-        with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
+        with self._computing():
             read = self._own.read if self._own else self._read_by_bridge
             found = read(self._ids(tokens), hook_names)
         missing = [name for name in hook_names if name not in found]
@@ -207,7 +214,7 @@ class LanguageModel(Tokenizing):
             return None if edited is None else edited.reshape(tensor.shape).to(tensor.dtype)
 
         looks = {name: partial(look, edit=edit) for name, edit in (edits or {}).items()}
-        with self._lock, torch.inference_mode(), products_in(self.precision, self.device):
+        with self._computing():
             if plain := self._own and self._own.trusted(looks):
                 logits = plain.logits(ids, looks)
             else:

@@ -24,6 +24,7 @@ from sae_service.cli.common import (
 from sae_service.client import Client
 from sae_service.jobs.records import Job
 from sae_service.plain_words import shown, unknown_name
+from sae_service.schema import Moments
 
 
 def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
@@ -53,12 +54,13 @@ def fork(
     job_id: JobId,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="SAE.FIELD=VALUE: a number of its optimizer or architecture, such as a.lr=1e-4."),
+        typer.Option("--set", help="SAE.FIELD=VALUE, of its optimizer, such as a.lr=1e-4, or a number of its architecture."),
     ] = None,
     checkpoint: CheckpointId = "latest",
     tokens: Annotated[
         int | None, typer.Option(parser=count, metavar="TOKENS", help="Tokens in all. Default: as many as the job's.")
     ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, max=64, help="GPUs of the new job. Default: as many as the job's.")] = None,
     idempotency_key: IdempotencyKey = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -67,8 +69,8 @@ def fork(
     """Makes a new job that goes on from a job's checkpoint with other numbers; the old job stays as it is. Prints its id."""
 
     def forked(client: Client, parent: str) -> Job:
-        body: dict[str, Any] = {"saes": numbers(changes or [], client.job(parent).spec)}
-        return client.fork(parent, body | ({"tokens": tokens} if tokens is not None else {}), checkpoint, idempotency_key)
+        given = {name: value for name, value in (("tokens", tokens), ("gpus", gpus)) if value is not None}
+        return client.fork(parent, {"saes": numbers(changes or [], client.job(parent).spec), **given}, checkpoint, idempotency_key)
 
     _tell(forked, "id", url, api_key, job_id, as_json)
 
@@ -76,7 +78,7 @@ def fork(
 def numbers(changes: list[str], spec: dict[str, Any]) -> dict[str, Any]:
     """`SAE.FIELD=VALUE` as the changes of a fork. Raises InvalidSpec."""
     saes = {sae["name"]: sae for sae in spec["saes"]}
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, float | str]]] = {}
     for change in changes:
         place, equals, text = change.partition("=")
         name, _, field = place.rpartition(".")
@@ -87,12 +89,19 @@ def numbers(changes: list[str], spec: dict[str, Any]) -> dict[str, Any]:
             raise errors.InvalidSpec(unknown_name("SAE", name, saes), pointer)
         parts = {known: part for part in ("architecture", "optimizer") for known in saes[name][part] if known != "kind"}
         if field not in parts:
-            raise errors.InvalidSpec(unknown_name("field", field, parts), pointer)
-        value = _number(text)
+            raise errors.InvalidSpec(unknown_name("field", field, _changeable(saes[name])), pointer)
+        # What a word may be, and which fields may not change, the service says.
+        value = text if isinstance(saes[name][parts[field]][field], str) else _number(text)
         if value is None:
             raise errors.InvalidSpec(f"must be a number, not {shown(text)}", pointer)
         found.setdefault(name, {}).setdefault(parts[field], {})[field] = value
     return found
+
+
+def _changeable(sae: dict[str, Any]) -> set[str]:
+    """The fields that a fork may change: the floats of the architecture, and of the optimizer all but how its memory is kept."""
+    floats = {name for name, value in sae["architecture"].items() if isinstance(value, float)}
+    return floats | (set(sae["optimizer"]) - set(Moments._fields))
 
 
 def _escaped(part: str) -> str:

@@ -99,8 +99,18 @@ def full_id(client: Client, given: str) -> str:
     else:
         newest = (job.id for job in islice(client.jobs(), LOOKED_AT))
         found = [one for one in newest if one.startswith((given, f"job_{given}")) or one.endswith(given)]
-    if len(found) > 1:
-        raise errors.NotFound(f"{given} can be any of {len(found)} jobs: {', '.join(found[:3])}...")
     if not found:
         raise errors.NotFound(f"there is no job {given!r} among the newest {LOOKED_AT}")
+    return the_only(given, found, "jobs")
+
+
+def the_only(given: str, found: list[str], what: str) -> str:
+    """The one thing that is meant by a part of its id. Raises NotFound if there are several.
+
+    Args:
+        found: those whose ids have this part, at least one.
+        what: what they are.
+    """
+    if len(found) > 1:
+        raise errors.NotFound(f"{given} can be any of {len(found)} {what}: {', '.join(found[:3])}...")
     return found[0]

@@ -13,6 +13,7 @@ from sae_service.errors import InvalidSpec
 from sae_service.evaluation import feature_recovery
 from sae_service.evaluation.on_text import HeldOutText
 from sae_service.formats.folder import check_autoencoder, load
+from sae_service.hub import pinned
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites, at, check_width
 from sae_service.spec import StreamSpec
@@ -34,7 +35,7 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
     """
     sae = load(folder, format)
     try:
-        spec = StreamSpec.model_validate(stream)
+        spec = pinned(StreamSpec.model_validate(stream))
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidSpec(first["msg"], f"/{'/'.join(map(str, first['loc']))}") from error

@@ -5,6 +5,7 @@
 Memory is that of the plan by which a job is refused or admitted (`training/memory.py`). Writes results/wide.md.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,12 @@ def _lines(row: Any, cases: list[tuple[str, int, int]]) -> str:
     return "".join(f"{row(*case)}\n" for case in cases)
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.parse_args(arguments).output.write_text(page())
+
+
 if __name__ == "__main__":
-    RESULT.write_text(page())
+    main()

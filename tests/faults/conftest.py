@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import DEMO
-from tests.faults import long_documents
+from tests.faults import every_path, long_documents
 from tests.faults.history import History
 from tests.faults.results import KEEP_ALL
 from tests.postgres import Postgres
@@ -75,10 +75,18 @@ def quick() -> dict[str, Any]:
 
 
 @pytest.fixture
+def on_every_path(quick: dict[str, Any]) -> dict[str, Any]:
+    """A job like the quick one, with SAEs that take each path of a step. 6 checkpoints in 600 steps."""
+    quick["stream"]["tokens"] = 600 * 64
+    quick["saes"] = every_path.saes(quick["stream"], "hook_synthetic")[:2]
+    return quick
+
+
+@pytest.fixture
 def long_text(spec: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A job of 30 checkpoints, all but the first few of them in one group of long documents."""
+    """A job of 30 checkpoints, all but the first few of them in one group of long documents, with an activation cache."""
     spec["stream"]["dataset"]["path"] = str(long_documents.write(tmp_path / "text"))
-    spec["stream"] |= {"tokens": 480 * 256, "prompts": 8}
+    spec["stream"] |= {"tokens": 480 * 256, "prompts": 8, "cache": "fill"}
     spec["checkpoints"] = {"every_tokens": 16 * 256, "keep": KEEP_ALL}
     return spec
 
@@ -92,15 +100,15 @@ def variety(quick: dict[str, Any], long_text: dict[str, Any]) -> list[dict[str, 
     text["stream"]["dataset"]["path"] = str(DEMO / "text")
     text["stream"]["tokens"] = 120 * 256
     text["checkpoints"]["every_tokens"] = 12 * 256
+    for job in (other, text):
+        job["saes"] = every_path.saes(job["stream"], job["saes"][0]["hook_name"])
     return [quick, text, other, long_text]
 
 
 @pytest.fixture
 def demo_text(spec: dict[str, Any]) -> dict[str, Any]:
-    """TopK and JumpReLU on the demo's model and text: 14 checkpoints and the last one, five for each group of documents."""
-    spec["stream"] |= {"tokens": 300_000, "batch": 1024, "buffer_rows": 32_768, "prompts": 16}
-    topk = spec["saes"][0] | {"name": "topk", "architecture": {"kind": "topk", "d_sae": 64, "k": 8}}
-    jumprelu = {"kind": "jumprelu", "d_sae": 64, "bandwidth": 0.05, "initial_threshold": 0.05}
-    spec["saes"] = [topk, spec["saes"][1] | {"name": "jumprelu", "architecture": jumprelu}]
+    """On the demo's model and text, with an activation cache: 14 checkpoints and the last, five for each group of documents."""
+    spec["stream"] |= {"tokens": 300_000, "batch": 1024, "buffer_rows": 32_768, "prompts": 16, "cache": "fill"}
+    spec["saes"] = every_path.saes(spec["stream"], spec["saes"][0]["hook_name"])
     spec["checkpoints"] = {"every_tokens": 20_480, "keep": KEEP_ALL}
     return spec

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import every_path
 from tests.faults.conftest import kills_of_this_run
 from tests.faults.history import History
 from tests.faults.random_kills import RandomKills
@@ -16,15 +17,20 @@ from tests.service import Service
 def suffer(
     service: Service, history: History, specs: list[dict[str, Any]], n_kills: int, folder: Path, at_once: int = 5
 ) -> None:
-    """Trains each job once in peace, and then a set of them under kills."""
+    """Trains each job once in peace and without a cache, a set of them under kills, and one from what these have cached."""
     try:
-        calm = [service.client.submit(spec) for spec in specs]
+        calm = [service.client.submit(every_path.with_cache(spec, "off")) for spec in specs]
         assert [service.ended(job).status for job in calm] == ["succeeded"] * len(calm)
         undisturbed = [result(service, job, folder) for job in calm]
+        for spec, job in zip(specs, calm, strict=True):
+            every_path.check_saes(service, job, spec)
         history.add("undisturbed", hashes=[found.weights for found in undisturbed])
         kills = RandomKills(service, history, specs, at_once)
         kills.run(n_kills)
         kills.check(undisturbed, folder)
+        for spec, expected in zip(specs, undisturbed, strict=True):
+            if every_path.is_cached(spec):
+                history.add("cached", share=every_path.check_cache(service, spec, expected, folder))
         history.add("summary", **kills.summary())
         print(f"\n{kills.summary()}, all alike; history: {history.path}")  # noqa: T201
     finally:
@@ -32,19 +38,18 @@ def suffer(
 
 
 def test_a_few_kills_do_not_change_any_checkpoint(
-    history: History, quick: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
+    history: History, on_every_path: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
-    quick["stream"]["tokens"] = 600 * 64
-    quick["checkpoints"]["keep"] = KEEP_ALL
+    on_every_path["checkpoints"]["keep"] = KEEP_ALL
     service = Service(tmp_path, 2, **compiled)
-    suffer(service, history, [quick], 5, tmp_path / "weights", at_once=2)
+    suffer(service, history, [on_every_path], 5, tmp_path / "weights", at_once=2)
 
 
 @pytest.mark.faults
 def test_many_kills_do_not_change_any_checkpoint_on_sqlite(
     history: History, variety: list[dict[str, Any]], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
-    service = Service(tmp_path, 2, **compiled)
+    service = Service(tmp_path, 2, **compiled | every_path.small_chunks())
     suffer(service, history, variety, kills_of_this_run(), tmp_path / "weights")
 
 
@@ -52,5 +57,5 @@ def test_many_kills_do_not_change_any_checkpoint_on_sqlite(
 def test_many_kills_do_not_change_any_checkpoint_on_postgresql(
     history: History, variety: list[dict[str, Any]], tmp_path: Path, postgres: Postgres, compiled: dict[str, str]
 ) -> None:
-    service = Service(tmp_path, 2, SAE_SERVICE_DATABASE_URL=postgres.url, **compiled)
+    service = Service(tmp_path, 2, SAE_SERVICE_DATABASE_URL=postgres.url, **compiled | every_path.small_chunks())
     suffer(service, history, variety, kills_of_this_run(), tmp_path / "weights")

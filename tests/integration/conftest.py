@@ -15,6 +15,7 @@ from sae_service.jobs.migration import migrate
 from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
+from sae_service.storage.cache import ActivationCache
 from tests.integration.supervised import Worker
 from workers import child as child_module
 
@@ -51,6 +52,34 @@ def api(settings: Settings) -> Iterator[TestClient]:
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
     return Worker(tmp_path)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationCache:
+    """An empty activation cache of small chunks, in `tmp_path / "cache"`."""
+    from tests import cached_streams
+
+    cached_streams.make_small(monkeypatch)
+    return cached_streams.opened(tmp_path / "cache")
+
+
+@pytest.fixture
+def live(cache: ActivationCache) -> Any:
+    """The model's own rows; see `live_rows`."""
+    from tests.cached_streams import live_rows
+
+    return live_rows()
+
+
+@pytest.fixture
+def filled(cache: ActivationCache, live: Any) -> ActivationCache:
+    """The activation cache with these rows."""
+    from tests.cached_streams import Reader
+
+    reader = Reader(cache, "fill")
+    assert reader.read(6) == live
+    assert reader.share == "0.0%"
+    return cache
 
 
 @pytest.fixture

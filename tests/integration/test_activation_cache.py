@@ -15,31 +15,8 @@ from sae_service.errors import InvalidSpec, Stopped
 from sae_service.readable import Roots
 from sae_service.spec import ModelSpec
 from sae_service.storage.cache import ActivationCache
-from tests.cached_streams import HOOKS, Reader, chunks, live_rows, make_small, opened, spec
+from tests.cached_streams import HOOKS, Reader, chunks, opened, spec
 from tests.conftest import DEMO
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small(monkeypatch)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> ActivationCache:
-    return opened(tmp_path / "cache")
-
-
-@pytest.fixture
-def live() -> tuple[dict[str, bytes], FillStart]:
-    return live_rows()
-
-
-@pytest.fixture
-def filled(cache: ActivationCache, live: Any) -> ActivationCache:
-    reader = Reader(cache, "fill")
-    assert reader.read(6) == live
-    assert reader.share == "0.0%"
-    return cache
 
 
 def test_what_one_job_has_filled_another_reads_to_the_last_byte(filled: ActivationCache, live: Any, tmp_path: Path) -> None:
@@ -141,7 +118,7 @@ def test_coarser_rows_are_the_same_from_the_cache_from_the_model_and_without_a_c
     unit = np.abs(exact).max(axis=1, keepdims=True) / (127 if kind == "int8" else 128)
     assert np.abs(rounded - exact).max() > 0
     assert (np.abs(rounded - exact) <= 0.51 * unit).all()
-    assert all(any("so they are not exact" in said for _, said in reader.events) for reader in readers)
+    assert all(any("so they are not exact" in text for _, text in reader.events) for reader in readers)
     size = sum(path.stat().st_size for path in tmp_path.glob(f"cache/*/*/{kind}/*"))
     assert size < 6300 * 2 * 128 * (1.2 if kind == "int8" else 2.2)
 
@@ -175,8 +152,8 @@ def test_what_computes_the_rows_is_named_by_what_it_is_and_not_by_what_torch_was
     torch.set_float32_matmul_precision("high")
     assert [model.computed_by() for model in models] == before
     assert before[0]["cpu"]
-    if (said := Path("/proc/cpuinfo")).exists():
-        assert all(word in said.read_text() for word in before[0]["cpu"].split(", "))
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        assert all(word in cpuinfo.read_text() for word in before[0]["cpu"].split(", "))
 
 
 def share(cache: ActivationCache, stream: dict[str, Any]) -> str:

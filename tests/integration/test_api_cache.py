@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from fastapi.testclient import TestClient
+from rich.console import Console
 from typer.testing import CliRunner
 
 from api import access
 from api.app import create_app
+from sae_service import text_tables
 from sae_service.cli import app
 from sae_service.client import Client
 from sae_service.errors import NotFound
@@ -115,3 +117,27 @@ def test_the_client_and_the_command_line_list_and_delete(
     assert run("delete", STREAMS[0]).exit_code == 3
     assert run("delete", *STREAMS[1:]).stdout.splitlines() == [f"deleted {stream}" for stream in STREAMS[1:]]
     assert client.cached_streams() == []
+
+
+def test_a_stream_is_deleted_by_a_part_of_its_id(running: tuple[Client, Callable[..., Result]], settings: Settings) -> None:
+    client, run = running
+    fill(settings, streams=("ab" + 30 * "0", "ac" + 29 * "0" + "1"))
+    for part, told in (("a", "a can be any of 2 cached streams"), ("0ff", "no cached stream '0ff'"), ("", "no cached stream ''")):
+        refused = run("delete", "ab", part)
+        assert (refused.exit_code, told in refused.stderr) == (3, True)
+    assert len(client.cached_streams()) == 2
+    assert run("delete", "ab", "01").exit_code == 0
+    assert client.cached_streams() == []
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_names_in_the_list_are_whole_however_narrow_it_is(
+    width: int, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage(settings.resolved_cache_url())
+    cache = ActivationCache(storage, settings.cache_bytes)
+    cache.mark(STREAMS[0], {"model": "/models/a-model-of-a-long-name", "dataset": "./text"})
+    Console(width=width).print(text_tables.cached_streams(cache.streams()))
+    shown = capsys.readouterr().out
+    assert STREAMS[0] in shown
+    assert "…" not in shown

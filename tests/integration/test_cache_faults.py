@@ -15,31 +15,10 @@ from sae_service.activations.chunks import Chunk, RowFormat, Stored, packed
 from sae_service.activations.source import Source
 from sae_service.errors import NotFound
 from sae_service.storage.cache import ActivationCache
-from tests.cached_streams import HOOKS, LIMIT, Reader, chunks, live_rows, make_small, opened, spec
+from tests.cached_streams import HOOKS, LIMIT, Reader, chunks, opened, spec
 from tests.conftest import DEMO
 
 FORM = RowFormat("float32", "float32")
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small(monkeypatch)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> ActivationCache:
-    return opened(tmp_path / "cache")
-
-
-@pytest.fixture
-def live() -> tuple[dict[str, bytes], FillStart]:
-    return live_rows()
-
-
-@pytest.fixture
-def filled(cache: ActivationCache, live: Any) -> ActivationCache:
-    assert Reader(cache, "fill").read(6) == live
-    return cache
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "deleted", "replaced by text"])
@@ -76,11 +55,11 @@ def changed(content: bytes, wrong: str) -> bytes:
     else:
         other = batches[1].cursor.model_copy(update={"unfinished": (1, 2)})
         batches[1] = replace(batches[1], cursor=other)
-    return packed(chunk.previous, batches)
+    return packed(chunk.folder, chunk.previous, batches)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "reason"),
     [
         ("width", "has rows of 64 numbers, and the model of 128."),
         ("place", "holds the rows of another part of the text."),
@@ -90,7 +69,7 @@ def changed(content: bytes, wrong: str) -> bytes:
     ],
 )
 def test_a_chunk_that_does_not_fit_is_left_out_and_computed(
-    wrong: str, said: str, filled: ActivationCache, live: Any, tmp_path: Path
+    wrong: str, reason: str, filled: ActivationCache, live: Any, tmp_path: Path
 ) -> None:
     victim = chunks(tmp_path, HOOKS[1])[1]
     content = b"text" if wrong == "text" else changed(victim.read_bytes(), wrong)
@@ -100,8 +79,19 @@ def test_a_chunk_that_does_not_fit_is_left_out_and_computed(
     reader = Reader(filled, "use")
     assert reader.read(6) == live
     assert 50 < float(reader.share.rstrip("%")) < 95
-    assert all(said in warning for warning in reader.warnings)
-    assert len(reader.warnings) == (2 if "other hook points" in said else 1)
+    assert all(reason in warning for warning in reader.warnings)
+    assert len(reader.warnings) == (2 if "other hook points" in reason else 1)
+
+
+def test_a_chunk_that_was_moved_to_another_hook_point_is_left_out(filled: ActivationCache, live: Any, tmp_path: Path) -> None:
+    theirs, victim = (chunks(tmp_path, hook)[1] for hook in HOOKS)
+    victim.unlink()
+    shutil.copy(theirs, victim.with_name(theirs.name))
+    reader = Reader(filled, "use")
+    assert reader.read(6) == live
+    (warning,) = reader.warnings
+    assert f"{HOOKS[1]}/float32/{theirs.name} holds the rows of " in warning
+    assert warning.endswith(f"{HOOKS[0]}/float32.")
 
 
 def test_a_stream_that_vanishes_as_it_is_read_is_read_live(filled: ActivationCache, live: Any) -> None:
@@ -125,9 +115,9 @@ def test_whatever_fails_as_rows_are_added_ends_the_adding_and_not_the_job(
     monkeypatch.setattr(cache, "put", fail)
     reader = Reader(cache, "fill")
     assert reader.read(3)[0][HOOKS[0]] == live[0][HOOKS[0]][: 3 * 1000 * 512]
-    (said,) = reader.warnings
-    assert said.startswith("The job no longer adds to the activation cache: ")
-    assert (str(error) or "MemoryError") in said
+    (warning,) = reader.warnings
+    assert warning.startswith("The job no longer adds to the activation cache: ")
+    assert (str(error) or "MemoryError") in warning
 
 
 def test_rows_are_read_though_their_use_cannot_be_noted(filled: ActivationCache, live: Any, tmp_path: Path) -> None:
@@ -137,8 +127,8 @@ def test_rows_are_read_though_their_use_cannot_be_noted(filled: ActivationCache,
     reader = Reader(opened(tmp_path / "cache"), "use")
     assert reader.read(6) == live
     assert reader.share == "100.0%"
-    (said,) = reader.warnings
-    assert "does not note that its rows are in use" in said
+    (warning,) = reader.warnings
+    assert "does not note that its rows are in use" in warning
 
 
 @pytest.mark.parametrize("why", ["limit", "storage"])
@@ -174,7 +164,7 @@ def test_files_that_are_replaced_before_they_are_hashed_are_not_cached(of: str, 
     source.open_cache(cache, touch)
     source.harvest(FillStart()).fill(2000)
     events: list[str] = []
-    source.close(lambda _, said: events.append(said))
+    source.close(lambda _, text: events.append(text))
     assert events == [f"stream.cache: {victim} has changed since the job began, so the cache is not used."]
     assert cache.streams() == []
 

@@ -123,6 +123,19 @@ def test_products_in_8_bits_change_a_pass_a_little_and_its_rows_stay_float32(
     np.testing.assert_array_equal(model.losses(tokens), losses)
 
 
+@pytest.mark.parametrize(("held_in", "expected"), [("float32", True), ("bfloat16", False), ("float16", False)])
+def test_factors_are_rounded_only_where_weights_are_held_in_float32(
+    held_in: Any, expected: bool, tokens: np.ndarray[Any, Any]
+) -> None:
+    wanted = None if held_in == "float16" else "bfloat16"
+    model = LanguageModel(ModelSpec(name=str(DEMO / "model"), dtype=held_in, precision=wanted), "cpu")
+    seen: list[bool] = []
+    model.losses(tokens, {"blocks.2.hook_resid_post": lambda _: seen.append(torch.is_autocast_enabled("cpu"))})
+    assert set(seen) == {expected}
+    assert model.precisions["torch"]["autocast"] == ("bfloat16" if expected else None)
+    assert model.activations(tokens, ("blocks.1.hook_mlp_out",))["blocks.1.hook_mlp_out"].dtype == getattr(torch, held_in)
+
+
 def test_what_is_written_must_be_computed_after_what_is_read(model: LanguageModel) -> None:
     for reads, writes in (
         (["blocks.1.mlp.hook_in"], ["blocks.1.hook_mlp_out"]),

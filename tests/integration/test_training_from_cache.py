@@ -9,19 +9,9 @@ import pytest
 
 from sae_service.errors import SAEServiceError
 from sae_service.storage.cache import ActivationCache
-from tests.cached_streams import HOOKS, make_small, opened, spec
+from tests.cached_streams import HOOKS, spec
 from tests.recorder import Recorder
 from tests.small_jobs import train, weights
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small(monkeypatch)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> ActivationCache:
-    return opened(tmp_path / "cache")
 
 
 def trained(folder: Path, cache: ActivationCache | None, mode: str, **further: Any) -> tuple[Any, dict[str, str]]:
@@ -40,10 +30,10 @@ def interrupted(folder: Path, cache: ActivationCache, modes: tuple[str, str], st
 def test_training_from_the_cache_gives_the_bytes_of_training_live(tmp_path: Path, cache: ActivationCache) -> None:
     _, live = trained(tmp_path / "off", None, "off")
     assert "state/arrays.safetensors" in live
-    for mode, said in (("fill", "0.0%"), ("use", "100.0%"), ("fill", "100.0%")):
-        recorder, found = trained(tmp_path / f"{mode}{said}", cache, mode)
+    for mode, share in (("fill", "0.0%"), ("use", "100.0%"), ("fill", "100.0%")):
+        recorder, found = trained(tmp_path / f"{mode}{share}", cache, mode)
         assert found == live
-        assert [text.split()[0] for _, text in recorder.events if "came from the activation cache" in text] == [said]
+        assert [text.split()[0] for _, text in recorder.events if "came from the activation cache" in text] == [share]
 
 
 def test_a_job_that_was_interrupted_ends_with_the_same_bytes_whatever_is_cached(tmp_path: Path, cache: ActivationCache) -> None:

@@ -7,11 +7,21 @@ from sae_service.cli.changes import numbers
 from sae_service.cli.common import count
 from sae_service.errors import InvalidSpec
 
-SPEC = {"saes": [{"name": "a.b", "optimizer": {"lr": 1e-3}, "architecture": {"kind": "topk", "k": 32}}]}
+OPTIMIZER = {"lr": 1e-3, "lr_warm_up_shape": "linear", "first_moment": "float32", "second_moment": "float32"}
+SPEC = {"saes": [{"name": "a.b", "optimizer": OPTIMIZER, "architecture": {"kind": "topk", "d_sae": 64, "k": 32.0}}]}
 
 
 def test_a_number_goes_to_the_part_that_has_its_field() -> None:
     assert numbers(["a.b.lr=1e-4", "a.b.k=16"], SPEC) == {"a.b": {"optimizer": {"lr": 1e-4}, "architecture": {"k": 16}}}
+
+
+def test_a_word_stays_one() -> None:
+    assert numbers(["a.b.lr_warm_up_shape=cosine"], SPEC) == {"a.b": {"optimizer": {"lr_warm_up_shape": "cosine"}}}
+
+
+def test_only_what_may_change_is_listed() -> None:
+    with pytest.raises(InvalidSpec, match=r"there is no field 'unknown'; there are k, lr, lr_warm_up_shape$"):
+        numbers(["a.b.unknown=1"], SPEC)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Runs at the start of every Python process whose PYTHONPATH has this folder: faults from outside the product's code.
 
-FAULTS_INSIDE is JSON: {"module": "workers.job_process", "log": path, "poison": metadata key,
+FAULTS_INSIDE is JSON: {"module": "workers.job_process", "log": path, "poison": metadata key, "set": {"module:NAME": value},
 "crash": {"at": "sae_service.storage.objects:Storage.publish", "when": "before" or "after", "call": 3, "once": path}}.
 """
 
@@ -19,6 +19,9 @@ def main(wanted: dict[str, Any]) -> None:
     """Arranges for what is wanted, if this process runs the module that is meant."""
     if wanted["module"] not in sys.orig_argv:
         return
+    if "set" in wanted:
+        # Not now: to import them takes seconds, in which the process would not yet notice that its worker has ended.
+        wrap("sae_service.storage.cache:ActivationCache.__init__", before=lambda *_: set_all(wanted["set"]))
     if "crash" in wanted:
         crash(**wanted["crash"])
     if "log" in wanted:
@@ -26,6 +29,14 @@ def main(wanted: dict[str, Any]) -> None:
         wrap("sae_service.pipeline:run", before=lambda job, storage, prefix, *_: JOB.append(prefix))
     if "poison" in wanted:
         wrap("sae_service.pipeline:run", before=lambda job, *_: poisoned(job, wanted["poison"]))
+
+
+def set_all(values: dict[str, Any]) -> None:
+    """Sets constants of modules, as a job opens the activation cache."""
+    for at, value in values.items():
+        module, _, name = at.partition(":")
+        assert hasattr(importlib.import_module(module), name), at
+        setattr(importlib.import_module(module), name, value)
 
 
 JOB: list[str] = []
