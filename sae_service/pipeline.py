@@ -24,11 +24,10 @@ from sae_service.schema import SAES
 from sae_service.spec import JobSpec, SAESpec
 from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.cache import ActivationCache
-from sae_service.storage.checkpoint_writer import CheckpointWriter, snapshot
+from sae_service.storage.checkpoint_writer import CheckpointWriter
 from sae_service.storage.objects import Content, Storage
 from sae_service.storage.provenance import provenance
-from sae_service.training import memory, precision, start
-from sae_service.training.cohort import operations_said
+from sae_service.training import grouping, memory, precision, start
 from sae_service.training.loop import Trainer, schedule_warnings
 from sae_service.training.placement import Placement, placement, shortage
 from sae_service.training.step import TrainState
@@ -69,7 +68,7 @@ def run(
     setting = Setting(job, source, placement(job), products)
     for warning in (*source.model_warnings, *of_schedules, *precision.warnings(job, products), *shortage(job, setting.placement)):
         reporter.event("warning", warning)
-    reporter.event("info", operations_said(job, setting.placement))
+    reporter.event("info", grouping.said(grouping.groups(job, setting.sites, setting.placement)))
     setting.check_memory(reporter)
     ends_here = partial(_ends_here, should_stop, alive)
     with ExitStack() as ending:
@@ -213,7 +212,7 @@ class _Training:
         self.trainer.settle()
         trained_s, figures, values = self.trainer.seconds(), self.trainer.figures(), self.values()
         self.writer.finish()  # before there is another copy of the states
-        state = snapshot(self.trainer.states)
+        state = self.trainer.snapshot()
         # From here on the device is the evaluation's.
         self.stop_reading()
         for warning in self.source.warnings():
@@ -266,7 +265,7 @@ class _Training:
         """Copies what a checkpoint needs. Returns what is left to do: to publish it."""
         assert self.trainer is not None
         self.trainer.settle()
-        return partial(self.publish, snapshot(self.trainer.states), self.values(), self.trainer.held_out)
+        return partial(self.publish, self.trainer.snapshot(), self.values(), self.trainer.held_out)
 
     def files(
         self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,18 @@ from sae_service.kernels.precision import products_in
 from sae_service.sae.architecture import Architecture
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites
-from sae_service.schema import ArchitectureConfig, Precision
-from sae_service.spec import JobSpec, SAESpec
+from sae_service.schema import ArchitectureConfig, Moments, Precision
+from sae_service.spec import SAESpec
 from sae_service.spec.precision import resolved
-from sae_service.training import metrics, optimizer, sharded
+from sae_service.training import metrics, optimizer, sharded, stacked
 from sae_service.training.calibration import calibrated
-from sae_service.training.placement import Place, Placement
+from sae_service.training.placement import Place
 from sae_service.training.step import Numbers, Served, TrainState, resample, step
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+Way = Literal["alone", "looped", "vectorised"]
+"""How SAEs of a cohort are stepped: each by a call of its own, or all by one; see `stacked`."""
 
 compiled_step = jax.jit(step, static_argnums=(0, 1, 2), donate_argnums=(3,))
 compiled_resample = jax.jit(resample, static_argnums=(0, 1), donate_argnums=(2,))
@@ -31,7 +34,7 @@ compiled_resample = jax.jit(resample, static_argnums=(0, 1), donate_argnums=(2,)
 
 @dataclass(frozen=True)
 class Cohort:
-    """What such SAEs have in common. They are stepped one by one, each on its own device, by the same program.
+    """What such SAEs have in common. Each is stepped on its own device, by the same program: alone, or with others there.
 
     Attributes:
         n_slots: of a row's latents in the sparse operations, which a step uses as long as a row depends on no more; None for
@@ -39,6 +42,7 @@ class Cohort:
         precision: of the matrix products of a step.
         shared: the place of an SAE that is split over several devices; such are stepped by the dense operations.
         n_candidates: what each of these devices offers of a row's largest latents; see `sharded.n_candidates`.
+        moments: how the optimiser's are kept.
     """
 
     architecture: Architecture
@@ -48,6 +52,7 @@ class Cohort:
     precision: Precision
     shared: Place | None = None
     n_candidates: int | None = None
+    moments: Moments = optimizer.FULL
 
     def served(self, rows: Mapping[str, Array], place: Place) -> Served:
         """Their batch, of the rows by hook point, where they live."""
@@ -62,6 +67,13 @@ class Cohort:
                 how = self.shared, self.n_candidates
                 return sharded.compiled_step(self.architecture, self.structure, *how, state, numbers, served)
             return compiled_step(self.architecture, self.structure, self.n_slots, state, numbers, served)
+
+    def step_all(self, way: Way, states: TrainState, numbers: Numbers, served: Served) -> TrainState:
+        """The states after one step of each, and theirs and the numbers as `stacked`. `states` is consumed."""
+        with products_in(self.precision):
+            if way == "vectorised":
+                return stacked.vectorised(self.architecture, self.structure, states, numbers, served)
+            return stacked.looped(self.architecture, self.structure, self.n_slots, states, numbers, served)
 
     def resample(self, state: TrainState, numbers: Numbers, served: Served, key: Any) -> TrainState:
         """The state with its dead latents started anew. `state` is consumed."""
@@ -90,10 +102,11 @@ class Cohort:
 def cohort(sae: SAESpec, sites: Sites, place: Place) -> Cohort:
     """The cohort that an SAE belongs to; equal ones are one."""
     architecture, config = ARCHITECTURES[sae.architecture.kind], sae.architecture
-    precision = resolved(sae.precision, jax.default_backend())
+    shared, candidates, slots = None, None, slots_of(architecture, config)
     if place.split is not None:
-        return Cohort(architecture, config.structure(), sites, None, precision, place, sharded.n_candidates(architecture, config))
-    return Cohort(architecture, config.structure(), sites, slots_of(architecture, config), precision)
+        shared, candidates, slots = place, sharded.n_candidates(architecture, config), None
+    precision = resolved(sae.precision, jax.default_backend())
+    return Cohort(architecture, config.structure(), sites, slots, precision, shared, candidates, sae.optimizer.moments)
 
 
 def slots_of(architecture: Architecture, config: ArchitectureConfig) -> int | None:
@@ -101,17 +114,6 @@ def slots_of(architecture: Architecture, config: ArchitectureConfig) -> int | No
     if architecture.n_active is None:
         return None
     return n_slots(architecture.n_active(config), config.d_sae, jax.default_backend(), architecture.is_even)
-
-
-def operations_said(job: JobSpec, placement: Placement) -> str:
-    """Which operations on latents the steps of each SAE use, in words."""
-    by_operations: dict[str, list[str]] = {}
-    for sae in job.saes:
-        is_split = placement.by_sae[sae.name].split is not None
-        slots = None if is_split else slots_of(ARCHITECTURES[sae.architecture.kind], sae.architecture)
-        by_operations.setdefault("dense" if slots is None else f"sparse with {slots} slots a row", []).append(sae.name)
-    parts = [f"{operations} ({', '.join(names)})" for operations, names in by_operations.items()]
-    return f"Operations on latents: {'; '.join(parts)}."
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

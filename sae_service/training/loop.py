@@ -1,7 +1,7 @@
 """The training loop over several SAEs that share one stream."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,11 +16,13 @@ from sae_service.sae.inference import InferenceSAE, SAEs, unscaled
 from sae_service.sae.sites import Sites
 from sae_service.schema import ResamplingConfig
 from sae_service.spec import JobSpec, SAESpec
-from sae_service.storage.checkpoint_writer import on_host
+from sae_service.storage.checkpoint_writer import on_host, snapshot
 from sae_service.training import memory, metrics, optimizer
-from sae_service.training.cohort import Cohort, all_finite, cohort
-from sae_service.training.placement import Placement
+from sae_service.training.cohort import Cohort, all_finite
+from sae_service.training.grouping import groups
+from sae_service.training.placement import Place, Placement
 from sae_service.training.start import Scales, column_scales
+from sae_service.training.states import States, Stepped
 from sae_service.training.step import Numbers, Served, TrainState
 
 
@@ -57,10 +59,11 @@ def numbers_of(job: JobSpec, sae: SAESpec, sites: Sites, scales: Scales) -> Numb
 
 @dataclass(frozen=True)
 class Member:
-    """One SAE of a job in training: what it is, the cohort that it is stepped in, and its numbers where it lives."""
+    """One SAE of a job in training: what it is, its cohort, where it lives, and its numbers there."""
 
     spec: SAESpec
     cohort: Cohort
+    place: Place
     numbers: Numbers
     resampled_at: frozenset[int]
 
@@ -74,6 +77,7 @@ class Trainer:
     """The states of all SAEs of a job, the steps on them, and the looks at them.
 
     Attributes:
+        states: by SAE. A dictionary that is given is emptied.
         held_out: the held-out figures of each SAE as it is now, by name; empty unless a look has measured them.
         evaluate: what a look measures with.
         at_hand: batches of the current fill, for what is set by looking at many rows.
@@ -81,7 +85,7 @@ class Trainer:
 
     job: JobSpec
     sites: dict[str, Sites]
-    states: dict[str, TrainState]
+    states: MutableMapping[str, TrainState]
     scales: dict[str, Scales]
     placement: Placement
     report: Callable[[list[dict[str, Any]]], None]
@@ -91,6 +95,7 @@ class Trainer:
     held_out: dict[str, Any] = field(default_factory=dict)
     at_hand: Callable[[], Iterable[dict[str, Array]]] = tuple
     _members: list[Member] = field(default_factory=list)
+    _groups: list[Stepped] = field(default_factory=list)
     _started: tuple[float, int] | None = None
     _evaluated_s: float = 0.0
     _settled_at: int = 0
@@ -98,26 +103,29 @@ class Trainer:
     def __post_init__(self) -> None:
         # A checkpoint holds what is settled; at the next position there are other rows at hand.
         self._settled_at = self.n_steps
+        together = groups(self.job, self.sites, self.placement)
+        of_sae = {name: group for group in together for name in group.names}
         for sae in self.job.saes:
-            sites = self.sites[sae.name]
-            numbers = self.placement.put(sae.name, numbers_of(self.job, sae, sites, self.scales[sae.name]))
-            group = cohort(sae, sites, self.placement.by_sae[sae.name])
-            self._members.append(Member(sae, group, numbers, resampling_steps(self.job, sae)))
+            group, numbers = of_sae[sae.name], numbers_of(self.job, sae, self.sites[sae.name], self.scales[sae.name])
+            there = group.place.put(numbers)
+            self._members.append(Member(sae, group.cohort, group.place, there, resampling_steps(self.job, sae)))
+        states = States(together, self.states, {member.spec.name: member.numbers for member in self._members})
+        self.states, self._groups = states, states.groups
 
     def step(self, rows: dict[str, Float[Array, "batch d_in"]]) -> None:
         """One step of every SAE on the rows of its hook points."""
-        here: dict[tuple[Any, Any], Served] = {}
-        for member in self._members:
-            name, place = member.spec.name, self.placement.by_sae[member.spec.name]
-            key = member.cohort.sites, place
+        here: dict[tuple[Sites, Place], Served] = {}
+        for stepped in self._groups:
+            group = stepped.group
+            key = group.cohort.sites, group.place
             if key not in here:
-                here[key] = member.cohort.served(rows, place)
-            self.states[name] = member.cohort.step(self.states[name], member.numbers, here[key])
+                here[key] = group.cohort.served(rows, group.place)
+            stepped.step(here[key])
         self.n_steps += 1
         self.held_out = {}
         for member in self._members:
             if self.n_steps in member.resampled_at:
-                self._resample(member, here[member.cohort.sites, self.placement.by_sae[member.spec.name]])
+                self._resample(member, here[member.cohort.sites, member.place])
         if self._started is None:
             jax.block_until_ready(self.states)
             # What compiling took.
@@ -207,9 +215,13 @@ class Trainer:
                 raise NonFiniteLoss(f"the parameters of {name} became NaN or infinite in step {self.n_steps}.", hint=metrics.HINT)
 
     def _calibrate(self, member: Member) -> None:
-        name, place = member.spec.name, self.placement.by_sae[member.spec.name]
-        batches = [member.cohort.served(rows, place) for rows in self.at_hand()]
+        name = member.spec.name
+        batches = [member.cohort.served(rows, member.place) for rows in self.at_hand()]
         self.states[name] = member.cohort.calibrated(member.spec.architecture, self.states[name], member.numbers, batches)
+
+    def snapshot(self) -> dict[str, TrainState]:
+        """A copy of each state in the host's memory, made one after the other."""
+        return {name: snapshot(state) for name, state in self.states.items()}
 
     def let_go(self) -> None:
         """Frees the states and the rows at hand. Nothing is trained after it."""

@@ -14,6 +14,7 @@ from sae_service.sae.sites import Sites
 from sae_service.settings import jax_memory_share
 from sae_service.spec import JobSpec, fields
 from sae_service.training import start
+from sae_service.training.grouping import Group, groups
 from sae_service.training.placement import Placement
 
 DENSE_COPIES = 7
@@ -102,13 +103,15 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
     """
     states, all_states = Counter[Any](), 0
     steps, evaluations = [0], [0]
+    of_sae = {name: group for group in groups(job, sites, placement) for name in group.names}
     for sae in job.saes:
         shapes, at, place = start.shapes(sae, sites[sae.name]), sites[sae.name], placement.by_sae[sae.name]
-        all_states += size_of(shapes)
+        all_states, group = all_states + size_of(shapes), of_sae[sae.name]
         states.update(dict.fromkeys(place.devices, place.bytes_on_device(shapes)))
         parameters = place.bytes_on_device(shapes.parameters)
         batch, d_sae = place.share("batch", job.stream.batch), place.share("d_sae", sae.architecture.d_sae)
-        steps.append(parameters + 4 * batch * (DENSE_COPIES * d_sae + 4 * (at.d_read + at.d_write)))
+        step = parameters + 4 * batch * (DENSE_COPIES * d_sae + 4 * (at.d_read + at.d_write))
+        steps.append(step if len(group.names) == 1 else _of_group(group, step, size_of(shapes)))
         if ARCHITECTURES[sae.architecture.kind].calibration is not None:
             # The sampled rows, of which one batch at a time is encoded.
             n_rows = batch * min(job.stream.steps_in_sample, job.stream.steps_in_fill(row_bytes))
@@ -122,6 +125,11 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
     # Rows of a model are torch's memory, which JAX only looks at.
     training, model = (training, model | buffer) if model else (training | buffer, model)
     return MemoryPlan(training, evaluation, model, all_states + all_states // 3)
+
+
+def _of_group(group: Group, step: int, state: int) -> int:
+    """Bytes for one call that steps several: their states are there twice, as also before, when they are put together."""
+    return len(group.names) * state + step * (len(group.names) if group.way == "vectorised" else 1)
 
 
 def _sum(parts: dict[str, int]) -> int:

@@ -35,12 +35,12 @@ def numbers(architecture: Architecture, config: ArchitectureConfig, rows: np.nda
     return Numbers(found, schedule(given, N_STEPS), columns, columns, jnp.int32(10_000_000))
 
 
-def with_l0(kind: str, state: TrainState, x: jax.Array) -> TrainState:
-    """The state with biases or thresholds at which L0 latents a row are active."""
+def with_l0(kind: str, state: TrainState, x: jax.Array, l0: int = L0) -> TrainState:
+    """The state with biases or thresholds at which so many latents a row are active."""
     parameters: Any = state.parameters
     coder: Coder = parameters if isinstance(parameters, Coder) else parameters.coder
     z = x @ coder.W_enc + (coder.b_enc if kind == "standard" else centred_bias(coder))
-    least = jnp.quantile(z, 1 - L0 / z.shape[1])
+    least = jnp.quantile(z, 1 - l0 / z.shape[1])
     lowered = coder.replace(b_enc=coder.b_enc - least)
     match kind:
         case "jumprelu":

@@ -59,7 +59,7 @@ def prepare(training):
     before = kilobytes("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")
     prepared(training)()
-    state = sum(leaf.nbytes for leaf in jax.tree.leaves(training.trainer.states))
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(training.trainer.states)))
     shares.append((kilobytes("VmHWM:") - before) * 1024 / state)
     return lambda: None
 

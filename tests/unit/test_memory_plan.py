@@ -95,3 +95,13 @@ def test_a_machine_without_a_device_is_warned_not_refused(monkeypatch: pytest.Mo
     assert "needs about 5.0 GiB, and this machine has 4.0 GiB; SAE and optimizer state takes the most." in str(found.check(None))
     monkeypatch.setattr(memory, "host_memory", lambda: 5 * GIB)
     assert found.check(None) is None
+
+
+def test_states_that_one_call_steps_are_there_twice() -> None:
+    def found(n_saes: int) -> MemoryPlan:
+        architecture = {"kind": "topk", "d_sae": 32, "k": 8}
+        saes = [{"name": f"sae{index}", "hook_name": "hook_synthetic", "architecture": architecture} for index in range(n_saes)]
+        return plan({}, saes=saes)
+
+    one, three = found(1).training, found(3).training
+    assert three["step"] - one["step"] == 3 * one["SAE and optimizer state"]

@@ -128,7 +128,7 @@ def test_a_stop_between_resamplings_changes_nothing_and_the_learning_rate_warms_
     train(first, 9)  # in the middle of a warm-up
     like = {sae.name: start.shapes(sae, SITES) for sae in spec.saes}
     storage = Storage(tmp_path.as_uri())
-    storage.publish("first", checkpoint.to_files(first.states, {}))
+    storage.publish("first", checkpoint.to_files(first.snapshot(), {}))
     states, _ = checkpoint.read(storage, "first", like)
     assert train(trainer(spec, [], states, n_steps=9), 20) == expected
 
