@@ -17,7 +17,7 @@ from sae_service.training.placement import Place, Placement
 LARGEST_LOOPED = 1 << 25
 """Rows times latents times the widths that are read and written, up to which a step on a CPU is short beside its call."""
 LARGEST_VECTORISED = 1 << 28
-"""The same on a GPU, up to which the products of a step take about as long as the launch of their kernels, by its speed."""
+"""The same on a GPU, up to which a product takes about as long as the launch of its kernel: by arithmetic alone."""
 MOST_ACTS = 1 << 26
 """Rows times latents of all SAEs that are stepped at once: seven such arrays take 1.9 GB."""
 
