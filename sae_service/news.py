@@ -1,5 +1,6 @@
 """What is to be said of a job while it runs, and to whom."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,12 @@ class Checkpoint:
     metrics: dict[str, Any]
     score: float | None
     written_s: float
+
+
+def ends_here(should_stop: Callable[[], bool], alive: Callable[[], None]) -> bool:
+    """Whether to stop; a sign of life first."""
+    alive()
+    return should_stop()
 
 
 class Reporter(Protocol):

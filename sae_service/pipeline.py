@@ -10,14 +10,14 @@ from uuid import uuid4
 
 import jax
 
-from sae_service import errors
+from sae_service import errors, hosts
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
 from sae_service.evaluation.held_out import HeldOut, Observe
 from sae_service.evaluation.of_job import held_out_of
 from sae_service.evaluation.score import score
 from sae_service.hub import pinned
-from sae_service.news import Checkpoint, Reporter
+from sae_service.news import Checkpoint, Reporter, ends_here
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.sae.sites import Sites
 from sae_service.schema import SAES
@@ -61,35 +61,33 @@ def run(
         cache: the activation cache, for jobs that want it.
     """
     job = job.model_copy(update={"stream": pinned(job.stream)})
-    source = Source(job, device, roots)
-    of_schedules = (f"saes[{index}].{text}" for index, sae in enumerate(job.saes) for text in schedule_warnings(job, sae))
-    products = precision.of_job(job, None if source.model is None else source.model.precisions)
-    reporter.event("info", precision.said(products))
-    setting = Setting(job, source, placement(job), products)
-    for warning in (*source.model_warnings, *of_schedules, *precision.warnings(job, products), *shortage(job, setting.placement)):
-        reporter.event("warning", warning)
-    reporter.event("info", grouping.said(grouping.groups(job, setting.sites, setting.placement)))
-    setting.check_memory(reporter)
-    ends_here = partial(_ends_here, should_stop, alive)
     with ExitStack() as ending:
+        meeting = ending.enter_context(hosts.Meeting())
+        source = Source(job, device, roots)
         ending.callback(source.close, reporter.event)
+        of_schedules = (f"saes[{index}].{text}" for index, sae in enumerate(job.saes) for text in schedule_warnings(job, sae))
+        products = precision.of_job(job, None if source.model is None else source.model.precisions)
+        reporter.event("info", precision.said(products))
+        setting = Setting(job, source, placement(job), products)
+        of_devices = *precision.warnings(job, products), *shortage(job, setting.placement)
+        for warning in (*source.model_warnings, *of_schedules, *of_devices):
+            reporter.event("warning", warning)
+        reporter.event("info", grouping.said(grouping.groups(job, setting.sites, setting.placement)))
+        setting.check_memory(reporter)
+        stops = partial(ends_here, hosts.alone(should_stop), alive)
         try:
             # Before anything is computed: what is wrong with the held-out text is said at once.
-            held_out = held_out_of(job, source.model, ends_here, reporter.event)
-            source.open_cache(cache, ends_here)
+            held_out = held_out_of(job, source.model, stops, reporter.event)
+            source.open_cache(cache, stops)
             found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
             states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
+            meeting.hold(values)
             training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values, *held_out)
             ending.callback(training.stop_reading)
             ending.callback(training.writer.close)
             return training.finish() if training.train() else None
         except errors.Stopped:
             return None
-
-
-def _ends_here(should_stop: Callable[[], bool], alive: Callable[[], None]) -> bool:
-    alive()
-    return should_stop()
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,9 @@ class _Training:
         self.saved = (self.n_steps, False)  # the steps of the last checkpoint, and whether it has held-out figures
         self.trainer: Trainer | None = None
         self.should_stop, self.alive, self.writer = should_stop, alive, CheckpointWriter()
-        self.ends_here = partial(_ends_here, should_stop, alive)  # a sign of life, and whether to stop
+        self.ends_here = partial(ends_here, hosts.any_of(should_stop), alive)  # a sign of life, and whether to stop
+        self.stops_here = hosts.any_of(should_stop, hosts.STEPS_BETWEEN)
+        self.is_due = hosts.of_leader(self.writer.is_due, hosts.STEPS_BETWEEN)
         self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths, self.source.roots)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         made_by = jax.devices()[0].device_kind, self.source.roots, setting.products
@@ -157,7 +157,8 @@ class _Training:
 
     def steps(self) -> None:
         """All steps that are left. Raises Stopped."""
-        for fill in self.stream.fills(self.should_stop):
+        for fill in hosts.together(self.stream.fills(self.should_stop), self.should_stop):
+            hosts.check_rows(fill.rows)
             self.source.tell(self.reporter.event)
             if self.trainer is None:
                 self.trainer = self.begin(fill.rows)
@@ -166,7 +167,7 @@ class _Training:
             self.trainer.at_hand = partial(self.stream.sample, fill)  # lets go of the fill before
             memory.give_back()
             for batch, position in self.stream.batches(fill):
-                if self.should_stop():
+                if self.stops_here():
                     raise errors.Stopped
                 self.writer.check()
                 self.trainer.step(batch)
@@ -180,13 +181,10 @@ class _Training:
     def look(self) -> None:
         """Reports and saves what it is time for. Raises Stopped."""
         assert self.trainer is not None
-        with ExitStack() as if_it_fails:
-            # What has been trained is not lost with its evaluation.
-            if_it_fails.callback(self.save_and_wait)
+        with hosts.if_it_fails(self.save_and_wait):  # what has been trained is not lost with its evaluation
             self.trainer.look()
-            if_it_fails.pop_all()
         n_steps, every = self.trainer.n_steps, self.job.checkpoint_every_steps
-        is_due = self.writer.is_due() if every is None else n_steps % every == 0
+        is_due = self.is_due() if every is None else n_steps % every == 0
         if n_steps < self.job.stream.n_steps and (is_due or self.trainer.held_out):
             self.save()
 
@@ -283,17 +281,16 @@ class _Training:
                 yield f"{SAES}{sae.name}/{name}", found.pop(name)
 
     def publish(self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]) -> Checkpoint:
-        """Writes the state and the SAEs under a key of their own, and reports them once they are complete.
+        """Writes the state and the SAEs under a key of their own, and reports them once they are complete; one host does.
 
-        Args:
-            states: on the host; consumed.
-            metrics: the held-out metrics by SAE; those of the last step make it the final checkpoint.
+        `states`, on the host, is consumed. Held-out metrics of the last step make it the final checkpoint.
         """
         n_steps, began = values["n_steps"], time.monotonic()
         key = f"{self.prefix}/step-{n_steps:09d}-{uuid4().hex[:12]}"
-        entries = self.storage.publish(key, self.files(states, values, metrics))
+        entries = self.storage.publish(key, self.files(states, values, metrics)) if hosts.leads() else []
         written_s = time.monotonic() - began
         tokens, is_final = n_steps * self.job.stream.batch, bool(metrics) and n_steps == self.job.stream.n_steps
         written = Checkpoint(key, n_steps, tokens, is_final, entries, metrics, score(self.job, n_steps, metrics), written_s)
-        self.reporter.checkpoint(written)
+        if hosts.leads():
+            self.reporter.checkpoint(written)
         return written

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from sae_service.errors import InvalidSetting
@@ -78,6 +78,17 @@ class Settings(BaseSettings):
         default=0.5, gt=0, lt=1, description="Share of a GPU's memory that JAX takes; the language model lives in the rest."
     )
     torch_threads: int = Field(default=1, ge=1, description="CPU threads of the language model.")
+    hosts: int = Field(
+        default=1, ge=1, description="Hosts that train each job together: the worker on the first takes the jobs, those on the "
+        "others follow it.",
+    )  # fmt: skip
+    coordinator: str | None = Field(
+        default=None, validate_default=True, description="host:port of the first of several hosts. The port must be free there, "
+        "and closed to everybody but the others.",
+    )  # fmt: skip
+    host_index: int | None = Field(
+        default=None, ge=0, description="Which of several hosts this is, from 0. Default: SLURM_PROCID, or 0."
+    )
     log_format: LogFormat = Field(default="plain", description="plain: lines to read. json: one JSON object a line.")
     log_level: LogLevel = Field(default="info", description="The least that is logged. Libraries log warnings at the least.")
     worker_metrics_port: int | None = Field(
@@ -117,6 +128,28 @@ class Settings(BaseSettings):
                     "`sae-service key` prints both"
                 )
         return tuple(digest.lower() for digest in digests)
+
+    @field_validator("coordinator")
+    @classmethod
+    def _is_where_hosts_meet(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if address is None and info.data.get("hosts", 1) > 1:
+            raise ValueError("several hosts need one")
+        if address is not None and not re.fullmatch(r"[^:/\s]+:[0-9]{1,5}", address):
+            raise ValueError("it is no address such as host:8476")
+        return address
+
+    @field_validator("host_index")
+    @classmethod
+    def _is_one_of_them(cls, index: int | None, info: ValidationInfo) -> int | None:
+        if index is not None and index >= info.data.get("hosts", 1):
+            raise ValueError("it must be less than SAE_SERVICE_HOSTS")
+        return index
+
+    def resolved_host_index(self) -> int:
+        """Which of the hosts this is; 0 is the one that takes the jobs."""
+        if self.host_index is not None or self.hosts == 1:
+            return self.host_index or 0
+        return int(os.environ.get("SLURM_PROCID", "0"))
 
     def resolved_database_url(self) -> str:
         """The SQLAlchemy URL of the database."""

@@ -1,4 +1,4 @@
-"""A worker: takes jobs from one queue, one at a time, until it is told to stop.
+"""A worker: takes jobs from one queue, one at a time, until it is told to stop; on all but the first of several hosts it follows.
 
 `python -m workers --queue NAME --device 0`; everything else comes from the settings.
 """
@@ -28,6 +28,7 @@ from sae_service.settings import Settings
 from sae_service.startup import start
 from sae_service.storage.objects import Storage
 from workers.ending import WORKER_EXTRA_S, set_on_stop_signals
+from workers.follower import follow
 from workers.old_logs import OldLogs
 from workers.supervisor import Supervisor
 
@@ -38,13 +39,16 @@ def main() -> None:
     """Works until SIGTERM or SIGINT; then the job in hand is saved and given back."""
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--queue", default="default", help="the queue to take jobs from")
-    parser.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the training processes; jobs for so many GPUs are taken")
+    parser.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the training processes; jobs for the GPUs of all hosts are taken")
     parser.add_argument("--metrics-port", type=int, help="port of /metrics; default: SAE_SERVICE_WORKER_METRICS_PORT, or none")
     arguments = parser.parse_args()
     try:
         settings = start(log, "worker")
         _answer_metrics(arguments.metrics_port or settings.worker_metrics_port)
-        _work(settings, arguments.queue, arguments.device)
+        if settings.resolved_host_index() > 0:
+            follow(settings, arguments.device)
+        else:
+            _work(settings, arguments.queue, arguments.device)
     except SAEServiceError as error:
         sys.exit(f"worker: {error}")
 
@@ -65,7 +69,7 @@ def _work(settings: Settings, queue_name: str, device: str | None) -> None:
     supervisor = Supervisor(database, settings, worker, device)
     stop = threading.Event()
     set_on_stop_signals(stop)
-    gpus = len(device.split(",")) if device else 1
+    gpus = settings.hosts * (len(device.split(",")) if device else 1)
     presence = Presence(database, worker, queue_name, gpus, settings.lease_s)
     presence.renew()
     queue.take_from(database, queue_name, gpus, worker, supervisor.work)

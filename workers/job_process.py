@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sae_service import logs, tracing
+from workers.assignment import LED
 from workers.child import ORPHANED
 from workers.ending import STOP_SIGNALS, die_with_parent
 
@@ -43,6 +44,9 @@ def main() -> None:
     except Exception as error:  # the outermost: the worker records what it was, as nobody else could
         log.exception("the attempt has failed")
         report.say(failure(error, has_trained=bool(assignment["resume_from"]) or report.has_saved))
+        if assignment["hosts"] is not None:
+            # An orderly end would wait for the other hosts, which wait for this one.
+            os._exit(0)
 
 
 class Orders:
@@ -132,11 +136,25 @@ class Report:
             self.say({"kind": "alive"})
 
 
+def together(assignment: dict[str, Any], report: Report) -> dict[str, Any]:
+    """The whole assignment of one of several hosts, once all are there."""
+    from sae_service import hosts
+
+    place = assignment["hosts"]
+    if place["index"] == 0:
+        report.event("info", f"Waiting for the other {place['n_hosts'] - 1} of {place['n_hosts']} hosts at {place['coordinator']}.")
+    hosts.join(**place)
+    known = json.dumps({name: assignment.get(name) for name in LED})
+    return assignment | json.loads(hosts.told(known.encode()))
+
+
 def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[str, Any]:
     """Runs the pipeline. Returns the message that ends the attempt."""
+    if assignment["hosts"] is not None:
+        assignment = together(assignment, report)
     import jax
 
-    from sae_service import pipeline
+    from sae_service import hosts, pipeline
     from sae_service.readable import Roots
     from sae_service.spec.stored import read
     from sae_service.storage.objects import Storage
@@ -161,6 +179,8 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         cache=cache_of(assignment, report) if job.stream.cache != "off" else None,
         roots=Roots(*(tuple(map(Path, assignment[name])) for name in ("readable_roots", "closed_folders"))),
     )
+    if assignment["hosts"] is not None:
+        hosts.part()
     return {"kind": "stopped" if final is None else "finished"}
 
 

@@ -41,6 +41,8 @@ def main() -> None:
     stop = threading.Event()
     set_on_stop_signals(stop)
     devices = arguments.devices.split(";") if arguments.devices else [None] * arguments.workers
+    if settings.hosts > 1 and len(devices) > 1:
+        sys.exit("serve: SAE_SERVICE_HOSTS: one worker of a host can train with the others: give it all GPUs, --devices '0,1,2,3'.")
     api = _start("api", "--host", arguments.host, "--port", str(arguments.port))
     workers = [_start("workers", *_worker(settings, index, device)) for index, device in enumerate(devices)]
     threading.Thread(target=_greet, args=(settings, api, arguments.host, arguments.port), daemon=True).start()

@@ -16,6 +16,7 @@ from sae_service.settings import Settings, child_environment
 from sae_service.storage import attempt_logs
 from sae_service.storage.job_folders import job_folder, log_folder
 from sae_service.storage.objects import Storage
+from workers.assignment import of_host
 from workers.child import ORPHANED, Child
 from workers.child_log import ChildLog
 from workers.credentials import Withholder, credentials
@@ -140,20 +141,12 @@ class Supervisor:
             "job": attempt.job_id,
             "attempt": attempt.number,
             "spec": spec,
-            # Of this machine, which opens the files; the API may have looked at others.
-            "readable_roots": list(map(str, self._settings.readable_roots())),
-            "closed_folders": list(map(str, self._settings.closed_folders())),
-            "storage_url": self._settings.resolved_storage_url(),
-            "cache_url": self._settings.resolved_cache_url(),
-            "cache_bytes": self._settings.cache_bytes,
             "project": _persist(attempt.project) if self._settings.projects else None,
             "prefix": job_folder(attempt.job_id),
             "resume_from": committed,
             "begin_with": _persist(attempt.origin_key),
-            "lease_s": self._settings.lease_s,
-            "log_format": self._settings.log_format,
-            "log_level": self._settings.log_level,
             "trace": tracing.current(),
+            **of_host(self._settings),
         }
         environment = child_environment(self._settings, self._device)
         path = self._settings.data_dir / "logs" / f"{attempt.job_id}.{attempt.number}.log"

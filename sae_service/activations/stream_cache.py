@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from sae_service import hosts
 from sae_service.activations import noted_files, text
 from sae_service.activations.buffer import ByHook, Reading
 from sae_service.activations.cache_key import identity, key
@@ -96,7 +97,7 @@ class StreamCache:
             is_look: they are read once more to be trained on, so none are added to the cache yet.
         """
         if self._rows is not None:
-            return self._rows.read(self._stream.cache == "fill" and not is_look, reading, start)
+            return self._rows.read(hosts.leads() and self._stream.cache == "fill" and not is_look, reading, start)
         return Reading.read(reading, start) if self._stream.rounded_to is None else rounded(self._form, reading, start)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ Observe = Callable[[InferenceSAE], dict[str, Any]]
 def on_device(sae: InferenceSAE) -> InferenceSAE:
     """The SAE on the first device, unless it has been split over several."""
     is_split = isinstance(sae.b_dec, jax.Array) and len(sae.b_dec.sharding.device_set) > 1
-    return sae if is_split else jax.device_put(sae, jax.devices()[0])
+    return sae if is_split else jax.device_put(sae, jax.local_devices()[0])
 
 
 @runtime_checkable

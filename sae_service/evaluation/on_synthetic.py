@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sae_service import tracing
+from sae_service import hosts, tracing
 from sae_service.activations import synthetic
 from sae_service.errors import Stopped
 from sae_service.evaluation import feature_recovery
@@ -53,7 +53,7 @@ class HeldOutRows:
 
     def observe(self, sae: InferenceSAE) -> dict[str, Any]:
         """What to record of an SAE while it trains: how alike its directions and the known ones are."""
-        return feature_recovery.similarity(self.directions(_sites(sae).writes), np.asarray(sae.W_dec))
+        return feature_recovery.similarity(self.directions(_sites(sae).writes), hosts.fetched(sae.W_dec))
 
     def directions(self, hook_names: tuple[str, ...]) -> Float[np.ndarray, "n_features width"]:
         """The features' directions at hook points, side by side."""

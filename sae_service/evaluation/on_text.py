@@ -229,6 +229,6 @@ def _spliced(
         y_hat, sums, found = reconstructed(anywhere, x, y, weights, widths, limits)
         tally.add(sums)
         norms.append(np.asarray(found)[batch.keep.ravel()])
-        return jax.device_put(y_hat, jax.devices()[0])
+        return jax.device_put(y_hat, jax.local_devices()[0])
 
     return model.spliced_losses(batch.tokens, batch.keep, sites, reconstruct)

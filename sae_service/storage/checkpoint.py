@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sae_service import hosts
 from sae_service.errors import DamagedCheckpoint, StorageFailure, WrongVersion
 from sae_service.storage import arrays
 from sae_service.storage.objects import Content, Storage
@@ -95,7 +96,7 @@ def _values(content: bytes) -> dict[str, Any]:
 
 def _put(array: np.ndarray, like: Any) -> jax.Array:
     """The array where `like` is to be. JAX may take over its memory instead of copying it: nobody else may have it."""
-    return jax.block_until_ready(jax.device_put(array, getattr(like, "sharding", None)))
+    return jax.block_until_ready(hosts.put(array, getattr(like, "sharding", None)))
 
 
 def _remedy(written: int) -> str:

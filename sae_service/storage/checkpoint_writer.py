@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from sae_service import hosts
+
 SOONEST_S, LATEST_S, LARGEST_SHARE = 120.0, 600.0, 0.02
 
 
 def snapshot(state: Any) -> Any:
     """A copy of a pytree in the host's memory; the next step may reuse the original's."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), hosts.fetched(state))
 
 
 def on_host() -> AbstractContextManager[Any]:

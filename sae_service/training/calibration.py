@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from sae_service import hosts
 from sae_service.kernels.selection import N_DIGITS, digit_counts, nth_largest
 from sae_service.sae.architecture import Architecture
 from sae_service.schema import ArchitectureConfig
@@ -27,12 +28,12 @@ def calibrated(
     def count(shift: int, prefix: int) -> Int[np.ndarray, " n_digits"]:
         total, place = np.zeros(N_DIGITS, np.int64), (np.uint32(shift), np.uint32(prefix))
         for served in batches:
-            total += np.asarray(_counts(architecture, config.structure(), state.parameters, numbers, served, place))
+            total += hosts.fetched(_counts(architecture, config.structure(), state.parameters, numbers, served, place))
         return total
 
     # What is active is above the threshold: the largest of those that are not.
     threshold = np.float32(nth_largest(count, round(calibration.k(config) * n_rows) + 1))
-    placed = jax.device_put(threshold, state.n_steps.sharding)
+    placed = hosts.put(threshold, state.n_steps.sharding)
     return state.replace(parameters=calibration.with_threshold(state.parameters, placed))
 
 

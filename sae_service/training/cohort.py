@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sae_service import hosts
 from sae_service.architectures import ARCHITECTURES
 from sae_service.kernels.choice import n_slots
 from sae_service.kernels.precision import products_in
@@ -56,8 +57,8 @@ class Cohort:
 
     def served(self, rows: Mapping[str, Array], place: Place) -> Served:
         """Their batch, of the rows by hook point, where they live."""
-        read = tuple(jax.device_put(rows[name], place.rows) for name, _ in self.sites.read)
-        write = tuple(jax.device_put(rows[name], place.rows) for name, _ in self.sites.write)
+        read = tuple(hosts.put(rows[name], place.rows) for name, _ in self.sites.read)
+        write = tuple(hosts.put(rows[name], place.rows) for name, _ in self.sites.write)
         return Served(read, None if self.sites.is_autoencoder else write)
 
     def step(self, state: TrainState, numbers: Numbers, served: Served) -> TrainState:

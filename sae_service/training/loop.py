@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sae_service import hosts
 from sae_service.errors import NonFiniteLoss
 from sae_service.sae.inference import InferenceSAE, SAEs, unscaled
 from sae_service.sae.sites import Sites
@@ -167,12 +168,12 @@ class Trainer:
         """
         with on_host():
             member = next(member for member in self._members if member.spec is sae)
-            found = jax.device_get(member.cohort.public(sae.architecture, jax.device_get(parameters[sae.name])))
+            found = jax.device_get(member.cohort.public(sae.architecture, hosts.fetched(parameters[sae.name])))
         return unscaled(found, self.scales[sae.name], self.scales[sae.name])
 
     def placed(self, sae: SAESpec, parameters: Mapping[str, Any]) -> InferenceSAE:
-        """The same, and split over the devices again if its latents are: one of them may have no room for it."""
-        found, place = self.exported(sae, parameters), self.placement.by_sae[sae.name]
+        """The same, and split over the devices of this host again if its latents are: one of them may have no room for it."""
+        found, place = self.exported(sae, parameters), self.placement.by_sae[sae.name].here
         return place.put(found) if place.split == "d_sae" else found
 
     def figures(self) -> dict[str, dict[str, float]]:
@@ -197,7 +198,7 @@ class Trainer:
 
     def dead_share(self, sae: SAESpec) -> float:
         """Share of the latents that have not fired for `dead_after_tokens`."""
-        unseen = np.asarray(self.states[sae.name].tokens_since_fired)
+        unseen = hosts.fetched(self.states[sae.name].tokens_since_fired)
         return float(np.mean(unseen > self.job.dead_after_tokens(sae)))
 
     def settle(self) -> None:
@@ -231,7 +232,7 @@ class Trainer:
     def _read(self, member: Member) -> dict[str, Any]:
         sae = member.spec
         self.states[sae.name], on_device = member.cohort.read(sae.architecture, self.states[sae.name], member.numbers)
-        found = jax.device_get(on_device)
+        found = hosts.fetched(on_device)
         unit = self.scales[sae.name][sae.writes[0]]
         observed = {}
         if self.observe is not None:

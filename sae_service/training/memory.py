@@ -117,6 +117,7 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
             n_rows = batch * min(job.stream.steps_in_sample, job.stream.steps_in_fill(row_bytes))
             row = at.d_read if at.is_autoencoder else at.d_read + at.d_write
             steps.append(parameters + 4 * (n_rows * row + batch * (DENSE_COPIES * d_sae + row)))
+        parameters, d_sae = place.here.bytes_on_device(shapes.parameters), place.here.share("d_sae", sae.architecture.d_sae)
         evaluations.append(parameters + 4 * job.stream.prompts * job.stream.context_size * (3 * d_sae + 4 * at.d_write))
     buffer = {"buffer": 2 * job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes}
     training, evaluation = {"SAE and optimizer state": max(states.values()), "step": max(steps)}, {"evaluation": max(evaluations)}
@@ -160,7 +161,7 @@ def give_back() -> None:
 
 def device_limits() -> Limits | None:
     """The shares of JAX's first device, or None where it has no memory of its own."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         return None
     share = jax_memory_share()

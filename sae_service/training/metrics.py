@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sae_service import hosts
 from sae_service.errors import NonFiniteLoss
 from sae_service.pytree import PyTree
 from sae_service.sae.architecture import LossOutput
@@ -56,7 +56,7 @@ def add(window: Window, y: Float[Array, "batch d_write"], output: LossOutput, gr
 
 def read(window: Window, step: int) -> dict[str, float]:
     """The means over the window: loss and its terms, l0, fvu, grad_norm. Raises NonFiniteLoss."""
-    host: Any = jax.device_get(window)
+    host: Any = hosts.fetched(window)
     n_rows, n_steps = max(float(host.n_rows), 1), max(float(host.n_steps), 1)
     deviation = float(host.squares) - float((host.rows.astype("float64") ** 2).sum()) / n_rows
     means = {

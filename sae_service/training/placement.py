@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from sae_service import hosts
+from sae_service.errors import InvalidSpec
 from sae_service.kernels.sharded import AXIS
 from sae_service.pytree import PyTree
 from sae_service.spec import JobSpec, SAESpec
@@ -49,6 +51,12 @@ class Place:
         """Its devices, or their numbers where they are only counted."""
         return tuple(self.mesh.devices.flat) if isinstance(self.mesh, Mesh) else tuple(range(self.mesh.size))
 
+    @property
+    def here(self) -> "Place":
+        """The same on the devices of this host alone."""
+        own = [device for device in self.devices if getattr(device, "process_index", 0) == jax.process_index()]
+        return self if len(own) == len(self.devices) else Place(mesh_of(own), self.split if len(own) > 1 else None)
+
     def share(self, axis: str, length: int) -> int:
         """How much of an axis one device has."""
         return length // self.mesh.size if axis == self.split else length
@@ -59,7 +67,7 @@ class Place:
 
     def put(self, tree: Any) -> Any:
         """The arrays of a tree, one after the other, where they belong."""
-        return jax.tree.map(jax.device_put, tree, self.of(tree))
+        return jax.tree.map(hosts.put, tree, self.of(tree))
 
     def bytes_on_device(self, tree: Any) -> int:
         """What the leaves of a tree take on each of the devices."""
@@ -119,24 +127,31 @@ class Placement:
 def placement(job: JobSpec) -> Placement:
     """The SAEs of a job in turn on its GPUs, or on as many devices as there are; those that are split, on all of them.
 
-    Where there are fewer devices than were asked for, one is split over as many of them as divide that number.
+    Where there are fewer devices than were asked for, one is split over as many of them as divide that number. Where they
+    are those of several hosts, an SAE that is not split is trained by each host for itself.
+
+    Raises InvalidSpec if the job leaves out devices of several hosts.
     """
-    devices = jax.devices()[: job.gpus]
+    devices, own = jax.devices()[: job.gpus], jax.local_devices()[: job.gpus]
     n_shared = max(count for count in range(1, len(devices) + 1) if job.gpus % count == 0)
+    if hosts.count() > 1 and n_shared < jax.device_count():
+        raise InvalidSpec(f"must be {jax.device_count()}, the devices of all {hosts.count()} hosts", "/gpus")
 
     def place(index: int, sae: SAESpec) -> Place:
         if sae.shard == "none" or n_shared == 1:
-            return Place(mesh_of(devices[index % len(devices) :][:1]))
+            return Place(mesh_of(own[index % len(own) :][:1]))
         return Place(mesh_of(devices[:n_shared]), SPLIT_AXES[sae.shard])
 
     return Placement({sae.name: place(index, sae) for index, sae in enumerate(job.saes)})
 
 
 def shortage(job: JobSpec, found: Placement) -> list[str]:
-    """What to warn of where there are fewer devices than a job asks for: the result is the same but for rounding, and later."""
+    """What to warn of where fewer devices train than a job asks for: the result is the same but for rounding, and later."""
     n_devices = len(jax.devices())
     if job.gpus <= n_devices:
-        return []
+        whole = [sae.name for sae in job.saes if sae.shard == "none" and hosts.count() > 1]
+        why = f"each of the {hosts.count()} hosts trains it for itself; shard: latents or batch would share the work"
+        return [f"shard: {name} is not split, so {why}." for name in whole]
     counts = {sae.name: found.by_sae[sae.name].mesh.size for sae in job.saes if sae.shard != "none"}
     split = "".join(f"; {name} is split over {n}" if n > 1 else f"; {name} is not split" for name, n in counts.items())
     return [f"gpus: {job.gpus} were asked for, and the SAEs share the {n_devices} that there are{split}."]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sae_service import hosts
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import DamagedCheckpoint, InvalidSpec
 from sae_service.formats import FORMATS, folder
@@ -53,7 +54,7 @@ def drawn_and_fitted(
     read = tuple(rows[name] for name in sae.reads)
     write = None if sites.is_autoencoder else tuple(rows[name] for name in sae.writes)
     place = placement.by_sae[sae.name]
-    sample = jax.device_put(_sampled(Served(read, write)), place.whole)
+    sample = jax.tree.map(partial(hosts.put, sharding=place.whole), _sampled(Served(read, write)))
     made = jax.jit(_drawn_and_fitted, static_argnums=(0, 1, 2, 3), out_shardings=place.of(shapes(sae, sites)))
     numbers = {name: np.float32(value) for name, value in config.numbers().items()}
     seeds = np.array([job.stream.seed, sae.seed], np.uint32)

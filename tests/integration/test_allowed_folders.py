@@ -214,7 +214,7 @@ def test_a_training_process_opens_nothing_outside_the_folders_that_it_is_told(ro
     spec["stream"]["dataset"] = {"path": str(root.parent / "outside" / "text")}
     storage = (root / "storage").as_uri()
     assignment = {"spec": spec, "readable_roots": [str(DEMO), str(root)], "closed_folders": [],
-                  "storage_url": storage, "prefix": "jobs/a",
+                  "storage_url": storage, "prefix": "jobs/a", "hosts": None,
                   "resume_from": [], "begin_with": None, "lease_s": 600, "job": "job_a", "attempt": 1, "log_format": "plain",
                   "log_level": "info", "trace": None}  # fmt: skip
     command = [sys.executable, "-m", "workers.job_process"]
