@@ -65,7 +65,8 @@ class Coactivity:
         ranks = ranks_of(latents)
         chosen = ranks < n
         place = latents[chosen], ranks[chosen]
-        found = np.full((self._d_sae, n), -1, np.int32), np.zeros((self._d_sae, n), np.int32), np.zeros((self._d_sae, n), np.float32)
+        shape = self._d_sae, n
+        found = np.full(shape, -1, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         for target, values in zip(found, (others, counts, shares), strict=True):
             target[place] = values[chosen]
         return found

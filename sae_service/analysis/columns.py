@@ -47,14 +47,21 @@ class Maker:
         coactive = zip(("coactive_latents", "coactive_counts", "coactive_shares"), tally.coactivity.nearest(LISTED), strict=True)
         neurons = zip(("neurons", "neuron_correlations"), tally.correlation.strongest(LISTED), strict=True)
         W_dec = np.asarray(tally.sae.W_dec)
-        cosines = zip(("nearest_latents", "nearest_cosines"), directions.nearest(W_dec, W_dec, LISTED, self.alive, True), strict=True)
+        nearest, cosines = directions.nearest(W_dec, W_dec, LISTED, self.alive, is_same=True)
         return {
-            **activity(tally, self.passed.n_tokens), **dict(coactive), **dict(neurons), **dict(cosines), **self._of_tokens(tally.sae),
-            **self._of_others(name), **slots(tally, numbers, tokens, self.sizes),
-        }  # fmt: skip
+            **activity(tally, self.passed.n_tokens),
+            **dict(coactive),
+            **dict(neurons),
+            "nearest_latents": nearest,
+            "nearest_cosines": cosines,
+            **self._of_tokens(tally.sae),
+            **self._of_others(name),
+            **slots(tally, numbers, tokens, self.sizes),
+        }
 
     def _of_tokens(self, sae: InferenceSAE) -> Columns:
-        """The tokens that are raised and lowered, if the SAE writes into the residual stream; of a transcoder also what it reads."""
+        """The tokens that are raised and lowered, if the SAE writes into the residual stream; of a transcoder also those it reads.
+        """
         assert sae.sites is not None
         found: Columns = {}
         if self.unembedding is None:

@@ -79,8 +79,9 @@ class LatentTally:
         self.correlation = Correlation(d_sae, d_read)
 
     def add(
-        self, rows: Mapping[str, Float[np.ndarray, "rows _"]], passages: Int[np.ndarray, " rows"], positions: Int[np.ndarray, " rows"]
-    ) -> None:
+        self, rows: Mapping[str, Float[np.ndarray, "rows _"]], passages: Int[np.ndarray, " rows"],
+        positions: Int[np.ndarray, " rows"],
+    ) -> None:  # fmt: skip
         """Counts rows, by hook point, with the passage of each and its place in it."""
         assert self.sae.sites is not None, "an SAE is looked at where it reads"
         x = np.concatenate([rows[name] for name in self.sae.sites.reads], axis=1)

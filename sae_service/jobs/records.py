@@ -51,17 +51,18 @@ class Origin(Frozen):
 
 
 class SAESummary(Frozen):
-    """What a list shows of an SAE."""
+    """What a list shows of an SAE; of one that another job has trained, or that is in a folder, not all of it."""
 
     name: str
-    hook_name: str | tuple[str, ...]
-    kind: str
-    d_sae: int
+    hook_name: str | tuple[str, ...] | None = None
+    kind: str | None = None
+    d_sae: int | None = None
 
 
 class Summary(Frozen):
     """What a list shows of a spec."""
 
+    kind: str = Field(default="train", description="What the job does: train SAEs, or look at the latents of trained ones.")
     model: str | None = Field(default=None, description="Null for synthetic activations.")
     dataset: str | None = None
     tokens: int | None = None

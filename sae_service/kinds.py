@@ -1,0 +1,16 @@
+"""What a job of each kind does: the one place where a kind and its work meet."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sae_service import pipeline
+from sae_service.analysis import latents_job
+from sae_service.news import Checkpoint
+
+RUNS: dict[str, Callable[..., Checkpoint | None]] = {"train": pipeline.run, "latents": latents_job.run}
+"""All take the job's spec and the arguments of `pipeline.run`."""
+
+
+def run(job: Any, *arguments: Any, **further: Any) -> Checkpoint | None:
+    """Carries out a job of any kind. Returns its final checkpoint, or None if it was asked to stop."""
+    return RUNS[job.kind](job, *arguments, **further)
