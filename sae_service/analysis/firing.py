@@ -26,11 +26,12 @@ def firing(sae: InferenceSAE, x: Float[np.ndarray, "rows d_read"]) -> Any:
         sae: without its sites, so that those of one structure are compiled once.
     """
     d_sae = sae.W_dec.shape[0]
-    n_at_once = max(1, AT_ONCE // d_sae)
+    # A power of two, so that batches of about the same length have one form.
+    n_at_once = max(1, min(AT_ONCE // d_sae, 1 << max(len(x) - 1, 0).bit_length()))
     values, latents, counts = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
     for first in range(0, len(x), n_at_once):
         part = x[first : first + n_at_once]
-        # One shape for all: the last ones are filled up with rows that nobody looks at.
+        # The last ones are filled up with rows that nobody looks at.
         padded = np.pad(part, ((0, n_at_once - len(part)), (0, 0)))
         acts = np.asarray(_encoded(sae, padded))[: len(part)]
         where = np.flatnonzero(acts > 0)
