@@ -30,8 +30,8 @@ def read_rows(n_rows: int, context_size: int) -> tuple[np.ndarray, np.ndarray]:
             flat = flat if not flat or flat[0] == bos else [bos, *flat]
     tokens = np.array(rows[:n_rows])
     with torch.inference_mode():
-        hidden = [model(torch.tensor(part), output_hidden_states=True).hidden_states[LAYER + 1] for part in np.array_split(tokens, 5)]
-    return tokens, torch.cat(hidden).double().numpy()
+        passes = [model(torch.tensor(part), output_hidden_states=True) for part in np.array_split(tokens, 5)]
+    return tokens, torch.cat([one.hidden_states[LAYER + 1] for one in passes]).double().numpy()
 
 
 @dataclass(frozen=True)

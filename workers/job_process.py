@@ -136,7 +136,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     """Runs the pipeline. Returns the message that ends the attempt."""
     import jax
 
-    from sae_service import pipeline
+    from sae_service import kinds
     from sae_service.readable import Roots
     from sae_service.spec.stored import read
     from sae_service.storage.objects import Storage
@@ -144,11 +144,10 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     job = read(assignment["spec"])
     if job.stream.model is not None:
         report.event("info", f"Loading the model {job.stream.model.name}.")
-    report.total_steps = job.stream.n_steps
-    report.total_tokens = job.stream.n_steps * job.stream.batch
+    report.total_steps, report.total_tokens = job.total_steps, job.total_tokens
     report.looked_ns = time.time_ns()
     storage = Storage(assignment["storage_url"])
-    final = pipeline.run(
+    final = kinds.run(
         job,
         storage,
         assignment["prefix"],

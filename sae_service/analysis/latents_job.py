@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,7 @@ from sae_service.activations.model import LanguageModel
 from sae_service.activations.model_check import check
 from sae_service.analysis.look import Look
 from sae_service.analysis.subjects import subjects
-from sae_service.errors import Stopped
+from sae_service.errors import Stopped, located
 from sae_service.news import Checkpoint, Reporter
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.schema import SAES
@@ -49,6 +50,15 @@ def run(
     Raises:
         InvalidSpec, ModelNotFound, DataNotFound, DamagedCheckpoint, StorageFailure: something does not fit, or cannot be read.
     """
+    with located("/dataset", "/stream/dataset") if job.dataset is not None else nullcontext():
+        return _running(job, storage, prefix, reporter, should_stop, begin_with, device, alive, roots).finished(resume_from)
+
+
+def _running(
+    job: LatentsSpec, storage: Storage, prefix: str, reporter: Reporter, should_stop: Callable[[], bool], begin_with: str | None,
+    device: str, alive: Callable[[], None], roots: Roots,
+) -> "_Running":  # fmt: skip
+    """The attempt, once the model and the SAEs are there and fit."""
     stream = _stream(job)
     found = subjects(job, storage, begin_with, roots)
     model = LanguageModel(stream.text_source[0], device, roots)
@@ -59,7 +69,7 @@ def run(
     look = Look(stream if job.dataset is None else text.whole(stream), job, model, saes, found.limits, roots)
     made_by = jax.devices()[0].device_kind, roots, look.precision
     source = provenance(job.model_dump(mode="json"), stream, *made_by)
-    return _Running(job, look, storage, prefix, reporter, should_stop, alive, source).finished(resume_from)
+    return _Running(job, look, storage, prefix, reporter, should_stop, alive, source)
 
 
 def _stream(job: LatentsSpec) -> StreamSpec:

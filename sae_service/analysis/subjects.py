@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_service.activations.model_check import Place
-from sae_service.errors import DamagedCheckpoint
+from sae_service.errors import DamagedCheckpoint, located
 from sae_service.evaluation.of_folders import sites_of
 from sae_service.formats import folder
 from sae_service.readable import Roots
@@ -30,8 +30,9 @@ class Subject:
         """The SAE with its sites. Raises InvalidSpec if the rows there have other widths than it reads and writes."""
         read, write = (tuple((name, widths[name]) for name in names) for names in (self.place.reads, self.place.writes))
         sites = Sites(read, write)
-        check_width("reads", self.sae.W_enc.shape[0], " and ".join(self.place.reads), sites.d_read)
-        check_width("writes", self.sae.W_dec.shape[1], " and ".join(self.place.writes), sites.d_write)
+        with located(self.place.param or ""):
+            check_width("reads", self.sae.W_enc.shape[0], " and ".join(self.place.reads), sites.d_read)
+            check_width("writes", self.sae.W_dec.shape[1], " and ".join(self.place.writes), sites.d_write)
         return self.sae.replace(sites=sites)
 
 
@@ -81,15 +82,15 @@ def _trained(storage: Storage, key: str, hashes: Mapping[str, str], name: str) -
 
 def _in_folder(spec: FolderSpec, index: int, roots: Roots) -> Subject:
     """One SAE in a folder."""
-    path = folder_of(spec, index, roots)
-    sae = folder.load(path, spec.format)
-    sites = sites_of(sae, spec.hook_name)
+    with located(f"/folders/{index}"):
+        sae = folder.load(_path(spec, roots), spec.format)
+        sites = sites_of(sae, spec.hook_name)
     return Subject(sae, Place(sites.reads, sites.writes, f"/folders/{index}"))
 
 
-def folder_of(spec: FolderSpec, index: int, roots: Roots) -> Path:
+def _path(spec: FolderSpec, roots: Roots) -> Path:
     """The folder of an SAE. Raises InvalidSpec if it lies outside, or a link in it leads there."""
-    path = roots.inside(spec.path, f"/folders/{index}/path")
+    path = roots.inside(spec.path, "/path")
     if path.is_dir():
-        roots.refuse_links_out_of(path, spec.path, f"/folders/{index}/path")
+        roots.refuse_links_out_of(path, spec.path, "/path")
     return path

@@ -105,6 +105,11 @@ class Job(JobState):
     progress: Progress | None
     spec: dict[str, Any] = Field(description="As it is stored: another release may have written it.")
 
+    @property
+    def is_training(self) -> bool:
+        """Whether it trains SAEs, or else looks at trained ones."""
+        return self.spec.get("kind", "train") == "train"
+
 
 class JobSummary(JobState):
     """A job as a list shows it: its spec, and its latest metrics, are a request away."""

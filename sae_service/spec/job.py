@@ -98,6 +98,16 @@ class JobSpec(QueuedSpec):
         return self
 
     @property
+    def total_steps(self) -> int:
+        """Training steps."""
+        return self.stream.n_steps
+
+    @property
+    def total_tokens(self) -> int:
+        """Rows of activations that are trained on."""
+        return self.stream.n_steps * self.stream.batch
+
+    @property
     def hook_names(self) -> tuple[str, ...]:
         """The hook points that are read, each once, in the order of first use."""
         return tuple(dict.fromkeys(name for sae in self.saes for name in (*sae.reads, *sae.writes)))

@@ -80,6 +80,18 @@ class LatentsSpec(QueuedSpec, LatentsPart):
         return self
 
     @property
+    def total_steps(self) -> int:
+        """Batches of text; as many as there are, if the text is long enough."""
+        assert self.stream is not None, "the stream of a job's SAEs is filled in when the job is submitted"
+        return -(-(self.tokens // self.stream.context_size) // self.stream.prompts)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in whole rows of the model."""
+        assert self.stream is not None, "the stream of a job's SAEs is filled in when the job is submitted"
+        return self.tokens // self.stream.context_size * self.stream.context_size
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of the SAEs; none if all of a job are meant."""
         return self.saes or tuple(folder.name for folder in self.folders)

@@ -1,5 +1,6 @@
 """What a job says of latents is what Hugging Face and NumPy say; where it stops does not matter."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 
 from sae_service.analysis.results import Table
+from sae_service.errors import InvalidSpec, SAEServiceError
 from sae_service.sae.inference import InferenceSAE
 from tests.brute_latents import Brute, lens, read_rows
 from tests.looked_at import STREAM, in_folder, latents_spec, looked, rows_of_text, sparse_sae
 from tests.recorder import Recorder
+from tests.saes import random_sae
 
 WIDTH, BEST, PER_QUANTILE, SEED, N_ROWS = 32, 6, 2, 5, 6000 // 64
 SIZES: dict[str, Any] = {"passage_tokens": WIDTH, "best": BEST, "per_quantile": PER_QUANTILE, "seed": SEED}
@@ -165,3 +168,29 @@ def test_a_stop_in_the_middle_changes_no_byte(
     assert undisturbed.storage.root is not None
     assert files_of(tmp_path) == files_of(undisturbed.storage.root)
     assert resumed.rows[-1]["step"] == found[0].rows[-1]["step"]
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "param", "text"),
+    [
+        ('{"text": "Once."}', {}, "/dataset/path", "row of 64 tokens"),
+        ('{"text": ""}', {}, "/dataset/column", "has no text"),
+        (json.dumps({"text": [5] * 200}), {"exclude": [0, 5]}, "/dataset/path", "a position counts"),
+    ],
+)
+def test_text_without_tokens_is_an_error_with_the_field(
+    folders: list[dict[str, str]], tmp_path: Path, content: str, fields: dict[str, Any], param: str, text: str
+) -> None:
+    (tmp_path / "text.jsonl").write_text(f"{content}\n")
+    job = latents_spec(folders[0], stream=STREAM | fields, dataset={"path": str(tmp_path / "text.jsonl")})
+    with pytest.raises(SAEServiceError, match=text) as caught:
+        looked(tmp_path / "look", job)
+    assert caught.value.param == param
+    assert not list((tmp_path / "look").rglob("*.json")), "nothing half-made stays"
+
+
+def test_an_sae_of_another_width_is_an_error_with_the_field(tmp_path: Path) -> None:
+    folder = in_folder(tmp_path / "narrow", random_sae("relu", d_in=16))
+    with pytest.raises(InvalidSpec, match="reads rows of 16 numbers") as caught:
+        looked(tmp_path / "look", latents_spec(folder))
+    assert caught.value.param == "/folders/0"
