@@ -20,16 +20,16 @@ HOOK = "blocks.2.hook_resid_post"
 
 
 def tiny_job(**fields: Any) -> dict[str, Any]:
-    """Two SAEs, 12 steps."""
+    """Three SAEs, 12 steps."""
     optimizer = {"lr": 3e-3, "lr_warm_up": 0.1, "sparsity_warm_up": 0.2}
+    sae = {"hook_name": HOOK, "optimizer": optimizer, "architecture": {"kind": "topk", "d_sae": 64, "k": 6}}
     return {
         "stream": {
             "model": {"name": str(DEMO / "model")}, "dataset": {"path": str(DEMO / "text"), "held_out_split": "test"},
             "tokens": 12 * 256, "batch": 256, "prompts": 8, "context_size": 64,
         },
         "saes": [
-            {"name": "a", "hook_name": HOOK, "optimizer": optimizer, "architecture": {"kind": "topk", "d_sae": 64, "k": 6}},
-            {"name": "b", "hook_name": HOOK, "optimizer": optimizer, "architecture": {"kind": "batchtopk", "d_sae": 64, "k": 6}},
+            {**sae, "name": "a"}, {**sae, "name": "b", "seed": 1}, {**sae, "name": "c", "seed": 2},
         ],
         "evaluation": {"tokens": 1024},
     } | fields  # fmt: skip

@@ -63,6 +63,7 @@ class Summary(Frozen):
     """What a list shows of a spec."""
 
     kind: str = Field(default="train", description="What the job does: train SAEs, or look at the latents of trained ones.")
+    looks_at_latents: bool = Field(default=False, description="Whether it says what the latents of its SAEs do.")
     model: str | None = Field(default=None, description="Null for synthetic activations.")
     dataset: str | None = None
     tokens: int | None = None

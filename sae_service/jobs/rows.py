@@ -30,6 +30,7 @@ def summary(spec: dict[str, Any]) -> dict[str, Any]:
     dataset = spec.get("dataset") or stream.get("dataset") or {}
     return {
         "kind": spec.get("kind", "train"),
+        "looks_at_latents": spec.get("kind") == "latents" or spec.get("latents") is not None,
         "model": (stream.get("model") or {}).get("name"),
         "dataset": dataset.get("path"),
         "tokens": spec.get("tokens", stream.get("tokens")),

@@ -34,7 +34,7 @@ def test_a_job_is_created_found_and_listed(api: TestClient, spec: dict[str, Any]
     (listed,) = api.get("/v1/jobs").json()["data"]
     assert "spec" not in listed
     assert listed["summary"] == {
-        "kind": "train", "model": spec["stream"]["model"]["name"],
+        "kind": "train", "looks_at_latents": False, "model": spec["stream"]["model"]["name"],
         "dataset": spec["stream"]["dataset"]["path"], "tokens": 40 * 256, "gpus": 1,
         "saes": [
             {"name": "a", "hook_name": "blocks.1.hook_resid_post", "kind": "jumprelu", "d_sae": 256},
