@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
-from api import cache, catalog, continuation, conversion, docs, events, files, health, jobs, logs, metrics, problems
+from api import cache, catalog, continuation, conversion, docs, events, files, health, jobs, logs, metrics, problems, saes
 from api.access import Callers
 from api.access_log import AccessLog
 from api.apart import Apart, prepare
@@ -60,8 +60,9 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     app.state.settings, app.state.keys, app.state.storage = settings, keys, storage
+    app.state.tables = saes.Tables(storage)
     app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
-    for module in (jobs, continuation, events, logs, files, conversion, cache, catalog):
+    for module in (jobs, continuation, events, logs, files, conversion, saes, cache, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(only_known_parameters)], responses=problems.RESPONSES)
     app.include_router(health.router)
     app.include_router(metrics.router)

@@ -9,7 +9,8 @@ from sae_service.continuation import Changes, continued
 from sae_service.errors import Conflict, InvalidSpec, NotFound
 from sae_service.jobs.records import Failure, Job
 from sae_service.schema import Frozen
-from sae_service.spec.stored import read
+from sae_service.spec import JobSpec
+from sae_service.spec.stored import read, read_training
 
 router = APIRouter(tags=["jobs"])
 OF_FILES = ("/stream/model", "/stream/dataset")
@@ -62,11 +63,12 @@ def retry_job(job_id: str, jobs: Jobs, request: MayComeAgain) -> Job:
         told = f"{parent.error.param}: {parent.error.message}" if parent.error.param else parent.error.message
         hint = "Correct it, or the file that it does not fit, and submit it as a new job."
         raise Conflict(f"job {job_id} failed by its own spec: {told}", hint=hint)
-    if jobs.checkpoints(job_id):
+    spec = read(parent.spec)
+    if isinstance(spec, JobSpec) and jobs.checkpoints(job_id):
         return _go_on(asked, parent, Fork())
     # What it went on from itself, if anything.
     origin = jobs.checkpoint(parent.origin.job_id, parent.origin.checkpoint_id) if parent.origin else None
-    return asked.submit(read(parent.spec).model_dump(mode="json"), origin)
+    return asked.submit(spec.model_dump(mode="json"), origin)
 
 
 def _fails_again(error: Failure) -> bool:
@@ -80,5 +82,5 @@ def _go_on(asked: Asked, parent: Job, fork: Fork) -> Job:
         origin = asked.jobs.checkpoint(parent.id, fork.checkpoint)
     except NotFound as error:
         raise NotFound(error.message, param="/checkpoint") from error
-    spec = continued(read(parent.spec), fork, origin.tokens, origin.is_final)
+    spec = continued(read_training(parent.spec), fork, origin.tokens, origin.is_final)
     return asked.submit(spec.model_dump(mode="json"), origin)

@@ -20,7 +20,7 @@ from sae_service.errors import DamagedCheckpoint, ServiceUnavailable
 from sae_service.jobs.records import Checkpoint, FileEntry
 from sae_service.schema import SAES, FormatName
 from sae_service.spec import JobSpec
-from sae_service.spec.stored import read
+from sae_service.spec.stored import read_training
 
 router = APIRouter(tags=["files"])
 PATH = "/jobs/{job_id}/checkpoints/{checkpoint_id}/saes/{name}/download"
@@ -84,7 +84,7 @@ async def download_as(
     job = await run_in_threadpool(jobs.get, job_id)
     checkpoint = await run_in_threadpool(jobs.checkpoint, job_id, checkpoint_id)
     try:
-        entry, file = await conversions.opened(read(job.spec), checkpoint, name, format)
+        entry, file = await conversions.opened(read_training(job.spec), checkpoint, name, format)
     except DamagedCheckpoint:
         # Files that are gone because the checkpoint was retired meanwhile are no damage: NotFound.
         await run_in_threadpool(jobs.checkpoint, job_id, checkpoint.id)

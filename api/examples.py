@@ -38,4 +38,8 @@ JOB_EXAMPLES: dict[str, Any] = {
             "metadata": {"project": "layer-8"},
         },
     },
+    "latents": {
+        "summary": "What the latents of a finished job's SAEs do",
+        "value": {"kind": "latents", "job": "job_019b0c1d2e3f4a5b6c7d8e", "saes": ["resid-8-gated"], "tokens": 10_000_000},
+    },
 }

@@ -15,10 +15,11 @@ from api.idempotency import REPEATED, MayComeAgain
 from sae_service import preflight
 from sae_service.errors import BadRequest, InvalidSpec, NotFound, UnknownCursor
 from sae_service.jobs.records import Checkpoint, Job, JobSummary, MetricsRow, Status, Worker
+from sae_service.jobs.subjects import resolved
 from sae_service.readable import Roots
 from sae_service.schema import must
 from sae_service.settings import Settings
-from sae_service.spec import JobSpec
+from sae_service.spec.kinds import AnySpec
 from sae_service.storage.job_folders import job_folder
 
 router = APIRouter(tags=["jobs"])
@@ -47,18 +48,19 @@ class Page(BaseModel, Generic[Item]):
 
 @router.post("/jobs", status_code=201, responses=REPEATED)
 async def create_job(
-    spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)], settings: TheSettings, looks: Looks, request: MayComeAgain
+    spec: Annotated[AnySpec, Body(openapi_examples=JOB_EXAMPLES)], settings: TheSettings, looks: Looks, request: MayComeAgain
 ) -> Job:
     """Checks a job and queues it. A repeated request with the same Idempotency-Key returns 200 and the same job."""
     content = spec.model_dump(mode="json")
     asked = request.asks(json.dumps(content, sort_keys=True))
     if job := await run_in_threadpool(asked.made_before):
         return job
-    await checked(looks, spec, settings)
-    return await run_in_threadpool(asked.submit, content)
+    whole, origin = await run_in_threadpool(resolved, spec, request.jobs)
+    await checked(looks, whole, settings)
+    return await run_in_threadpool(asked.submit, whole.model_dump(mode="json"), origin)
 
 
-async def checked(looks: Apart, spec: JobSpec, settings: Settings) -> None:
+async def checked(looks: Apart, spec: AnySpec, settings: Settings) -> None:
     """Raises what `preflight.check` raises, and InvalidSpec if the files of the job take too long to be looked at."""
     roots = Roots(settings.readable_roots(), settings.closed_folders())
     if not preflight.may_take_long(spec):

@@ -226,3 +226,14 @@ def translated(translate: Callable[[Exception], Exception | None]) -> Iterator[N
         if ours is None:
             raise
         raise ours from error
+
+
+@contextmanager
+def located(param: str, place: str = "") -> Iterator[None]:
+    """Makes errors of fields below `place` those of the same fields below `param`."""
+    try:
+        yield
+    except SAEServiceError as error:
+        if (error.param or "").startswith(place):
+            error.param = param + (error.param or "").removeprefix(place)
+        raise

@@ -115,3 +115,25 @@ def _parts(hook_name: str) -> tuple[str, str]:
 
 def _is_among(family: str | None, families: Families) -> bool:
     return families is None or family in families
+
+
+_ORDER = {
+    **dict.fromkeys(("hook_in", "hook_resid_pre", "ln1", "attn"), 0),
+    **dict.fromkeys(("hook_attn_out", "ln1_post"), 1),
+    **dict.fromkeys(("hook_resid_mid", "ln2", "hook_mlp_in", "mlp"), 2),
+    **dict.fromkeys(("hook_mlp_out", "ln2_post"), 3),
+    **dict.fromkeys(("hook_resid_post", "hook_out"), 4),
+}
+"""How much of a block is in the residual stream where a site is read, or once it has been written, by the site's first word."""
+
+
+def is_before(written: str, read: str) -> bool:
+    """Whether what is added to the residual stream at one hook point of a block is in what is read at another one."""
+    places = list[tuple[int, int]]()
+    for name in (written, read):
+        block = BLOCK.fullmatch(name)
+        order = _ORDER.get(block[2].split(".")[0]) if block else None
+        if block is None or order is None:
+            return False
+        places.append((int(block[1]), order))
+    return places[0] <= places[1]

@@ -138,7 +138,7 @@ class _Training:
         self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths, self.source.roots)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         made_by = jax.devices()[0].device_kind, self.source.roots, setting.products
-        self.provenance = provenance(self.job, *made_by) | {"initial": self.hashes}
+        self.provenance = provenance(self.job.model_dump(mode="json"), self.job.stream, *made_by) | {"initial": self.hashes}
         # Last: from here on a thread has to be stopped.
         self.limits = values.get("limits") or self.source.norm_limits(alive)
         harvest = self.source.harvest(self.position.fill_start, self.limits)

@@ -5,6 +5,7 @@ The training process checks again with the real model and text; this is for an a
 
 import csv
 import json
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -18,10 +19,11 @@ from sae_service.activations import dataset_files, model_files
 from sae_service.activations.chat import no_template
 from sae_service.activations.documents import check_kind
 from sae_service.activations.text import check_column, check_split, check_splits, load_arguments, loader_of
-from sae_service.errors import DataNotFound
+from sae_service.errors import DataNotFound, InvalidSpec, located
+from sae_service.formats import FORMATS, folder
 from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
 from sae_service.readable import LARGEST_LOOK, Look, Roots, content
-from sae_service.spec import DatasetSpec, JobSpec, fields, is_path
+from sae_service.spec import DatasetSpec, JobSpec, LatentsSpec, StreamSpec, fields, is_path
 from sae_service.training import start
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -32,27 +34,64 @@ LONGEST_LINE = 1 << 20
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 
 
-def may_take_long(job: JobSpec) -> bool:
+def may_take_long(job: Any) -> bool:
     """Whether there are files to be looked at, or a hub to be asked."""
-    return job.stream.synthetic is None or any(sae.initial is not None for sae in job.saes)
+    return not isinstance(job, JobSpec) or job.stream.synthetic is None or any(sae.initial is not None for sae in job.saes)
 
 
-def check(job: JobSpec, roots: Roots) -> None:
-    """Raises InvalidSpec, ModelNotFound or DataNotFound for the first thing that cannot work.
+def check(job: Any, roots: Roots) -> None:
+    """Raises InvalidSpec, ModelNotFound or DataNotFound for the first thing that cannot work in a job of any kind.
 
     Args:
         roots: where a job may read; nothing outside is looked at.
     """
-    config = {} if job.stream.synthetic is not None else _check_text(job, roots)
+    CHECKS[job.kind](job, roots)
+
+
+def _check_training(job: JobSpec, roots: Roots) -> None:
+    config = {}
+    if job.stream.synthetic is None:
+        hooks = [
+            (name, f"/saes/{index}/{field}")
+            for index, sae in enumerate(job.saes)
+            for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes if sae.hook_name_out else ()))
+            for name in names
+        ]
+        config = _check_text(job.stream, hooks, roots)
     for index, sae in enumerate(job.saes):
         if sae.initial is not None:
             widths = {name: width for name in (*sae.reads, *sae.writes) if (width := _width(job, config, name)) is not None}
             start.check(sae, index, widths, roots)
 
 
-def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
-    """The configuration of the model, or nothing for one from a hub, once it and the text may and can be read."""
-    model, dataset = job.stream.text_source
+def _check_latents(job: LatentsSpec, roots: Roots) -> None:
+    assert job.stream is not None, "the stream of a job's SAEs is filled in when the job is submitted"
+    for index, one in enumerate(job.folders):
+        with located(f"/folders/{index}"):
+            path = roots.inside(one.path, "/path")
+            if not path.is_dir():
+                raise InvalidSpec("there is no such folder", "/path")
+            roots.refuse_links_out_of(path, one.path, "/path")
+            FORMATS[one.format or folder.detected(path)].sizes(path)
+    hooks = [(one.hook_name, f"/folders/{index}/hook_name") for index, one in enumerate(job.folders)]
+    if job.dataset is None:
+        _check_text(job.stream, hooks, roots)
+        return
+    with located("/dataset", "/stream/dataset"):
+        _check_text(job.stream.model_copy(update={"dataset": job.dataset}), hooks, roots)
+
+
+CHECKS: dict[str, Callable[[Any, Roots], None]] = {"train": _check_training, "latents": _check_latents}
+"""What is looked at before a job of each kind is queued."""
+
+
+def _check_text(stream: StreamSpec, hooks: Sequence[tuple[str, str]], roots: Roots) -> dict[str, Any]:
+    """The configuration of the model, or nothing for one from a hub, once it and the text may and can be read.
+
+    Args:
+        hooks: names of hook points, each with the field that names it.
+    """
+    model, dataset = stream.text_source
     if is_path(dataset.path):
         roots.inside(dataset.path, fields.DATASET_PATH)
     else:
@@ -64,13 +103,11 @@ def _check_text(job: JobSpec, roots: Roots) -> dict[str, Any]:
     else:
         model_files.check_hub_name(model.name)
     if (limit := _first(config, CONTEXT)) is not None:
-        model_files.check_context(job.stream.context_size, limit)
+        model_files.check_context(stream.context_size, limit)
     if model.weight_processing == "compatibility":
         check_folding(config.get("model_type"))
-    for index, sae in enumerate(job.saes):
-        for field, names in (("hook_name", sae.reads), ("hook_name_out", sae.writes if sae.hook_name_out else ())):
-            for name in names:
-                check_hook(name, _first(config, LAYERS), config.get("model_type"), f"/saes/{index}/{field}")
+    for name, param in hooks:
+        check_hook(name, _first(config, LAYERS), config.get("model_type"), param)
     if is_path(dataset.path):
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:

@@ -74,8 +74,9 @@ def job(one: Job) -> Table:
         "expected": clock(one.estimated_finish),
         "labels": ", ".join(f"{name}={value}" for name, value in one.metadata.items()),
         "tokens": f"{one.progress.tokens:,} of {one.progress.total_tokens:,}" if one.progress else "",
+        "kind": "" if one.is_training else one.spec["kind"],
         "model": (one.spec["stream"]["model"] or {"name": "none: synthetic activations"})["name"],
-        "dataset": (one.spec["stream"]["dataset"] or {"path": ""})["path"],
+        "dataset": (one.spec.get("dataset") or one.spec["stream"]["dataset"] or {"path": ""})["path"],
         "goes on from": f"{one.origin.job_id}, step {one.origin.step:,}" if one.origin else "",
         "error": f"{one.error.code}: {one.error.message}" if one.error else "",
     }

@@ -154,7 +154,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         assignment = together(assignment, report)
     import jax
 
-    from sae_service import hosts, pipeline
+    from sae_service import hosts, kinds
     from sae_service.readable import Roots
     from sae_service.spec.stored import read
     from sae_service.storage.objects import Storage
@@ -162,11 +162,10 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     job = read(assignment["spec"])
     if job.stream.model is not None:
         report.event("info", f"Loading the model {job.stream.model.name}.")
-    report.total_steps = job.stream.n_steps
-    report.total_tokens = job.stream.n_steps * job.stream.batch
+    report.total_steps, report.total_tokens = job.total_steps, job.total_tokens
     report.looked_ns = time.time_ns()
     storage = Storage(assignment["storage_url"])
-    final = pipeline.run(
+    final = kinds.run(
         job,
         storage,
         assignment["prefix"],

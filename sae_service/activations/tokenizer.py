@@ -37,6 +37,18 @@ def encode(tokenizer: Any, documents: list[str]) -> list[list[int]]:
     return tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
 
 
+def strings(tokenizer: Any, n_vocab: int) -> list[str]:
+    """Each token as it stands in a text, with the space before it; its id where there is no tokenizer, or no such token."""
+    if tokenizer is None:
+        return [str(token) for token in range(n_vocab)]
+    known = min(n_vocab, len(tokenizer))
+    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(range(known)))]
+    # A decoder drops the space of a first word, which some tokenizers write as this letter.
+    texts = [piece.replace("\u2581", " ") if "\u2581" in piece else "" for piece in pieces]
+    decoded = [text or tokenizer.decode([token]) for token, text in enumerate(texts)]
+    return decoded + [str(token) for token in range(known, n_vocab)]
+
+
 def separator(tokenizer: Any) -> int | None:
     """BOS, or EOS of a tokenizer without BOS, or None of one that has neither."""
     return next((int(token) for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)

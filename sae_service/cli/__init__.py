@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sae_service import __version__
-from sae_service.cli import cache, changes, jobs, keys, saes
+from sae_service.cli import cache, changes, jobs, keys, latents, saes
 from sae_service.cli.common import DataDir, reported
 from sae_service.cli.config import config
 from sae_service.schema import DEFAULT_PORT
@@ -79,6 +79,9 @@ PANELS = {
         "pause": changes.pause, "resume": changes.resume, "cancel": changes.cancel, "delete": changes.delete,
     },
     "New jobs from old ones": {"extend": changes.extend, "fork": changes.fork, "retry": changes.retry},
+    "What latents do": {
+        "look": latents.look, "saes": latents.list_saes, "latents": latents.list_latents, "latent": latents.show_latent,
+    },
     "SAEs in folders": {"evaluate": saes.evaluate, "compare": saes.compare},
     "The service's machines and keys": {"workers": jobs.list_workers, "worker": worker, "config": config, "key": keys.key},
 }  # fmt: skip

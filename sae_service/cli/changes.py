@@ -70,7 +70,10 @@ def fork(
 
     def forked(client: Client, parent: str) -> Job:
         given = {name: value for name, value in (("tokens", tokens), ("gpus", gpus)) if value is not None}
-        return client.fork(parent, {"saes": numbers(changes or [], client.job(parent).spec), **given}, checkpoint, idempotency_key)
+        job = client.job(parent)
+        # What is no training job the service refuses.
+        saes = numbers(changes or [], job.spec) if job.is_training else {}
+        return client.fork(parent, {"saes": saes, **given}, checkpoint, idempotency_key)
 
     _tell(forked, "id", url, api_key, job_id, as_json)
 

@@ -70,9 +70,10 @@ class JobFile:
 
     def _make_absolute(self, spec: dict[str, Any]) -> None:
         folder = Path.cwd() if self._source == "-" else Path(self._source).expanduser().resolve().parent
-        stream, saes = spec.get("stream"), spec.get("saes")
-        parts = [(stream, "model", "name"), (stream, "dataset", "path")]
+        stream, saes, folders = spec.get("stream"), spec.get("saes"), spec.get("folders")
+        parts = [(stream, "model", "name"), (stream, "dataset", "path"), (spec, "dataset", "path")]
         parts += [(sae, "initial", "path") for sae in (saes if isinstance(saes, list) else [])]
+        parts += [({"folder": one}, "folder", "path") for one in (folders if isinstance(folders, list) else [])]
         for parent, part, key in parts:
             named = parent.get(part) if isinstance(parent, dict) else None
             value = named.get(key) if isinstance(named, dict) else None

@@ -117,7 +117,7 @@ def _show_results(job: Job, checkpoints: list[Checkpoint], is_error: bool = Fals
     """Shows the held-out figures, if the newest checkpoint is the final one."""
     from sae_service import text_tables
 
-    if checkpoints and checkpoints[0].is_final:
+    if job.is_training and checkpoints and checkpoints[0].is_final:
         text_tables.show(text_tables.results(job, checkpoints[0]), is_error=is_error)
 
 

@@ -41,7 +41,7 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
         raise InvalidSpec(first["msg"], f"/{'/'.join(map(str, first['loc']))}") from error
     if spec.tokens < spec.context_size:
         raise InvalidSpec(f"must be at least context_size ({spec.context_size})", "/tokens")
-    sites = _sites(sae, hook_name)
+    sites = sites_of(sae, hook_name)
     model = LanguageModel(spec.text_source[0], "cuda" if jax.default_backend() == "gpu" else "cpu")
     found = check(model, spec.context_size, [Place(sites.reads, sites.writes)]).widths
     for verb, widths in (("reads", sites.read), ("writes", sites.write)):
@@ -50,7 +50,7 @@ def measured(folder: Path, format: str | None, hook_name: str, stream: dict[str,
     return finite_or_null(HeldOutText(spec, spec.tokens, model).evaluate({"sae": lambda: sae.replace(sites=sites)})["sae"])
 
 
-def _sites(sae: InferenceSAE, hook_name: str) -> Sites:
+def sites_of(sae: InferenceSAE, hook_name: str) -> Sites:
     """Where the SAE reads and writes: at `hook_name`, if it has one hook point, or else where its file says.
 
     Raises:

@@ -51,17 +51,19 @@ class Origin(Frozen):
 
 
 class SAESummary(Frozen):
-    """What a list shows of an SAE."""
+    """What a list shows of an SAE; of one that another job has trained, or that is in a folder, not all of it."""
 
     name: str
-    hook_name: str | tuple[str, ...]
-    kind: str
-    d_sae: int
+    hook_name: str | tuple[str, ...] | None = None
+    kind: str | None = None
+    d_sae: int | None = None
 
 
 class Summary(Frozen):
     """What a list shows of a spec."""
 
+    kind: str = Field(default="train", description="What the job does: train SAEs, or look at the latents of trained ones.")
+    looks_at_latents: bool = Field(default=False, description="Whether it says what the latents of its SAEs do.")
     model: str | None = Field(default=None, description="Null for synthetic activations.")
     dataset: str | None = None
     tokens: int | None = None
@@ -103,6 +105,11 @@ class Job(JobState):
 
     progress: Progress | None
     spec: dict[str, Any] = Field(description="As it is stored: another release may have written it.")
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it trains SAEs, or else looks at trained ones."""
+        return self.spec.get("kind", "train") == "train"
 
 
 class JobSummary(JobState):

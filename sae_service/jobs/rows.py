@@ -26,18 +26,25 @@ def new_id(prefix: str) -> str:
 
 def summary(spec: dict[str, Any]) -> dict[str, Any]:
     """What a list shows of a spec."""
-    stream, saes = spec.get("stream", {}), spec.get("saes", [])
+    stream = spec.get("stream") or {}
+    dataset = spec.get("dataset") or stream.get("dataset") or {}
     return {
+        "kind": spec.get("kind", "train"),
+        "looks_at_latents": spec.get("kind") == "latents" or spec.get("latents") is not None,
         "model": (stream.get("model") or {}).get("name"),
-        "dataset": (stream.get("dataset") or {}).get("path"),
-        "tokens": stream.get("tokens"),
+        "dataset": dataset.get("path"),
+        "tokens": spec.get("tokens", stream.get("tokens")),
         "gpus": spec.get("gpus", 1),
-        "saes": [{"name": sae["name"], "hook_name": sae["hook_name"]} | _size(sae["architecture"]) for sae in saes],
+        "saes": [_sae(sae) for sae in spec.get("saes") or spec.get("folders", [])],
     }
 
 
-def _size(architecture: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": architecture["kind"], "d_sae": architecture["d_sae"]}
+def _sae(sae: dict[str, Any] | str) -> dict[str, Any]:
+    """What is known of an SAE: of another job's its name, of one in a folder where it reads."""
+    if isinstance(sae, str):
+        return {"name": sae}
+    size = sae.get("architecture")
+    return {name: sae[name] for name in ("name", "hook_name")} | ({name: size[name] for name in ("kind", "d_sae")} if size else {})
 
 
 SHOWN = [column for column in tables.jobs.c if column.name in JobState.model_fields]

@@ -1,6 +1,6 @@
 """What a user does with jobs: submit, look, pause, cancel."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any
@@ -170,6 +170,14 @@ class JobStore(History):
         with self._database.transaction() as connection:
             rows = connection.execute(query.order_by(column.desc() if newest_first else column).limit(limit)).all()
         return [to_summary(row) for row in rows]
+
+    def successors(self, job_ids: Sequence[str], kind: str) -> list[JobSummary]:
+        """The jobs of a kind that have succeeded, and began with a checkpoint of one of these, newest first."""
+        columns = tables.jobs.c
+        mine = (columns.origin_job_id.in_(job_ids), columns.status == "succeeded", columns.summary["kind"].as_string() == kind)
+        query = self._select.add_columns(*LISTED).where(*mine).order_by(columns.id.desc())
+        with self._database.transaction() as connection:
+            return [to_summary(row) for row in connection.execute(query).all()]
 
     def cancel(self, job_id: str) -> Job:
         """Ends a waiting job at once and asks a running one to end. Raises NotFound, or Conflict if it has ended.

@@ -4,73 +4,43 @@ Everything that can be checked without a model or text is checked here, with the
 A parsed spec has no gaps: what the user left out is filled in, so the stored spec says all that was done.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sae_service.schema import SPEC_VERSION, Frozen, Name, must, refuse, refuse_long, with_nul
+from sae_service.schema import SPEC_VERSION, Frozen, refuse
+from sae_service.spec.latents import LatentsPart
+from sae_service.spec.queued import MAX_TOKENS, Count, QueuedSpec
 from sae_service.spec.saes import SAESpec
 from sae_service.spec.stream import MAX_STEPS, SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
-Count = Annotated[int, Field(lt=1 << 53)]
-"""Such whole numbers are the same in JSON wherever it is read, and fit into every database."""
-
-
-LabelName = Annotated[
-    str,
-    Field(max_length=64, pattern=r'^[^"\x00]*$', description="A label's name."),
-    must("have a name of at most 64 characters, none of them a quotation mark or NUL"),
-]
-LabelText = Annotated[
-    str,
-    Field(max_length=512, pattern=r"^[^\x00]*$"),
-    must("be text of at most 512 characters, none of them NUL; put a number in quotes"),
-]
-Labels = Annotated[dict[LabelName, LabelText], Field(max_length=16, json_schema_extra={"additionalProperties": False})]
-
-
-class CheckpointSpec(Frozen):
-    """When the state is saved, so that a job survives its worker."""
-
-    every_tokens: Count = Field(
-        default=0, ge=0, description="Tokens between two checkpoints; 0: by the clock, every two to ten minutes of training."
-    )
-    keep: int = Field(default=2, ge=1, le=1 << 20, description="Checkpoints that are kept beside the final and the best one.")
-
-
 class EvaluationSpec(Frozen):
     """How the SAEs are measured on held-out text: all of them at the end, and during training if the user wants that."""
 
-    tokens: int = Field(default=65_536, gt=0, le=1 << 30, description="Held-out tokens; all that there are, if fewer.")
+    tokens: int = Field(default=65_536, gt=0, le=MAX_TOKENS, description="Held-out tokens; all that there are, if fewer.")
     every_tokens: Count = Field(
         default=0, ge=0, description="Tokens of training between two evaluations, each of which comes with a checkpoint; 0: at "
         "the end only.",
     )  # fmt: skip
 
 
-class JobSpec(Frozen):
+class JobSpec(QueuedSpec):
     """A whole training job."""
 
     schema_version: Literal[1, 2] = Field(default=SPEC_VERSION, description="1 is taken as well; a job has 2.")
+    kind: Literal["train"] = "train"
     stream: StreamSpec
     saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
-    checkpoints: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    latents: LatentsPart | None = Field(
+        default=None, description="What each latent does, looked at when training has ended; null: nothing is looked at."
+    )
     log_every: int = Field(default=50, gt=0, lt=MAX_STEPS, description="Steps between two rows of metrics; evaluations add rows.")
-    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Higher runs earlier.")
-    queue: Name = "default"
     gpus: int = Field(
         default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them, or split (shard). 1 also "
         "runs on a CPU.",
     )  # fmt: skip
-    metadata: Labels = Field(default={}, description="The user's own labels; jobs can be listed by them.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_lengths(cls, data: Any) -> Any:
-        refuse_long(data)
-        return data
 
     @field_validator("saes")
     @classmethod
@@ -82,13 +52,6 @@ class JobSpec(Frozen):
     @classmethod
     def _as_stored(cls, _: Any) -> int:
         return SPEC_VERSION
-
-    @model_validator(mode="after")
-    def _check_characters(self) -> "JobSpec":
-        for location in with_nul(self.model_dump()):
-            # PostgreSQL has no such character, and could not look into the spec of any job any more.
-            refuse(location, "must not contain the character NUL", None)
-        return self
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> "JobSpec":
@@ -133,6 +96,16 @@ class JobSpec(Frozen):
             if 0 < every < self.stream.batch:
                 refuse((part, "every_tokens"), f"must be at least batch ({self.stream.batch}), or 0", every)
         return self
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps."""
+        return self.stream.n_steps
+
+    @property
+    def total_tokens(self) -> int:
+        """Rows of activations that are trained on."""
+        return self.stream.n_steps * self.stream.batch
 
     @property
     def hook_names(self) -> tuple[str, ...]:

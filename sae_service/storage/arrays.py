@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import jax.numpy as jnp
@@ -69,6 +70,35 @@ def read(pieces: Iterator[bytes], like: Mapping[str, Described], keep: Callable[
     found = {name: keep(name, source.array(like[name])) for name in names}
     source.end()
     return found
+
+
+@dataclass(frozen=True)
+class Located:
+    """An array in a file, and the bytes from `start` on that hold it."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    def range_of(self, first: int, last: int) -> tuple[int, int]:
+        """The bytes of the rows from `first` up to but not including `last`."""
+        size = self.dtype.itemsize * math.prod(self.shape[1:])
+        return self.start + first * size, self.start + last * size
+
+    def array(self, content: bytes) -> np.ndarray:
+        """Rows out of their bytes."""
+        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
+
+
+def located(head: bytes) -> dict[str, Located]:
+    """The arrays of a file, by the bytes with which it begins. Raises ValueError, KeyError or TypeError for what is no file."""
+    length = int.from_bytes(head[:8], "little")
+    entries = json.loads(head[8 : 8 + length])
+    kinds = {name: kind for kind, name in NAMES.items()}
+    return {
+        name: Located(kinds[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in entries.items() if name != METADATA
+    }  # fmt: skip
 
 
 def _header(ordered: list[tuple[str, np.ndarray]]) -> bytes:

@@ -34,7 +34,8 @@ def read(storage: Storage, key: str, like: Any) -> tuple[Any, dict[str, Any]]:
     Each array is read for itself and goes straight to its place, so the host has one of them beside the state.
 
     Args:
-        like: a pytree with the shape, dtype and, as far as it is to be decided, sharding of each leaf.
+        like: a pytree with the shape, dtype and, as far as it is to be decided, sharding of each leaf; or what makes one of the
+            values, where these say it.
 
     Raises:
         DamagedCheckpoint: something does not fit.
@@ -44,11 +45,19 @@ def read(storage: Storage, key: str, like: Any) -> tuple[Any, dict[str, Any]]:
     if not {ARRAYS, VALUES} <= hashes.keys():
         raise DamagedCheckpoint(f"{key} has no state")
     values = _values(storage.read(key, {VALUES: hashes[VALUES]})[VALUES])
-    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    paths, structure = jax.tree_util.tree_flatten_with_path(like(values) if callable(like) else like)
     places = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
     pieces = storage.checked(f"{key}/{ARRAYS}", hashes[ARRAYS])
     found = arrays.read(pieces, places, lambda name, array: _put(array, places[name]))
     return jax.tree_util.tree_unflatten(structure, [found[name] for name in places]), values
+
+
+def read_values(storage: Storage, key: str) -> dict[str, Any]:
+    """The values alone. Raises DamagedCheckpoint, or WrongVersion."""
+    hashes = storage.hashes(key)
+    if VALUES not in hashes:
+        raise DamagedCheckpoint(f"{key} has no state")
+    return _values(storage.read(key, {VALUES: hashes[VALUES]})[VALUES])
 
 
 def restored(

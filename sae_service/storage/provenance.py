@@ -8,27 +8,31 @@ from typing import Any
 
 from sae_service import __version__
 from sae_service.readable import EVERYWHERE, Roots
-from sae_service.spec import JobSpec, is_path
+from sae_service.spec import StreamSpec, is_path
 
 PACKAGES = ("jax", "torch", "transformer-lens", "datasets", "optax")
 LOOKED_AT = 1 << 24
 
 
-def provenance(job: JobSpec, device: str, roots: Roots, precision: dict[str, Any]) -> dict[str, Any]:
-    """The provenance of every SAE of a job, as JSON.
+def provenance(
+    spec: dict[str, Any], stream: StreamSpec, device: str, roots: Roots, precision: dict[str, Any]
+) -> dict[str, Any]:
+    """The provenance of what a job makes, as JSON.
 
     Args:
+        spec: of the job.
+        stream: which model it has read, and which text.
         precision: in which matrix products have run.
     """
-    model, dataset = job.stream.model, job.stream.dataset
+    model, dataset = stream.model, stream.dataset
     return {
-        "spec": job.model_dump(mode="json"),
+        "spec": spec,
         "model": model and {"name": model.name, "revision": model.revision or revision(model.name, roots)},
         "dataset": dataset and {"path": dataset.path, "revision": dataset.revision or revision(dataset.path, roots)},
         "code": {"sae-service": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device,
         "precision": precision,
-    } | ({"rows_rounded_to": job.stream.rounded_to} if job.stream.rounded_to else {})
+    } | ({"rows_rounded_to": stream.rounded_to} if stream.rounded_to else {})
 
 
 def revision(name: str, roots: Roots = EVERYWHERE) -> str | None:

@@ -16,6 +16,7 @@ from sae_service.jobs.presence import Presence
 from sae_service.jobs.store import JobStore
 from sae_service.settings import Settings
 from sae_service.storage.cache import ActivationCache
+from tests.finished_jobs import Finished, tiny_job
 from tests.integration.supervised import Worker
 from workers import child as child_module
 
@@ -92,3 +93,28 @@ def child_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     real = subprocess.Popen
     return replace
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A service in which jobs are carried out as they are submitted."""
+    return Finished(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def finished_api(finished: Finished) -> Iterator[TestClient]:
+    with TestClient(create_app(finished.settings), "http://localhost") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def trained(finished: Finished, finished_api: TestClient) -> str:
+    """A job there that has trained the SAEs a, b and c."""
+    return finished.submitted(finished_api, tiny_job())
+
+
+@pytest.fixture(scope="session")
+def looked(finished: Finished, finished_api: TestClient, trained: str) -> str:
+    """A job that has looked at the latents of a."""
+    spec = {"kind": "latents", "job": trained, "saes": ["a"], "tokens": 6000, "passage_tokens": 32}
+    return finished.submitted(finished_api, spec)

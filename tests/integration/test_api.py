@@ -34,7 +34,8 @@ def test_a_job_is_created_found_and_listed(api: TestClient, spec: dict[str, Any]
     (listed,) = api.get("/v1/jobs").json()["data"]
     assert "spec" not in listed
     assert listed["summary"] == {
-        "model": spec["stream"]["model"]["name"], "dataset": spec["stream"]["dataset"]["path"], "tokens": 40 * 256, "gpus": 1,
+        "kind": "train", "looks_at_latents": False, "model": spec["stream"]["model"]["name"],
+        "dataset": spec["stream"]["dataset"]["path"], "tokens": 40 * 256, "gpus": 1,
         "saes": [
             {"name": "a", "hook_name": "blocks.1.hook_resid_post", "kind": "jumprelu", "d_sae": 256},
             {"name": "b", "hook_name": "blocks.2.hook_mlp_out", "kind": "standard", "d_sae": 256},
@@ -228,7 +229,7 @@ def test_an_address_that_others_can_reach_needs_a_key(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_description_are_valid_jobs() -> None:
     from api.examples import JOB_EXAMPLES
-    from sae_service.spec.job import JobSpec
+    from sae_service.spec.kinds import SPECS, kind_of
 
     for example in JOB_EXAMPLES.values():
-        JobSpec.model_validate(example["value"])
+        SPECS[kind_of(example["value"])].model_validate(example["value"])

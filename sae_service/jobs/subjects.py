@@ -1,0 +1,52 @@
+"""Jobs that look at what another job has trained: which checkpoint that is, and what it says of model and text."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from sae_service.errors import InvalidSpec, NotFound
+from sae_service.jobs.records import Checkpoint
+from sae_service.jobs.store import JobStore
+from sae_service.schema import pointer
+from sae_service.spec import JobSpec, LatentsSpec
+from sae_service.spec.stored import read_training
+
+ONLY_READ = {"batch": 1, "buffer_rows": 0, "cache": "off", "cache_dtype": None}
+"""The fields of a stream that have no meaning where it is read once, and whole."""
+
+
+def resolved(spec: Any, jobs: JobStore) -> tuple[Any, Checkpoint | None]:
+    """A spec with what it leaves to the job that it names, and the checkpoint of that job; others as they are.
+
+    Raises:
+        InvalidSpec: there is no such job for its user, it has not succeeded, or it has no such SAEs.
+    """
+    if not isinstance(spec, LatentsSpec) or spec.job is None:
+        return spec, None
+    parent, checkpoint = trained(spec.job, jobs)
+    known = [sae.name for sae in parent.saes]
+    for index, name in enumerate(spec.saes):
+        if name not in known:
+            raise InvalidSpec(f"the job has no SAE {name!r}; it has {', '.join(known)}", f"/saes/{index}")
+    if parent.stream.synthetic is not None:
+        raise InvalidSpec("was trained on synthetic activations, so there is no text that its latents could fire on", "/job")
+    stream = parent.stream.model_dump(mode="json") | ONLY_READ | {"tokens": spec.tokens}
+    whole = spec.model_dump(mode="json") | {"saes": list(spec.saes) or known, "stream": stream}
+    try:
+        return LatentsSpec.model_validate(whole), checkpoint
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidSpec(first["msg"], pointer(first["loc"], whole)) from error
+
+
+def trained(job_id: str, jobs: JobStore) -> tuple[JobSpec, Checkpoint]:
+    """The spec and the final checkpoint of a job that has trained SAEs. Raises InvalidSpec for any other."""
+    try:
+        job = jobs.get(job_id)
+        if job.status != "succeeded":
+            raise InvalidSpec(f"job {job_id} is {job.status}; the SAEs of one that has succeeded can be looked at", "/job")
+        return read_training(job.spec), jobs.checkpoint(job_id, "latest")
+    except NotFound as error:
+        raise InvalidSpec(error.message, "/job") from error
+    except InvalidSpec as error:
+        raise InvalidSpec(error.message, "/job", error.hint) from error

@@ -1,0 +1,34 @@
+"""The kinds of jobs, by name: a spec is of the kind that it names, and trains SAEs if it names none."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Tag
+
+from sae_service.plain_words import unknown_name
+from sae_service.schema import refuse
+from sae_service.spec.job import JobSpec
+from sae_service.spec.latents import LatentsSpec
+
+DEFAULT_KIND = "train"
+SPECS: dict[str, Any] = {"train": JobSpec, "latents": LatentsSpec}
+"""What a job of each kind says. What is looked at before it is queued is in `preflight`, and what it does in `kinds`."""
+
+
+def kind_of(spec: Any) -> Any:
+    """The kind of a spec, parsed or not."""
+    return spec.get("kind", DEFAULT_KIND) if isinstance(spec, dict) else getattr(spec, "kind", DEFAULT_KIND)
+
+
+def _check_kind(spec: Any) -> Any:
+    kind = kind_of(spec)
+    if not isinstance(kind, str) or kind not in SPECS:
+        refuse(("kind",), unknown_name("kind of job", str(kind), SPECS), kind)
+    return spec
+
+
+AnySpec = Annotated[
+    Annotated[JobSpec, Tag("train")] | Annotated[LatentsSpec, Tag("latents")],
+    Discriminator(kind_of),
+    BeforeValidator(_check_kind),
+]
+"""A job of any kind."""
