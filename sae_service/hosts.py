@@ -184,18 +184,24 @@ def fetched(tree: Any) -> Any:
 
 
 def _whole(leaf: Any) -> np.ndarray:
-    if not isinstance(leaf, Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-        return np.asarray(leaf)
-    assert isinstance(leaf.sharding, NamedSharding)
-    axis = next(axis for axis, name in enumerate(leaf.sharding.spec) if name is not None)
-    n_devices = leaf.sharding.mesh.size
-    whole = np.empty(leaf.shape, leaf.dtype)
-    length = leaf.shape[axis] // n_devices
-    n_rows = min(length, max(1, PIECE_BYTES * length // leaf.nbytes))
-    parts = np.moveaxis(whole, axis, 0).reshape(n_devices, length, *np.delete(leaf.shape, axis))
+    is_here = not isinstance(leaf, Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+    return np.asarray(leaf) if is_here else gathered(leaf)
+
+
+def gathered(array: Array, piece_bytes: int = PIECE_BYTES) -> np.ndarray:
+    """An array that is split along one axis, whole and exact in each host's memory. A device has so many bytes more meanwhile."""
+    sharding = array.sharding
+    assert isinstance(sharding, NamedSharding)
+    axis = next(axis for axis, name in enumerate(sharding.spec) if name is not None)
+    n_devices = sharding.mesh.size
+    length = array.shape[axis] // n_devices
+    n_rows = min(length, max(1, piece_bytes * length // array.nbytes))
+    whole = np.empty(array.shape, array.dtype)
+    parts = np.moveaxis(whole, axis, 0).reshape(n_devices, length, *np.delete(array.shape, axis))
     for first in range(0, length, n_rows):
+        # The last piece may begin within the one before it: all have one shape.
         start = min(first, length - n_rows)
-        parts[:, start : start + n_rows] = _piece(leaf.sharding, axis, n_rows, leaf, np.int32(start))
+        parts[:, start : start + n_rows] = _piece(sharding, axis, n_rows, array, np.int32(start))
     return whole
 
 

@@ -39,7 +39,10 @@ def worker(
     queue: Annotated[str, typer.Option(help="The queue to take jobs from.")] = "default",
     device: Annotated[str | None, typer.Option(help="The GPUs that it trains on, as in CUDA_VISIBLE_DEVICES.")] = None,
 ) -> None:
-    """Runs one worker. Many machines share SAE_SERVICE_DATABASE_URL (PostgreSQL) and SAE_SERVICE_STORAGE_URL (S3)."""
+    """Runs one worker. Many machines share SAE_SERVICE_DATABASE_URL (PostgreSQL) and SAE_SERVICE_STORAGE_URL (S3).
+
+    With SAE_SERVICE_HOSTS several hosts are one worker, for jobs that are split over the GPUs of all of them.
+    """
     _become("workers", ["--queue", queue, *(["--device", device] if device else [])], data_dir)
 
 

@@ -84,7 +84,9 @@ def news(hosts: Hosts) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("n_devices", "is_split"), [(8, True), (1, False)], ids=["eight_devices", "one_device"])
-def test_its_weights_and_state_are_those_of_one_host(hosts: Hosts, news: list[dict[str, Any]], n_devices: int, is_split: bool) -> None:
+def test_its_weights_and_state_are_those_of_one_host(
+    hosts: Hosts, news: list[dict[str, Any]], n_devices: int, is_split: bool
+) -> None:
     hosts.run(f"one_{n_devices}", 1, n_devices, spec(is_split))
     assert difference(hosts.files("two"), hosts.files(f"one_{n_devices}")) < 1e-6
 
@@ -126,3 +128,20 @@ def test_what_is_wrong_on_another_host_is_told_by_the_first(hosts: Hosts) -> Non
 def test_of_an_sae_that_is_not_split_it_is_said_that_each_host_trains_it(news: list[dict[str, Any]]) -> None:
     (warning,) = news[0]["warnings"]
     assert warning.startswith("shard: whole is not split, so each of the 2 hosts trains it for itself")
+
+
+def test_an_array_is_gathered_exactly_in_pieces_along_any_axis() -> None:
+    code = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from sae_service.hosts import gathered
+from sae_service.training.placement import mesh_of
+for dtype in ("float32", "bfloat16", "int8", "int32", "bool"):
+    for axis, shape in ((0, (40, 3)), (1, (3, 40)), (0, (40,)), (0, (8, 2))):
+        array = jax.random.randint(jax.random.key(1), shape, -9, 9).astype(dtype)
+        split = jax.device_put(array, NamedSharding(mesh_of(jax.devices()), PartitionSpec(*[None] * axis, "devices")))
+        for piece_bytes in (1, 2 * array.nbytes // 5, 1 << 20):
+            assert np.array_equal(gathered(split, piece_bytes), np.asarray(array)), (dtype, axis, shape, piece_bytes)
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | flags)

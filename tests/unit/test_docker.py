@@ -31,10 +31,35 @@ def test_the_compose_file_builds_from_files_that_exist_and_sets_settings_that_ex
             assert variable.removeprefix(PREFIX).lower() in Settings.model_fields
 
 
-def test_the_cluster_files_can_be_read_and_leave_time_to_save() -> None:
+def pods() -> list[dict[str, Any]]:
+    """What starts pods: the API, a worker, a worker of several hosts."""
     found = yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text())
-    api, worker = (item for item in found if item["kind"] == "Deployment")
-    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > WORKER_STOP_S
+    return [item for item in found if item["kind"] in ("Deployment", "StatefulSet")]
+
+
+def test_pods_of_one_worker_of_several_hosts_agree_on_who_is_who() -> None:
+    found = list(yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text()))
+    (several,) = (item for item in found if item["kind"] == "StatefulSet")
+    name, service = several["metadata"]["name"], several["spec"]["serviceName"]
+    container = several["spec"]["template"]["spec"]["containers"][0]
+    given = {variable["name"].removeprefix(PREFIX).lower(): variable.get("value") for variable in container["env"]}
+    settings = Settings(hosts=int(given["hosts"]), coordinator=given["coordinator"])
+    assert settings.hosts == several["spec"]["replicas"]
+    assert several["spec"]["podManagementPolicy"] == "Parallel", "none of them is ready before the others are there"
+    host, port = str(settings.coordinator).split(":")
+    assert host == f"{name}-0.{service}"
+    assert int(port) in [found["containerPort"] for found in container["ports"]]
+    (headless,) = (item for item in found if item["kind"] == "Service" and item["metadata"]["name"] == service)
+    assert (headless["spec"]["clusterIP"], headless["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    (policy,) = (item for item in found if item["kind"] == "NetworkPolicy")
+    labels = several["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == headless["spec"]["selector"] == labels
+
+
+def test_the_cluster_files_can_be_read_and_leave_time_to_save() -> None:
+    api, *workers = pods()
+    for worker in workers:
+        assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > WORKER_STOP_S
     assert api["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/readyz"
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["worker"]["stop_grace_period"]
     assert int(compose.removesuffix("s")) > WORKER_STOP_S
@@ -68,6 +93,16 @@ def test_a_slurm_worker_has_all_cpus_of_its_job_a_folder_of_its_user_and_a_log_o
     assert asked.startswith("--cpus-per-task=8 sae-service worker ")
     assert f"--data-dir /scratch/sae-worker-{os.getuid()} " in asked
     assert "\n#SBATCH --open-mode=append\n" in (DOCKER / "slurm.sh").read_text()
+
+
+def test_on_several_nodes_slurm_starts_one_worker_each_and_all_know_the_first(tmp_path: Path) -> None:
+    nodes = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_GPUS_ON_NODE": "4"}
+    srun = f"echo $SAE_SERVICE_HOSTS $SAE_SERVICE_COORDINATOR > {tmp_path}/told"
+    run_slurm_script(tmp_path, {"srun": srun, "squeue": "", "scontrol": "echo node7; echo node8"}, nodes)
+    assert (tmp_path / "told").read_text() == "2 node7:8476\n"
+    asked = (tmp_path / "srun.asked").read_text()
+    assert asked.startswith("--ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task=1 sae-service worker ")
+    assert asked.endswith(" --device 0,1,2,3\n")
 
 
 def run_slurm_script(folder: Path, programs: dict[str, str], variables: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
@@ -158,7 +193,7 @@ def test_pods_have_no_rights_limits_probes_and_a_budget() -> None:
     found = list(yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text()))
     budgets = {item["spec"]["selector"]["matchLabels"]["app"] for item in found if item["kind"] == "PodDisruptionBudget"}
     claims = {item["metadata"]["name"] for item in found if item["kind"] == "PersistentVolumeClaim"}
-    deployments = [item for item in found if item["kind"] == "Deployment"]
+    deployments = pods()
     assert {item["metadata"]["name"] for item in deployments} == budgets
     for deployment in deployments:
         pod = deployment["spec"]["template"]["spec"]

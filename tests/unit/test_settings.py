@@ -25,7 +25,7 @@ def ended(command: list[str], folder: Path, **variables: str) -> subprocess.Comp
     ("name", "value"),
     [("LEASE_S", "-1"), ("STOP_S", "soon"), ("ALLOWED_ROOTS", "/text"), ("API_KEY_SHA256", '["mykey"]'), ("LOG_FORMAT", "xml"),
      ("DATABASE_URL", "garbage"), ("DATABASE_URL", "mysql://u:pw@h/x"), ("DATABASE_URL", "postgresql://u:pw@h:abc/x"),
-     ("STORAGE_URL", "./folder"), ("CACHE_URL", "garbage")],
+     ("STORAGE_URL", "./folder"), ("CACHE_URL", "garbage"), ("HOSTS", "0"), ("COORDINATOR", "node7"), ("HOST_INDEX", "1")],
 )
 def test_a_wrong_setting_is_named_with_what_it_is_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SAE_SERVICE_{name}", value)
@@ -53,6 +53,18 @@ def test_an_api_that_does_not_reach_what_it_needs_says_so_in_one_line(name: str,
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     assert refused.stderr.startswith("api: ")
     assert "secret" not in refused.stderr
+
+
+def test_several_hosts_need_a_place_to_meet_and_slurm_may_say_which_one_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert settings.load().resolved_host_index() == 0, "one alone is the first, whatever else Slurm runs"
+    monkeypatch.setenv("SAE_SERVICE_HOSTS", "4")
+    with pytest.raises(InvalidSetting, match="SAE_SERVICE_COORDINATOR: several hosts need one"):
+        settings.load()
+    monkeypatch.setenv("SAE_SERVICE_COORDINATOR", "node7:8476")
+    assert settings.load().resolved_host_index() == 3
+    monkeypatch.setenv("SAE_SERVICE_HOST_INDEX", "0")
+    assert settings.load().resolved_host_index() == 0
 
 
 def test_a_variable_that_is_no_setting_is_named_with_the_nearest_that_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
