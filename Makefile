@@ -27,7 +27,7 @@ worker: $(READY)  ## Run one more worker (options: ARGS="--queue large")
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration
-	$(BIN)/python -m pytest tests/e2e tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e tests/faults
 
 test-slow: $(READY)  ## Run the tests that take long and say little that others do not
 	$(BIN)/python -m pytest -m slow tests/unit tests/integration tests/e2e

@@ -75,18 +75,26 @@ def quick() -> dict[str, Any]:
 
 
 @pytest.fixture
-def on_every_path(quick: dict[str, Any]) -> dict[str, Any]:
-    """A job like the quick one, with SAEs that take each path of a step. 6 checkpoints in 600 steps."""
-    quick["stream"]["tokens"] = 600 * 64
-    quick["saes"] = every_path.saes(quick["stream"], "hook_synthetic")[:2]
+def in_slots(quick: dict[str, Any]) -> dict[str, Any]:
+    """A job like the quick one, with one wide SAE: what costs time is to compile. 6 checkpoints in 300 steps."""
+    quick["stream"]["tokens"] = 300 * 64
+    quick["checkpoints"]["every_tokens"] = 50 * 64
+    quick["saes"] = every_path.saes(quick["stream"], "hook_synthetic")[:1]
     return quick
 
 
 @pytest.fixture
+def factored(in_slots: dict[str, Any]) -> dict[str, Any]:
+    """The same with the other wide SAE."""
+    in_slots["saes"] = every_path.saes(in_slots["stream"], "hook_synthetic")[1:2]
+    return in_slots
+
+
+@pytest.fixture
 def long_text(spec: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A job of 30 checkpoints, all but the first few of them in one group of long documents, with an activation cache."""
+    """A job of 25 checkpoints, all but the first few of them in one group of long documents, with an activation cache."""
     spec["stream"]["dataset"]["path"] = str(long_documents.write(tmp_path / "text"))
-    spec["stream"] |= {"tokens": 480 * 256, "prompts": 8, "cache": "fill"}
+    spec["stream"] |= {"tokens": 400 * 256, "prompts": 8, "cache": "fill"}
     spec["checkpoints"] = {"every_tokens": 16 * 256, "keep": KEEP_ALL}
     return spec
 

@@ -33,11 +33,11 @@ def saes(stream: dict[str, Any], hook_name: str) -> list[dict[str, Any]]:
     wide = {"d_sae": SMALLEST_D_SAE, "k": 4}
     return [
         common | {
-            "name": "int8", "architecture": {"kind": "topk", **wide},
+            "name": "int8", "architecture": {"kind": "topk", **wide}, "precision": "bfloat16",
             "optimizer": optimizer | {"first_moment": "bfloat16", "second_moment": "int8"},
         },
         common | {
-            "name": "factored", "architecture": {"kind": "batchtopk", **wide}, "precision": "bfloat16",
+            "name": "factored", "architecture": {"kind": "batchtopk", **wide},
             "optimizer": optimizer | {"second_moment": "factored"},
         },
         common | {

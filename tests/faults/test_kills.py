@@ -38,11 +38,11 @@ def suffer(
 
 
 def test_a_few_kills_do_not_change_any_checkpoint(
-    history: History, on_every_path: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
+    history: History, in_slots: dict[str, Any], tmp_path: Path, compiled: dict[str, str]
 ) -> None:
-    on_every_path["checkpoints"]["keep"] = KEEP_ALL
+    in_slots["checkpoints"]["keep"] = KEEP_ALL
     service = Service(tmp_path, 2, **compiled)
-    suffer(service, history, [on_every_path], 5, tmp_path / "weights", at_once=2)
+    suffer(service, history, [in_slots], 5, tmp_path / "weights", at_once=2)
 
 
 @pytest.mark.faults
