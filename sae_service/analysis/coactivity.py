@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from scipy.sparse import csr_array
 
 from sae_service.analysis.kept import ranks_of
@@ -25,11 +25,12 @@ class Coactivity:
         self._table: Any = csr_array((d_sae, d_sae), dtype=np.int32)
         self._appearances = np.zeros(d_sae, np.int32)
         self._waiting = np.full((TOKENS_AT_ONCE, STRONGEST), -1, np.int32)
-        self._n_waiting = 0
+        self._n_waiting = self._n_tokens = 0
 
     def add(self, acts: Any) -> None:
         """Counts the rows of a sparse matrix [rows, d_sae]."""
         rows = strongest(acts)
+        self._n_tokens += len(rows)
         while len(rows):
             part = rows[: TOKENS_AT_ONCE - self._n_waiting]
             self._waiting[self._n_waiting : self._n_waiting + len(part)] = part
@@ -51,37 +52,43 @@ class Coactivity:
         appearances = self._appearances + np.bincount(taken[is_one], minlength=self._d_sae).astype(np.int32)
         return _pruned(self._table + others), appearances
 
-    def nearest(self, n: int) -> tuple[Int[np.ndarray, "d_sae n"], Int[np.ndarray, "d_sae n"], Float[np.ndarray, "d_sae n"]]:
-        """For each latent those that share most of their tokens with it: the latents, -1 where there are no more, the counts,
-        and of the tokens on which either is among the strongest the share on which both are.
+    def nearest(self, n: int) -> dict[str, np.ndarray]:
+        """For each latent the `n` that most often are among the strongest where it is, beyond chance:
+
+        coactive_latents: -1 where there are no more. coactive_counts: tokens on which both are among the strongest.
+        coactive_correlations: Pearson's, of being among them. coactive_cosines: the count over the geometric mean of both.
         """
         table, appearances = self._counted()
         latents = np.repeat(np.arange(self._d_sae), np.diff(table.indptr))
         others, counts = table.indices, table.data
-        either = appearances[latents] + appearances[others] - counts
-        shares = (counts / np.maximum(either, 1)).astype(np.float32)
-        order = np.lexsort((others, -shares, latents))
-        latents, others, counts, shares = (values[order] for values in (latents, others, counts, shares))
+        own, other = (appearances[index].astype(np.float64) for index in (latents, others))
+        cosines = counts / np.sqrt(own * other)
+        spread = np.sqrt(own * (self._n_tokens - own) * other * (self._n_tokens - other))
+        correlations = np.where(spread > 0, (self._n_tokens * counts - own * other) / np.where(spread > 0, spread, 1), 0)
+        order = np.lexsort((others, -correlations, latents))
         ranks = ranks_of(latents)
         chosen = ranks < n
-        place = latents[chosen], ranks[chosen]
-        shape = self._d_sae, n
-        found = np.full(shape, -1, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-        for target, values in zip(found, (others, counts, shares), strict=True):
-            target[place] = values[chosen]
+        place, order = (latents[chosen], ranks[chosen]), order[chosen]
+        kinds = {"latents": (others, np.int32), "counts": (counts, np.int32)}
+        kinds |= {"correlations": (correlations, np.float32), "cosines": (cosines, np.float32)}
+        found: dict[str, np.ndarray] = {}
+        for name, (values, dtype) in kinds.items():
+            found[f"coactive_{name}"] = np.full((self._d_sae, n), -1 if name == "latents" else 0, dtype)
+            found[f"coactive_{name}"][place] = values[order]
         return found
 
     def state(self) -> dict[str, np.ndarray]:
         """All that is remembered."""
         table = {"counts": self._table.data, "others": self._table.indices, "offsets": self._table.indptr}
-        waits = {"waiting": self._waiting, "n_waiting": np.asarray(self._n_waiting, np.int32)}
+        waits = {"waiting": self._waiting, "seen": np.asarray([self._n_waiting, self._n_tokens])}
         return {name: values.astype(np.int32) for name, values in (table | waits | {"appearances": self._appearances}).items()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Goes on from a state."""
         parts = state["counts"], state["others"], state["offsets"]
         self._table = csr_array(parts, shape=(self._d_sae, self._d_sae))
-        self._appearances, self._waiting, self._n_waiting = state["appearances"], state["waiting"], int(state["n_waiting"])
+        self._appearances, self._waiting = state["appearances"], state["waiting"]
+        self._n_waiting, self._n_tokens = map(int, state["seen"])
 
 
 def strongest(acts: Any) -> Int[np.ndarray, "rows strongest"]:

@@ -44,14 +44,13 @@ class Maker:
         """The columns of the SAE `name`, and the tokens of the passages in them."""
         tally = self.passed.tallies[name]
         numbers, tokens = self.passed.passages()
-        coactive = zip(("coactive_latents", "coactive_counts", "coactive_shares"), tally.coactivity.nearest(LISTED), strict=True)
-        neurons = zip(("neurons", "neuron_correlations"), tally.correlation.strongest(LISTED), strict=True)
         W_dec = np.asarray(tally.sae.W_dec)
         nearest, cosines = directions.nearest(W_dec, W_dec, LISTED, self.alive, is_same=True)
         return {
             **activity(tally, self.passed.n_tokens),
-            **dict(coactive),
-            **dict(neurons),
+            **tally.coactivity.nearest(LISTED),
+            **tally.correlation.strongest(LISTED),
+            **directions.aligned(W_dec, LISTED),
             "nearest_latents": nearest,
             "nearest_cosines": cosines,
             **self._of_tokens(tally.sae),

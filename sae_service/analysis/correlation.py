@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 LATENTS_AT_ONCE = 1 << 12
 
@@ -37,30 +37,34 @@ class Correlation:
         self._act_squares += _by_latent(acts, np.square(acts.data, dtype=np.float64))
         self._products += acts.T @ centred
 
-    def strongest(self, n: int) -> tuple[Int[np.ndarray, "d_sae n"], Float[np.ndarray, "d_sae n"]]:
-        """The `n` neurons of each latent with the largest absolute correlation, and the correlations; -1 and 0 for a latent
-        that never fired.
+    def strongest(self, n: int) -> dict[str, np.ndarray]:
+        """The `n` neurons of each latent with the largest absolute correlation; -1 for a latent that never fired:
+
+        neurons: which. neuron_correlations: Pearson's. neuron_cosines: of the activations with what is read.
         """
         d_sae, d_read = self._products.shape
         n_kept = min(n, d_read)
-        neurons, found = np.full((d_sae, n), -1, np.int32), np.zeros((d_sae, n), np.float32)
+        neurons = np.full((d_sae, n), -1, np.int32)
+        found = np.zeros((d_sae, n), np.float32), np.zeros((d_sae, n), np.float32)
         for first in range(0, d_sae, LATENTS_AT_ONCE):
             part = slice(first, first + LATENTS_AT_ONCE)
-            correlations = self._correlations(part)
+            correlations, cosines = self._correlations(part)
             order = np.argsort(-np.abs(correlations), axis=1, kind="stable")[:, :n_kept]
-            fires = self.acts[part] > 0
-            neurons[part, :n_kept] = np.where(fires[:, None], order, -1)
-            found[part, :n_kept] = np.take_along_axis(correlations, order, axis=1)
-        return neurons, found
+            neurons[part, :n_kept] = np.where(self.acts[part, None] > 0, order, -1)
+            for target, values in zip(found, (correlations, cosines), strict=True):
+                target[part, :n_kept] = np.take_along_axis(values, order, axis=1)
+        return {"neurons": neurons, "neuron_correlations": found[0], "neuron_cosines": found[1]}
 
-    def _correlations(self, part: slice) -> Float[np.ndarray, "latents d_read"]:
-        """Those of some latents; 0 where something never changes."""
-        n = max(self._n_rows, 1)
+    def _correlations(self, part: slice) -> tuple[Float[np.ndarray, "latents d_read"], Float[np.ndarray, "latents d_read"]]:
+        """Correlations and cosines of some latents; 0 where something never changes."""
+        n, centre = max(self._n_rows, 1), self._centre.astype(np.float64)
         acts, neurons = self.acts[part].astype(np.float64) / n, self._neurons.astype(np.float64) / n
-        covariances = self._products[part] / n - acts[:, None] * neurons
-        deviations = np.sqrt(np.maximum(self._act_squares[part] / n - acts**2, 0))[:, None]
-        deviations = deviations * np.sqrt(np.maximum(self._neuron_squares / n - neurons**2, 0))
-        return np.where(deviations > 0, covariances / np.where(deviations > 0, deviations, 1), 0).astype(np.float32)
+        products, act_squares, neuron_squares = self._products[part] / n, self._act_squares[part] / n, self._neuron_squares / n
+        covariances = products - acts[:, None] * neurons
+        variances = np.maximum(act_squares - acts**2, 0)[:, None] * np.maximum(neuron_squares - neurons**2, 0)
+        raw_products = products + acts[:, None] * centre
+        raw_squares = act_squares[:, None] * (neuron_squares + 2 * centre * neurons + centre**2)
+        return _ratios(covariances, variances), _ratios(raw_products, raw_squares)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that is remembered."""
@@ -79,3 +83,8 @@ class Correlation:
 def _by_latent(acts: Any, values: np.ndarray) -> Float[np.ndarray, " d_sae"]:
     """The sum of `values`, one for each activation, of each latent."""
     return np.bincount(acts.indices, weights=values, minlength=acts.shape[1]).astype(np.float32)
+
+
+def _ratios(products: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Products over roots of products of squares; 0 where these are 0."""
+    return np.where(squares > 0, products / np.sqrt(np.where(squares > 0, squares, 1)), 0).astype(np.float32)

@@ -123,6 +123,18 @@ def _parts(rows: Matrix, n_columns: int) -> list[Matrix]:
     return list(padded.reshape(-1, size, rows.shape[1]))
 
 
+def aligned(directions: Matrix, n: int) -> dict[str, np.ndarray]:
+    """The `n` neurons, dimensions of what is written, of the largest weights in each direction: which, the weights, and their
+    shares of the sum of all absolute weights.
+    """
+    n = min(n, directions.shape[1])
+    neurons = np.argsort(-np.abs(directions), axis=1, kind="stable")[:, :n].astype(np.int32)
+    weights = np.take_along_axis(directions, neurons, axis=1)
+    total = np.abs(directions).sum(axis=1, keepdims=True)
+    shares = np.abs(weights) / np.where(total > 0, total, 1)
+    return {"aligned_neurons": neurons, "aligned_weights": weights.astype(np.float32), "aligned_shares": shares.astype(np.float32)}
+
+
 def best_tokens(
     directions: Float[np.ndarray, "d_sae d_model"], W_E: Float[np.ndarray, "n_vocab d_model"], n: int, alive: Alive
 ) -> dict[str, np.ndarray]:

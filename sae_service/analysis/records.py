@@ -25,14 +25,24 @@ class Neighbour(Frozen):
     latent: int
     similarity: float
     count: int | None = Field(default=None, description="On how many tokens both are among the strongest of the token.")
+    cosine: float | None = Field(default=None, description="That count over the geometric mean of the counts of both.")
     sae: str | None = Field(default=None, description="The name of its SAE, if that is another one.")
 
 
 class Neuron(Frozen):
-    """A dimension of what the SAE reads, and the correlation of a latent with it."""
+    """A dimension of what the SAE reads, and how a latent goes with it."""
 
     neuron: int
-    correlation: float
+    correlation: float = Field(description="Pearson's.")
+    cosine: float = Field(description="Of the activations with what is read.")
+
+
+class Aligned(Frozen):
+    """A dimension of what the SAE writes, and the weight of a latent's decoder row there."""
+
+    neuron: int
+    weight: float
+    share: float = Field(description="Of the sum of all absolute weights of the row.")
 
 
 class Passage(Frozen):
@@ -46,6 +56,7 @@ class Passage(Frozen):
     largest: float
     position: int = Field(description="Where that is, counted from 0.")
     tokens: tuple[str, ...]
+    ids: tuple[int, ...] = Field(description="The same tokens as the model has them.")
     activations: tuple[float, ...]
 
 
@@ -86,10 +97,11 @@ class Latent(LatentEntry):
     logits: Bins | None = Field(description="Histogram of the logits of all tokens; null if it writes to no residual stream.")
     nearest: tuple[Neighbour, ...] = Field(description="Latents of the same SAE by the cosine of their decoder rows.")
     coactive: tuple[Neighbour, ...] = Field(
-        description="Latents that fire together with it: the similarity is, of the tokens on which one of the two is among the 8 "
-        "strongest, the share on which both are.",
+        description="Latents that fire together with it: the similarity is the correlation of being among the 8 strongest latents "
+        "of a token.",
     )  # fmt: skip
     neurons: tuple[Neuron, ...] = Field(description="Those with the largest absolute correlations.")
+    aligned: tuple[Aligned, ...] = Field(description="Those with the largest absolute weights.")
     reads: tuple[Scored, ...] = Field(default=(), description="Of a transcoder the tokens whose embeddings it reads most.")
     reads_latents: tuple[Neighbour, ...] = Field(
         default=(), description="Of a transcoder the latents, of SAEs before it, whose decoder rows are nearest to what it reads."

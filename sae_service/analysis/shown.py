@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sae_service.analysis.records import Bins, Latent, LatentEntry, Neighbour, Neuron, Order, Passage, Scored, Sort
+from sae_service.analysis.records import Aligned, Bins, Latent, LatentEntry, Neighbour, Neuron, Order, Passage, Scored, Sort
 from sae_service.analysis.results import Table
 from sae_service.errors import InvalidSpec, NotFound
 
@@ -127,17 +127,26 @@ def latent(table: Table, which: int, explained: Mapping[int, str] | None = None)
         logits=_logits(row),
         nearest=_neighbours(row, "nearest_latents", "nearest_cosines"),
         coactive=_neighbours(
-            row, "coactive_latents", "coactive_shares", lambda index: {"count": int(row["coactive_counts"][index])}
+            row, "coactive_latents", "coactive_correlations",
+            lambda index: {"count": int(row["coactive_counts"][index]), "cosine": number(row["coactive_cosines"][index])},
         ),
         neurons=tuple(
-            Neuron(neuron=neuron, correlation=number(found))
-            for neuron, found in zip(row["neurons"].tolist(), row["neuron_correlations"].tolist(), strict=True) if neuron >= 0
+            Neuron(neuron=int(neuron), correlation=number(correlation), cosine=number(cosine))
+            for neuron, correlation, cosine in zip(*(row[name] for name in NEURONS), strict=True) if neuron >= 0
+        ),
+        aligned=tuple(
+            Aligned(neuron=int(neuron), weight=number(weight), share=number(share))
+            for neuron, weight, share in zip(*(row[name] for name in ALIGNED), strict=True)
         ),
         reads=tokens("read_tokens", "read_scores"),
         reads_latents=_neighbours(
             row, "read_latents", "read_cosines", lambda index: {"sae": table.about["saes"][row["read_latent_saes"][index]]}
         ),
     )  # fmt: skip
+
+
+NEURONS = ("neurons", "neuron_correlations", "neuron_cosines")
+ALIGNED = ("aligned_neurons", "aligned_weights", "aligned_shares")
 
 
 def _filled(counts: np.ndarray) -> tuple[int, ...]:
@@ -187,6 +196,7 @@ def _passages(table: Table, row: Mapping[str, Any]) -> tuple[Passage, ...]:
             largest=number(acts.max()),
             position=int(acts.argmax()),
             tokens=tuple(table.vocabulary[token] for token in ids[:n_tokens]),
+            ids=tuple(ids[:n_tokens].tolist()),
             activations=tuple(number(value) for value in acts[:n_tokens]),
         ))  # fmt: skip
     return tuple(found)

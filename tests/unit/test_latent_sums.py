@@ -97,14 +97,18 @@ def test_latents_that_fire_together_are_counted_exactly_where_few_do(n_rows: int
         coactivity.add(csr_array(part))
     fired = strongest_of(acts).astype(int)
     both = fired.T @ fired
-    either = np.diag(both)[:, None] + np.diag(both) - both
-    shares = np.where(either > 0, both / np.maximum(either, 1), 0) * (1 - np.eye(D_SAE))
-    latents, counts, found = coactivity.nearest(4)
+    with np.errstate(invalid="ignore"):
+        correlations = np.nan_to_num(np.corrcoef(fired.T), nan=-2) - 4 * ((both == 0) | np.eye(D_SAE, dtype=bool))
+    found = coactivity.nearest(4)
     for latent in range(D_SAE):
-        wanted = [other for other in np.argsort(-shares[latent], kind="stable")[:4] if both[latent, other] and other != latent]
-        assert latents[latent].tolist() == wanted + [-1] * (4 - len(wanted))
-        assert counts[latent, : len(wanted)].tolist() == both[latent, wanted].tolist()
-        np.testing.assert_allclose(found[latent, : len(wanted)], shares[latent, wanted], rtol=1e-6)
+        wanted = [other for other in np.argsort(-correlations[latent], kind="stable")[:4] if correlations[latent, other] > -2]
+        assert found["coactive_latents"][latent].tolist() == wanted + [-1] * (4 - len(wanted))
+        assert found["coactive_counts"][latent, : len(wanted)].tolist() == both[latent, wanted].tolist()
+        np.testing.assert_allclose(
+            found["coactive_correlations"][latent, : len(wanted)], correlations[latent, wanted], rtol=1e-5, atol=1e-6
+        )
+        cosines = both[latent, wanted] / np.sqrt(both[latent, latent] * np.diag(both)[wanted])
+        np.testing.assert_allclose(found["coactive_cosines"][latent, : len(wanted)], cosines, rtol=1e-6)
 
 
 def test_of_many_partners_the_frequent_ones_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +118,11 @@ def test_of_many_partners_the_frequent_ones_are_remembered(monkeypatch: pytest.M
     acts[:, 0] = 1
     acts[np.arange(4096), random.integers(9, n, 4096)] = 1  # each now and then
     acts[::8, 5] = 1
+    acts[1::2, 0] = 0
     coactivity = Coactivity(n)
     coactivity.add(csr_array(acts))
-    latents, counts, _ = coactivity.nearest(1)
-    assert (latents[0, 0], counts[0, 0]) == (5, 512)
+    found = coactivity.nearest(1)
+    assert (found["coactive_latents"][0, 0], found["coactive_counts"][0, 0]) == (5, 512)
 
 
 @pytest.mark.parametrize("n_rows", [50, 400])
@@ -126,8 +131,11 @@ def test_correlations_with_neurons_are_pearsons(n_rows: int) -> None:
     correlation = Correlation(D_SAE, 6)
     for part, first in batches(acts, n_rows):
         correlation.add(csr_array(part), x[first : first + n_rows])
-    neurons, found = correlation.strongest(2)
+    strongest = correlation.strongest(2)
+    neurons, found = strongest["neurons"], strongest["neuron_correlations"]
     wanted = np.corrcoef(acts[:, :-1].T.astype(np.float64), x.T.astype(np.float64))[: D_SAE - 1, D_SAE - 1 :]
     np.testing.assert_array_equal(neurons[:-1], np.argsort(-np.abs(wanted), axis=1)[:, :2])
     np.testing.assert_allclose(found[:-1], np.take_along_axis(wanted, neurons[:-1], axis=1), atol=1e-5)
     assert neurons[-1].tolist() == [-1, -1]
+    norms = np.linalg.norm(acts[:, 3].astype(np.float64)) * np.linalg.norm(x[:, neurons[3, 0]].astype(np.float64))
+    np.testing.assert_allclose(strongest["neuron_cosines"][3, 0], acts[:, 3] @ x[:, neurons[3, 0]] / norms, rtol=1e-4)
