@@ -32,8 +32,8 @@ if ((${SLURM_JOB_NUM_NODES:-1} > 1)); then
     tasks=(--ntasks-per-node=1 --kill-on-bad-exit=1)
     gpus=(--device "$(seq --separator=, 0 $((SLURM_GPUS_ON_NODE - 1)))")
 fi
-srun "${tasks[@]}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    sae-service worker --data-dir "$folder" --queue "${SAE_QUEUE:-default}" "${gpus[@]}"
+srun ${tasks[@]+"${tasks[@]}"} --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+    sae-service worker --data-dir "$folder" --queue "${SAE_QUEUE:-default}" ${gpus[@]+"${gpus[@]}"}
 
 # A worker ends well only if it was told to stop. --requeue allows what follows, and does it only after a preemption or
 # the loss of a node. The id of one task of an array can be that of the whole array too, so it is named by its index.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sae_service.errors import DataNotFound, ModelNotFound, SAEServiceError, translated
 from sae_service.settings import hub_host, is_offline
@@ -23,18 +23,31 @@ KINDS: dict[str, tuple[type[SAEServiceError], str, str]] = {
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def pinned(stream: StreamSpec) -> StreamSpec:
+def pinned(stream: StreamSpec, agreed: Callable[[Callable[[], Any]], Any] = lambda find: find()) -> StreamSpec:
     """The stream with the commits that its model and dataset have now, so that all their files are read from one of them,
     whatever is pushed meanwhile. A name of which neither the hub nor this machine tells one stays: who reads it says why.
+
+    Args:
+        agreed: finds for several processes what one of them finds.
     """
-    found = {}
-    for kind, spec, name in (
-        ("model", stream.model, stream.model and stream.model.name),
-        ("dataset", stream.dataset, stream.dataset and stream.dataset.path),
-    ):
-        if spec is not None and name is not None and not is_path(name) and (commit := _commit(kind, name, spec.revision)):
-            found[kind] = spec.model_copy(update={"revision": commit})
-    return stream.model_copy(update=found)
+    of_hub = _of_hub(stream)
+    if not of_hub:
+        return stream
+    commits = agreed(lambda: {kind: _commit(kind, *named) for kind, named in of_hub.items()})
+    found = {kind: commit for kind, commit in commits.items() if commit is not None}
+    return stream.model_copy(
+        update={kind: getattr(stream, kind).model_copy(update={"revision": commit}) for kind, commit in found.items()}
+    )
+
+
+def _of_hub(stream: StreamSpec) -> dict[str, tuple[str, str | None]]:
+    """The names and revisions of the model and the dataset, as far as they are a hub's."""
+    named: dict[str, tuple[str, str | None]] = {}
+    if stream.model is not None:
+        named["model"] = stream.model.name, stream.model.revision
+    if stream.dataset is not None:
+        named["dataset"] = stream.dataset.path, stream.dataset.revision
+    return {kind: (name, revision) for kind, (name, revision) in named.items() if not is_path(name)}
 
 
 def _commit(kind: str, name: str, revision: str | None) -> str | None:

@@ -60,7 +60,7 @@ def run(
         roots: where the files of the job may be; everywhere, for a process that reads its own user's files.
         cache: the activation cache, for jobs that want it.
     """
-    job = job.model_copy(update={"stream": pinned(job.stream)})
+    job = job.model_copy(update={"stream": pinned(job.stream, hosts.agreed)})
     with ExitStack() as ending:
         meeting = ending.enter_context(hosts.Meeting())
         source = Source(job, device, roots)
@@ -81,10 +81,10 @@ def run(
             source.open_cache(cache, stops)
             found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
             states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
-            meeting.hold(values)
             training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values, *held_out)
             ending.callback(training.stop_reading)
             ending.callback(training.writer.close)
+            meeting.hold(values)
             return training.finish() if training.train() else None
         except errors.Stopped:
             return None

@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -136,14 +138,34 @@ class Report:
             self.say({"kind": "alive"})
 
 
-def together(assignment: dict[str, Any], report: Report) -> dict[str, Any]:
+@contextmanager
+def waiting(report: Report, orders: Orders) -> Iterator[None]:
+    """While a library waits for others: shows signs of life, and ends the process if the job is to stop."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(1):
+            report.alive()
+            if orders.stop.is_set():
+                report.say({"kind": "stopped"})
+                os._exit(0)
+
+    threading.Thread(target=look, name="waiting", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def together(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[str, Any]:
     """The whole assignment of one of several hosts, once all are there."""
     from sae_service import hosts
 
     place = assignment["hosts"]
     if place["index"] == 0:
         report.event("info", f"Waiting for the other {place['n_hosts'] - 1} of {place['n_hosts']} hosts at {place['coordinator']}.")
-    hosts.join(**place)
+    with waiting(report, orders):
+        hosts.join(**place)
     known = json.dumps({name: assignment.get(name) for name in LED})
     return assignment | json.loads(hosts.told(known.encode()))
 
@@ -151,7 +173,7 @@ def together(assignment: dict[str, Any], report: Report) -> dict[str, Any]:
 def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[str, Any]:
     """Runs the pipeline. Returns the message that ends the attempt."""
     if assignment["hosts"] is not None:
-        assignment = together(assignment, report)
+        assignment = together(assignment, report, orders)
     import jax
 
     from sae_service import hosts, kinds

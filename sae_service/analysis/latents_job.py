@@ -15,6 +15,7 @@ from sae_service.activations.model_check import check
 from sae_service.analysis.look import Look
 from sae_service.analysis.subjects import subjects
 from sae_service.errors import Stopped, located
+from sae_service.hub import pinned
 from sae_service.news import Checkpoint, Reporter
 from sae_service.readable import EVERYWHERE, Roots
 from sae_service.schema import SAES
@@ -59,7 +60,7 @@ def _running(
     device: str, alive: Callable[[], None], roots: Roots,
 ) -> "_Running":  # fmt: skip
     """The attempt, once the model and the SAEs are there and fit."""
-    stream = _stream(job)
+    stream = pinned(_stream(job))
     found = subjects(job, storage, begin_with, roots)
     model = LanguageModel(stream.text_source[0], device, roots)
     checked = check(model, stream.context_size, [subject.place for subject in found.by_name.values()])

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sae_service.schema import SPEC_VERSION, Frozen, refuse
-from sae_service.spec.latents import LatentsPart
 from sae_service.spec.queued import MAX_TOKENS, Count, QueuedSpec
 from sae_service.spec.saes import SAESpec
 from sae_service.spec.stream import MAX_STEPS, SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
@@ -33,9 +32,6 @@ class JobSpec(QueuedSpec):
     stream: StreamSpec
     saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
     evaluation: EvaluationSpec = EvaluationSpec()
-    latents: LatentsPart | None = Field(
-        default=None, description="What each latent does, looked at when training has ended; null: nothing is looked at."
-    )
     log_every: int = Field(default=50, gt=0, lt=MAX_STEPS, description="Steps between two rows of metrics; evaluations add rows.")
     gpus: int = Field(
         default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them, or split (shard). 1 also "

@@ -155,10 +155,13 @@ class Trainer:
         assert self.evaluate is not None
         self.settle()
         began, figures = time.monotonic(), self.figures()
-        parameters = {name: state.parameters for name, state in self.states.items()}
-        measured = self.evaluate({sae.name: partial(self.placed, sae, parameters) for sae in self.job.saes})
+        measured = self.evaluate({sae.name: partial(self._placed_now, sae) for sae in self.job.saes})
         self._evaluated_s += time.monotonic() - began
         return {name: found | figures[name] for name, found in measured.items()}
+
+    def _placed_now(self, sae: SAESpec) -> InferenceSAE:
+        """As it is now. The state of one in a group is a copy, so each is taken when it is its turn."""
+        return self.placed(sae, {sae.name: self.states[sae.name].parameters})
 
     def exported(self, sae: SAESpec, parameters: Mapping[str, Any]) -> InferenceSAE:
         """The public form of one SAE, for raw activations, on the host: training may have filled the device.
