@@ -83,7 +83,10 @@ def news(hosts: Hosts) -> list[dict[str, Any]]:
     return hosts.run("two", 2, 4, spec(True))
 
 
-@pytest.mark.parametrize(("n_devices", "is_split"), [(8, True), (1, False)], ids=["eight_devices", "one_device"])
+ONE_DEVICE = pytest.param(1, False, marks=pytest.mark.slow, id="one_device")
+
+
+@pytest.mark.parametrize(("n_devices", "is_split"), [pytest.param(8, True, id="eight_devices"), ONE_DEVICE])
 def test_its_weights_and_state_are_those_of_one_host(
     hosts: Hosts, news: list[dict[str, Any]], n_devices: int, is_split: bool
 ) -> None:

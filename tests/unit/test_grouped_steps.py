@@ -73,7 +73,7 @@ def test_a_loop_and_all_at_once_lead_to_the_same_states(architecture: Architectu
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-@pytest.mark.parametrize("n_slots", [1, 8])
+@pytest.mark.parametrize("n_slots", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_each_sae_of_a_loop_falls_back_on_the_dense_operations_for_itself(kind: str, n_slots: int) -> None:
     expected = after(ARCHITECTURES[kind], "alone", n_slots)
     are_close(after(ARCHITECTURES[kind], "looped", n_slots), expected)
