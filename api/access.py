@@ -21,7 +21,7 @@ LOCAL = ("localhost", "127.0.0.1", "[::1]")
 OPEN = re.compile(r"/(healthz|readyz|openapi\.json|docs(/.*)?)")
 """What anybody may see: nothing in it is about a job."""
 SAFE = ("GET", "HEAD", "OPTIONS")
-SUBMITS = re.compile(r"/v1/jobs(/[^/]*/(extend|fork|retry))?")
+SUBMITS = re.compile(r"/v1/jobs(/[^/]*/(extend|fork|retry))?|/v1/saes/[^/]*/explanations")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,23 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
-from api import cache, catalog, continuation, conversion, docs, events, files, health, jobs, logs, metrics, problems, saes
+from api import (
+    cache,
+    catalog,
+    continuation,
+    conversion,
+    docs,
+    events,
+    explanations,
+    files,
+    health,
+    jobs,
+    latents,
+    logs,
+    metrics,
+    problems,
+    saes,
+)
 from api.access import Callers
 from api.access_log import AccessLog
 from api.apart import Apart, prepare
@@ -15,6 +31,7 @@ from api.parameters import only_known_parameters
 from api.requests import Requests
 from sae_service import __version__
 from sae_service.jobs.database import Database
+from sae_service.jobs.explanations import Explanations
 from sae_service.jobs.keys import Keys
 from sae_service.jobs.lost_attempts import LostAttempts, keep_looking
 from sae_service.jobs.migration import is_current, migrate
@@ -60,9 +77,9 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     app.state.settings, app.state.keys, app.state.storage = settings, keys, storage
-    app.state.tables = saes.Tables(storage)
+    app.state.tables, app.state.explanations = saes.Tables(storage), Explanations(database)
     app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
-    for module in (jobs, continuation, events, logs, files, conversion, saes, cache, catalog):
+    for module in (jobs, continuation, events, logs, files, conversion, saes, latents, explanations, cache, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(only_known_parameters)], responses=problems.RESPONSES)
     app.include_router(health.router)
     app.include_router(metrics.router)

@@ -193,7 +193,7 @@ class Client(LatentsCalls):
             return downloads.unpacked(folder, archives)
 
     def _fetch(self, url: str, sha256: str | None, target: Path) -> None:
-        """Writes a file, whole or not at all. Without a hash, the answer's ETag is its hash."""
+        """Writes a file, whole or not at all. Without a hash, the answer's ETag is its hash, if it has one."""
         partial = target.with_name(f"{target.name}.part")
         digest = hashlib.sha256()
         try:
@@ -210,7 +210,8 @@ class Client(LatentsCalls):
             raise self._unavailable(error) from error
         except OSError as error:
             raise errors.StorageFailure(f"cannot write {target}: {error}") from error
-        if digest.hexdigest() != (sha256 or response.headers.get("ETag", "").strip('"')):
+        wanted = sha256 or response.headers.get("ETag", "").strip('"')
+        if wanted and digest.hexdigest() != wanted:
             raise errors.StorageFailure(f"{target.name} arrived damaged; download it again")
         partial.replace(target)
 

@@ -15,6 +15,7 @@ from sae_service.numerics import exact
 N_LOGIT_BINS = 50
 SCORES_AT_ONCE = 1 << 25
 """So many scores of directions beside tokens, or beside other directions, are there at once."""
+ROWS_AT_ONCE = 1 << 12
 Alive = Callable[[], None]
 Matrix = Float[np.ndarray, "rows columns"]
 
@@ -127,12 +128,15 @@ def aligned(directions: Matrix, n: int) -> dict[str, np.ndarray]:
     """The `n` neurons, dimensions of what is written, of the largest weights in each direction: which, the weights, and their
     shares of the sum of all absolute weights.
     """
-    n = min(n, directions.shape[1])
-    neurons = np.argsort(-np.abs(directions), axis=1, kind="stable")[:, :n].astype(np.int32)
-    weights = np.take_along_axis(directions, neurons, axis=1)
-    total = np.abs(directions).sum(axis=1, keepdims=True)
-    shares = np.abs(weights) / np.where(total > 0, total, 1)
-    return {"aligned_neurons": neurons, "aligned_weights": weights.astype(np.float32), "aligned_shares": shares.astype(np.float32)}
+    parts = list[tuple[np.ndarray, ...]]()
+    for first in range(0, len(directions), ROWS_AT_ONCE):
+        rows = directions[first : first + ROWS_AT_ONCE]
+        neurons = np.argsort(-np.abs(rows), axis=1, kind="stable")[:, :n].astype(np.int32)
+        weights = np.take_along_axis(rows, neurons, axis=1).astype(np.float32)
+        total = np.abs(rows).sum(axis=1, keepdims=True)
+        parts.append((neurons, weights, (np.abs(weights) / np.where(total > 0, total, 1)).astype(np.float32)))
+    names = ("aligned_neurons", "aligned_weights", "aligned_shares")
+    return {name: np.concatenate(found) for name, found in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def best_tokens(

@@ -21,10 +21,12 @@ class Place:
     """Where the files of an SAE's latents are.
 
     Attributes:
+        sae: the job that the SAE is of, and its name in it.
         checkpoint: of the job that has looked at them.
         folder: in it.
     """
 
+    sae: tuple[str, str]
     checkpoint: Checkpoint
     folder: str
 
@@ -97,7 +99,8 @@ class Library:
         if entry.latents_job is None:
             hint = f"Submit a job {{kind: latents, job: {entry.job_id}}}, or `sae-service look {entry.job_id}`."
             raise NotFound(f"nobody has looked at the latents of {sae_id} yet.", "sae_id", hint)
-        return Place(self.jobs.checkpoint(entry.latents_job, "latest"), f"{SAES}{entry.name}")
+        sae = entry.job_id, entry.name
+        return Place(sae, self.jobs.checkpoint(entry.latents_job, "latest"), f"{SAES}{entry.name}")
 
 
 def _has_saes(job: JobSummary) -> bool:

@@ -4,10 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from sae_service.jobs.records import Explanation
 from sae_service.schema import Frozen
 
 Sort = Literal["latent", "density", "largest", "mean"]
 Order = Literal["asc", "desc"]
+ExportFormat = Literal["neuronpedia", "saedashboard", "prompts"]
 SORTS: tuple[Sort, ...] = ("latent", "density", "largest", "mean")
 
 
@@ -106,16 +108,7 @@ class Latent(LatentEntry):
     reads_latents: tuple[Neighbour, ...] = Field(
         default=(), description="Of a transcoder the latents, of SAEs before it, whose decoder rows are nearest to what it reads."
     )
-    explanations: tuple["Explanation", ...] = ()
-
-
-class Explanation(Frozen):
-    """What somebody says that a latent is about."""
-
-    text: str = Field(min_length=1, max_length=4000)
-    author: str = Field(default="", max_length=200, description="Who or what says it: a person, or the model of an explainer.")
-    score: float | None = Field(default=None, description="How well it predicts activations, if that was measured.")
-    created_at: int = 0
+    explanations: tuple[Explanation, ...] = ()
 
 
 class SAEEntry(Frozen):
@@ -141,6 +134,3 @@ class SAE(SAEEntry):
     checkpoint_id: str
     metrics: dict[str, object] = Field(description="Its held-out figures.")
     looked_at: dict[str, object] | None = Field(description="On what its latents were looked at, if they were.")
-
-
-Latent.model_rebuild()

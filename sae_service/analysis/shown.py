@@ -1,6 +1,6 @@
 """Latents out of their columns, as the service shows them, one by one or as parts of a list."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from sae_service.analysis.records import Aligned, Bins, Latent, LatentEntry, Neighbour, Neuron, Order, Passage, Scored, Sort
 from sae_service.analysis.results import Table
 from sae_service.errors import InvalidSpec, NotFound
+from sae_service.jobs.records import Explanation
 
 FIRES_ON, RAISES = 5, 5
 """Tokens of each in a list."""
@@ -34,13 +35,13 @@ class Wanted:
     max_density: float = 1.0
 
 
-def check(table: Table, latent: int) -> None:
+def check(table: Table, latent: int, param: str = "latent") -> None:
     """Raises NotFound for a latent that is not there."""
     if not 0 <= latent < table.n_latents:
-        raise NotFound(f"there is no latent {latent}; the SAE has 0 to {table.n_latents - 1}", param="latent")
+        raise NotFound(f"there is no latent {latent}; the SAE has 0 to {table.n_latents - 1}", param=param)
 
 
-def chosen(table: Table, wanted: Wanted, among: Int[np.ndarray, " some"] | None = None) -> Int[np.ndarray, " latents"]:
+def chosen(table: Table, wanted: Wanted, among: Sequence[int] | None = None) -> Int[np.ndarray, " latents"]:
     """The numbers of the latents that are wanted, in order.
 
     Args:
@@ -109,8 +110,12 @@ def _entry(table: Table, latent: int, row: Mapping[str, Any], explained: Mapping
     }
 
 
-def latent(table: Table, which: int, explained: Mapping[int, str] | None = None) -> Latent:
-    """All that is known of one latent. Raises NotFound."""
+def latent(table: Table, which: int, explanations: Sequence[Explanation] = ()) -> Latent:
+    """All that is known of one latent. Raises NotFound.
+
+    Args:
+        explanations: of it, the best first.
+    """
     check(table, which)
     row = table.latent(which)
 
@@ -119,7 +124,8 @@ def latent(table: Table, which: int, explained: Mapping[int, str] | None = None)
         return tuple(Scored(token=table.vocabulary[token], id=token, score=number(score)) for token, score in pairs)
 
     return Latent(
-        **_entry(table, which, row, explained or {}),
+        **_entry(table, which, row, {which: explanations[0].text} if explanations else {}),
+        explanations=tuple(explanations),
         passages=_passages(table, row),
         histogram=Bins(start=0, width=number(row["histogram_width"]), counts=_filled(row["histogram"])),
         raised=tokens("raised_tokens", "raised_logits"),

@@ -84,6 +84,7 @@ PANELS = {
     "New jobs from old ones": {"extend": changes.extend, "fork": changes.fork, "retry": changes.retry},
     "What latents do": {
         "look": latents.look, "saes": latents.list_saes, "latents": latents.list_latents, "latent": latents.show_latent,
+        "export": latents.export, "explain": latents.explain,
     },
     "SAEs in folders": {"evaluate": saes.evaluate, "compare": saes.compare},
     "The service's machines and keys": {"workers": jobs.list_workers, "worker": worker, "config": config, "key": keys.key},

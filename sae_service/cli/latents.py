@@ -1,12 +1,13 @@
 """The commands on what the latents of finished SAEs do."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sae_service import errors
-from sae_service.analysis.records import Order, Sort
+from sae_service.analysis.records import ExportFormat, Order, Sort
 from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, count, full_id, reported
 from sae_service.cli.jobs import watch
 from sae_service.client import Client
@@ -63,6 +64,7 @@ def list_latents(
     raises: Annotated[str | None, typer.Option(help="Only latents that raise the logit of this token most.")] = None,
     min_density: Annotated[float, typer.Option(min=0, max=1, help="Only latents that fire on this share of the tokens.")] = 0,
     max_density: Annotated[float, typer.Option(min=0, max=1, help="Only latents that fire on at most this share.")] = 1,
+    explanation: Annotated[str | None, typer.Option(help="Only latents with these words in an explanation.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=MOST, help="How many to list.")] = 20,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -73,7 +75,8 @@ def list_latents(
 
     with reported():
         client = Client(url, api_key)
-        found = list(client.latents(full_sae_id(client, sae), sort, order, token, raises, min_density, max_density, limit))
+        filters = token, raises, min_density, max_density, explanation
+        found = list(client.latents(full_sae_id(client, sae), sort, order, *filters, limit))
         if as_json:
             typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
         else:
@@ -101,6 +104,47 @@ def show_latent(
         strongest = [one for one in found.passages if one.quantile is None][:passages]
         others = [one for one in found.passages if one.quantile is not None] if quantiles else []
         text_tables.show(latent_tables.latent(found), latent_tables.passages([*strongest, *others]))
+
+
+def export(
+    sae: SAEId,
+    output: Annotated[Path, typer.Option(help="The file to write.")],
+    format: Annotated[ExportFormat, typer.Option(help="neuronpedia, saedashboard, or prompts: JSON lines for an explainer.")],
+    first: Annotated[int, typer.Option(min=0, help="The first latent.")] = 0,
+    last: Annotated[int | None, typer.Option(min=0, help="The last latent. Default: that of the SAE.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Writes latents as a file that another program reads."""
+    with reported():
+        client = Client(url, api_key)
+        typer.echo(str(client.export_latents(full_sae_id(client, sae), output, format, first, last)))
+
+
+def explain(
+    sae: SAEId,
+    file: Annotated[Path, typer.Argument(help="JSON lines with latent and text, and maybe author and score.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Stores what people or programs say that latents are about. Each takes the place of an earlier one by the same author."""
+    with reported():
+        client = Client(url, api_key)
+        typer.echo(str(client.explain(full_sae_id(client, sae), _lines(file))))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines. Raises InvalidSpec."""
+    found = list[dict[str, Any]]()
+    try:
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if line.strip():
+                found.append(json.loads(line))
+                if not isinstance(found[-1], dict):
+                    raise errors.InvalidSpec(f"line {number} of {file} is no JSON object", "file")
+    except (OSError, ValueError) as error:
+        raise errors.InvalidSpec(f"cannot read {file}: {error}", "file") from error
+    return found
 
 
 def full_sae_id(client: Client, given: str) -> str:

@@ -15,7 +15,7 @@ from sae_service.jobs.database import SQLITE, Database, reached
 
 log = logging.getLogger("migration")
 FOLDER = Path(__file__).parent / "migrations"
-FIRST, LAST = "0001", "0005"
+FIRST, LAST = "0001", "0006"
 LOCK = 5_270_041
 PAUSE_S = 0.2
 

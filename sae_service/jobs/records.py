@@ -189,3 +189,13 @@ class Worker(Frozen):
     started_at: int
     seen_at: int
     job_id: str | None
+
+
+class Explanation(Frozen):
+    """What somebody says that a latent is about."""
+
+    latent: int = Field(ge=0, lt=1 << 24)
+    text: str = Field(min_length=1, max_length=4000)
+    author: str = Field(default="", max_length=200, description="Who or what says it: a person, or the model of an explainer.")
+    score: float | None = Field(default=None, description="How well it predicts activations, if that was measured.")
+    created_at: int = Field(default=0, ge=0, lt=1 << 53, description="Set by the service.")

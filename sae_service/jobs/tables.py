@@ -124,3 +124,16 @@ keys = sa.Table(
     sa.Column("expires_at", sa.BigInteger),
     sa.Column("revoked_at", sa.BigInteger),
 )
+
+# What people and programs say that latents are about.
+explanations = sa.Table(
+    "explanations",
+    schema,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("sae", sa.String(64), primary_key=True),
+    sa.Column("latent", sa.Integer, primary_key=True),
+    sa.Column("author", sa.String(200), primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("score", sa.Float),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
