@@ -118,6 +118,7 @@ def test_every_operation_needs_a_scope_that_fits_it(api: TestClient) -> None:
     }
     job = "/v1/jobs/{job_id}"
     submits = {("POST", path) for path in ("/v1/jobs", f"{job}/extend", f"{job}/fork", f"{job}/retry")}
+    submits.add(("POST", "/v1/saes/{sae_id}/explanations"))
     manages = {*(("POST", f"{job}/{action}") for action in ("cancel", "pause", "resume")), ("DELETE", job)}
     manages.add(("DELETE", "/v1/cache/{stream_id}"))
     assert {asked for asked, scope in found.items() if scope == "submit"} == submits

@@ -164,11 +164,11 @@ def test_a_program_and_the_command_line_export_and_explain(address: str, trained
 
     run("export", sae_id, "--format", "prompts", "--output", str(tmp_path / "prompts.jsonl"))
     prompts = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    said = [{"latent": line["latent"], "text": f"about {line['latent']}", "author": "echo"} for line in prompts]
+    said = [{"latent": line["latent"], "text": f"about {line['latent']}.", "author": "echo"} for line in prompts]
     (tmp_path / "said.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
     assert run("explain", sae_id, str(tmp_path / "said.jsonl")).strip() == str(len(said))
     which = said[3]["latent"]
     assert [one.latent for one in client.latents(sae_id, explanation=said[3]["text"])] == [which]
-    assert f"about {which}" in run("latent", sae_id, str(which))
+    assert f"about {which}." in run("latent", sae_id, str(which))
     (tmp_path / "said.jsonl").write_text("no JSON\n")
     assert CliRunner().invoke(app, ["explain", sae_id, str(tmp_path / "said.jsonl"), "--url", address]).exit_code == 2

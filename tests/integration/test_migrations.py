@@ -64,7 +64,7 @@ def test_tables_from_before_revisions_were_counted_are_brought_up_to_date(empty:
     spec = {"queue": "default", "priority": 0, "metadata": {"team": "a"}, "stream": stream, "saes": [sae], "gpus": 2}
     before = JobStore(empty).summary(JobStore(empty).submit(spec)[0].id)
     with empty.transaction() as connection:
-        for table in ("workers", "labels", "keys"):
+        for table in ("workers", "labels", "keys", "explanations"):
             connection.execute(sa.text(f"DROP TABLE {table}"))
         for index in ("origin_key", "uncollected", "origin_job_id", "project", "project_status", "status", "finished"):
             connection.execute(sa.text(f"DROP INDEX ix_jobs_{index}"))
