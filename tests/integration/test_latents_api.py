@@ -186,5 +186,6 @@ def test_the_command_line_shows_passages_with_the_activating_tokens_marked(addre
 
 def test_marks_are_around_the_tokens_that_the_latent_fires_on() -> None:
     tokens = ("Once", " upon", " a", "\n", " time")
-    passage = Passage(passage=3, quantile=None, largest=2, position=1, tokens=tokens, activations=(1, 2, 0, 0, 0.5))
+    acts = (1, 2, 0, 0, 0.5)
+    passage = Passage(passage=3, quantile=None, largest=2, position=1, tokens=tokens, ids=(1, 2, 3, 4, 5), activations=acts)
     assert marked(passage).plain == "«Once»«« upon»» a⏎« time»"
