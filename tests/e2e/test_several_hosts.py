@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,20 @@ def service(tmp_path: Path, settings: dict[str, str]) -> Iterator[Service]:
 
 
 @pytest.fixture
+def follow(service: Service, settings: dict[str, str]) -> Iterator[Callable[[], Follower]]:
+    """Starts a worker on the second host; none outlives the test."""
+    begun: list[Follower] = []
+
+    def follow() -> Follower:
+        begun.append(Follower(service, settings))
+        return begun[-1]
+
+    yield follow
+    for follower in begun:
+        follower.process.kill()
+
+
+@pytest.fixture
 def shared_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """A job on text whose SAEs are split over the two, one by its latents, one by rows."""
     spec["stream"]["tokens"] = 200 * 256
@@ -53,9 +67,9 @@ def shared_spec(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_job_survives_the_death_and_the_stop_of_the_second_host(
-    service: Service, settings: dict[str, str], shared_spec: dict[str, Any], tmp_path: Path
+    service: Service, follow: Callable[[], Follower], shared_spec: dict[str, Any], tmp_path: Path
 ) -> None:
-    follower = Follower(service, settings)
+    follower = follow()
     job = service.started(shared_spec)
     (child,) = children_of(follower.process.pid)
     os.kill(child, signal.SIGKILL)
@@ -66,7 +80,7 @@ def test_a_job_survives_the_death_and_the_stop_of_the_second_host(
     service.until(lambda: service.client.job(job.id).attempt == 3)
     said = [event.message for event in service.client.events(job.id)]
     assert sum("crash 1 of 3" in message for message in said) == 1
-    follower = Follower(service, settings)
+    follower = follow()
     last = service.ended(job)
     assert (last.status, last.attempt) == ("succeeded", 3)
     assert follower.stop() == 0
