@@ -85,7 +85,8 @@ def in_slots(quick: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def factored(in_slots: dict[str, Any]) -> dict[str, Any]:
-    """The same with the other wide SAE."""
+    """The same with the other wide SAE, and long enough to be found at work on a busy machine. 20 checkpoints in 1000 steps."""
+    in_slots["stream"]["tokens"] = 1000 * 64
     in_slots["saes"] = every_path.saes(in_slots["stream"], "hook_synthetic")[1:2]
     return in_slots
 
