@@ -27,8 +27,10 @@ MEETING_S = 7 * 24 * 3600
 PIECE_BYTES = 1 << 28
 """So much of an array at once is made whole on a device, on its way to the host's memory."""
 SAMPLE_ROWS = 16
-LARGEST_DIFFERENCE = 0.05
-"""Of rows that hosts have computed for themselves, as a share of their norm; different text differs by more than their norm."""
+ROUNDINGS, LARGEST_DIFFERENCE = 10, 0.05
+"""Rows that hosts have computed for themselves may differ by so many times what rounding does to a loss, and by no larger share of
+their norm. Other text differs by more than their norm.
+"""
 
 STEPS_BETWEEN = 8
 """So many steps lie between two looks at whether a host is to stop."""
@@ -55,7 +57,7 @@ def join(coordinator: str, n_hosts: int, index: int) -> None:
     from_all(np.zeros(1, np.int32))
 
 
-def part() -> None:
+def leave() -> None:
     """Waits until all hosts have come to this point; from then on none is missed."""
     jax.distributed.shutdown()
 
@@ -80,7 +82,7 @@ def from_all(values: np.ndarray) -> np.ndarray:
     return np.asarray(jax.device_put(placed, NamedSharding(mesh, PartitionSpec())))[[owners.index(at) for at in range(count())]]
 
 
-def told(message: bytes) -> bytes:
+def from_leader(message: bytes) -> bytes:
     """What the leader says; what the others say is not heard."""
     length = int(from_all(np.array(len(message), np.int32))[0])
     return from_all(np.frombuffer(message[:length].ljust(length), np.uint8))[0].tobytes()
@@ -88,7 +90,7 @@ def told(message: bytes) -> bytes:
 
 def agreed(find: Callable[[], T]) -> T:
     """What the leader finds, which JSON can hold; the others do not look."""
-    return find() if count() == 1 else json.loads(told(json.dumps(find() if leads() else None).encode()))
+    return find() if count() == 1 else json.loads(from_leader(json.dumps(find() if leads() else None).encode()))
 
 
 def any_of(ask: Ask, every: int = 1) -> Ask:
@@ -112,12 +114,12 @@ def of_leader(ask: Ask, every: int = 1) -> Ask:
     return any_of(lambda: leads() and ask(), every)
 
 
-def alone(ask: Ask) -> Ask:
-    """`ask`, where hosts cannot ask each other: several of them go on."""
+def if_alone(ask: Ask) -> Ask:
+    """`ask` of one host alone; several, where they cannot ask each other, go on."""
     return ask if count() == 1 else lambda: False
 
 
-def together(items: Iterator[T], should_stop: Ask) -> Iterator[T]:
+def until_any_stops(items: Iterator[T], should_stop: Ask) -> Iterator[T]:
     """The items, until any host should stop; one that does may have come to an early end of its own."""
     if count() == 1:
         yield from items
@@ -168,7 +170,7 @@ class Meeting(AbstractContextManager[Any]):
 
 
 @contextmanager
-def if_it_fails(save: Callable[[], None]) -> Iterator[None]:
+def saved_if_it_fails(save: Callable[[], None]) -> Iterator[None]:
     """Saves if what it is about fails, but for an error that may be one host's only: saving takes all of them."""
     with ExitStack() as failed:
         failed.push(lambda kind, *_: save() if kind is not None and (count() == 1 or issubclass(kind, Stopped)) else None)
@@ -223,14 +225,20 @@ def _piece(sharding: NamedSharding, axis: int, n_rows: int, array: Array, start:
     return jax.shard_map(own, mesh=sharding.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(array, start)
 
 
-def check_rows(rows: dict[str, Float[Array, "rows width"]]) -> None:
-    """Raises DataNotFound if the hosts have read other rows than the leader, by hook point."""
+def check_rows(rows: dict[str, Float[Array, "rows width"]], tolerance: float) -> None:
+    """Raises DataNotFound if the hosts have read other rows than the leader.
+
+    Args:
+        rows: by hook point.
+        tolerance: the relative difference of losses that rounding alone may make.
+    """
+    largest = min(ROUNDINGS * tolerance, LARGEST_DIFFERENCE)
     for name, found in rows.items() if count() > 1 else ():
         ours = from_all(np.asarray(spread(found, SAMPLE_ROWS)[:SAMPLE_ROWS], np.float32))
         difference = np.linalg.norm((ours - ours[0]).reshape(count(), -1), axis=1)
-        others = np.flatnonzero(difference > LARGEST_DIFFERENCE * np.linalg.norm(ours[0]))
+        others = np.flatnonzero(difference > largest * np.linalg.norm(ours[0]))
         if len(others):
             raise DataNotFound(
                 f"host {others[0]} has read other activations at {name} than host 0.",
-                hint="Give all hosts the same model and text, under the same paths.",
+                hint="Give all hosts the same model and text, under the same paths, the same devices and the same versions.",
             )

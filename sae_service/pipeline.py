@@ -74,7 +74,7 @@ def run(
             reporter.event("warning", warning)
         reporter.event("info", grouping.said(grouping.groups(job, setting.sites, setting.placement)))
         setting.check_memory(reporter)
-        stops = partial(ends_here, hosts.alone(should_stop), alive)
+        stops = partial(ends_here, hosts.if_alone(should_stop), alive)
         try:
             # Before anything is computed: what is wrong with the held-out text is said at once.
             held_out = held_out_of(job, source.model, stops, reporter.event)
@@ -82,9 +82,9 @@ def run(
             found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
             states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
             training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values, *held_out)
-            ending.callback(training.stop_reading)
             ending.callback(training.writer.close)
             meeting.hold(values)
+            training.start_reading(ending)
             return training.finish() if training.train() else None
         except errors.Stopped:
             return None
@@ -139,10 +139,14 @@ class _Training:
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
         made_by = jax.devices()[0].device_kind, self.source.roots, setting.products
         self.provenance = provenance(self.job.model_dump(mode="json"), self.job.stream, *made_by) | {"initial": self.hashes}
-        # Last: from here on a thread has to be stopped.
-        self.limits = values.get("limits") or self.source.norm_limits(alive)
+        self.limits: dict[str, float] = values.get("limits") or {}
+
+    def start_reading(self, ending: ExitStack) -> None:
+        """Starts the stream, which has a thread that the end stops."""
+        self.limits = self.limits or hosts.agreed(partial(self.source.norm_limits, self.alive))
         harvest = self.source.harvest(self.position.fill_start, self.limits)
-        self.stream = ActivationStream(self.job.stream, harvest, self.position, alive, self.source.row_bytes)
+        self.stream = ActivationStream(self.job.stream, harvest, self.position, self.alive, self.source.row_bytes)
+        ending.callback(self.stop_reading)
 
     def train(self) -> bool:
         """Trains to the end, or until it should stop, and saves that. Returns whether the end was reached."""
@@ -157,8 +161,8 @@ class _Training:
 
     def steps(self) -> None:
         """All steps that are left. Raises Stopped."""
-        for fill in hosts.together(self.stream.fills(self.should_stop), self.should_stop):
-            hosts.check_rows(fill.rows)
+        for fill in hosts.until_any_stops(self.stream.fills(self.should_stop), self.should_stop):
+            hosts.check_rows(fill.rows, self.source.tolerance)
             self.source.tell(self.reporter.event)
             if self.trainer is None:
                 self.trainer = self.begin(fill.rows)
@@ -181,7 +185,7 @@ class _Training:
     def look(self) -> None:
         """Reports and saves what it is time for. Raises Stopped."""
         assert self.trainer is not None
-        with hosts.if_it_fails(self.save_and_wait):  # what has been trained is not lost with its evaluation
+        with hosts.saved_if_it_fails(self.save_and_wait):  # what has been trained is not lost with its evaluation
             self.trainer.look()
         n_steps, every = self.trainer.n_steps, self.job.checkpoint_every_steps
         is_due = self.is_due() if every is None else n_steps % every == 0
@@ -191,7 +195,7 @@ class _Training:
     def begin(self, rows: dict[str, Any]) -> Trainer:
         """The trainer, fitted to the first fill, which is complete before its first row is served: that uses up none."""
         if self.n_steps == 0:
-            self.scales = start.measured_scales(self.job, rows)
+            self.scales = hosts.agreed(partial(start.measured_scales, self.job, rows))
             self.states = {sae.name: self.started(sae, rows) for sae in self.job.saes}
         evaluate = partial(self.held_out.evaluate, should_stop=self.ends_here)
         where = self.setting.sites, self.states, self.scales, self.setting.placement
@@ -217,15 +221,15 @@ class _Training:
             self.reporter.event("warning", warning)
         self.trainer.let_go()
         memory.give_back()
-        with ExitStack() as if_it_fails:
+        with ExitStack() as failed:
             # What has been trained is not lost with its evaluation.
             if values["n_steps"] > self.saved[0]:
-                if_it_fails.callback(self.publish, state, values, {})
+                failed.callback(self.publish, state, values, {})
             parameters = {name: found.parameters for name, found in state.items()}
             saes = {sae.name: partial(self.trainer.placed, sae, parameters) for sae in self.job.saes}
             self.reporter.event("info", "Measuring on held-out text.")
             measured = self.held_out.evaluate(saes, self.ends_here)
-            if_it_fails.pop_all()
+            failed.pop_all()
         for waited in (self.stream.waits.said(trained_s), *self.writer.said(trained_s)):
             self.reporter.event("info", waited)
         return self.publish(state, values, {name: found | figures[name] for name, found in measured.items()})

@@ -27,9 +27,6 @@ SECRET = re.compile(
 """The endings of names whose values are secret."""
 COMPILED_BYTES = 1 << 30
 """Largest size of the compiled programs that are kept; those that have not been used for longest go first."""
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""The environment in which glibc asks for large pages. XLA allocates a step's arrays anew each time, and to touch a page for the
-first time costs more than to compute what is in it."""
 
 
 class Settings(BaseSettings):
@@ -149,7 +146,11 @@ class Settings(BaseSettings):
         """Which of the hosts this is; 0 is the one that takes the jobs."""
         if self.host_index is not None or self.hosts == 1:
             return self.host_index or 0
-        return int(os.environ.get("SLURM_PROCID", "0"))
+        index = os.environ.get("SLURM_PROCID", "0")
+        if not index.isdecimal() or int(index) >= self.hosts:
+            remedy = f"Set {PREFIX}HOST_INDEX."
+            raise InvalidSetting(f"SLURM_PROCID is {index}, which must be less than {PREFIX}HOSTS ({self.hosts}). {remedy}")
+        return int(index)
 
     def resolved_database_url(self) -> str:
         """The SQLAlchemy URL of the database."""
@@ -223,7 +224,6 @@ def child_environment(settings: Settings, device: str | None) -> dict[str, str]:
     What a job has compiled, the next one of its kind finds in the data folder.
     torch and JAX share one GPU by agreement: JAX preallocates its share, torch takes what it needs of the rest.
     Thread counts are set on purpose: torch's threads spin while they wait, which starves JAX's.
-    Large arrays lie in large pages, which takes a quarter off a step on a CPU.
     It has no settings but the data folder, by which it can be told whose it is: what it needs comes with its assignment.
     The database's address and the keys are none of its business, nor a cloud's unless the storage is there.
 
@@ -236,7 +236,6 @@ def child_environment(settings: Settings, device: str | None) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str((settings.data_dir / "compiled").resolve()),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(COMPILED_BYTES),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        **LARGE_PAGES,
         **{name: value for name, value in os.environ.items() if not name.startswith(withheld) or name == f"{PREFIX}DATA_DIR"},
         "XLA_CLIENT_MEM_FRACTION": str(settings.gpu_memory_fraction),
         "OMP_NUM_THREADS": threads,

@@ -35,7 +35,7 @@ def main(folder: str, coordinator: str, n_hosts: str, index: str, spec: str, sto
         found["error"] = f"{error.param}: {error}"
     reported = {"warnings": [said for level, said in recorder.events if level == "warning"], "reported": len(recorder.checkpoints)}
     Path(folder, f"news-{index}.json").write_text(json.dumps(found | reported))
-    hosts.part()
+    hosts.leave()
 
 
 if __name__ == "__main__":

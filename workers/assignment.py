@@ -4,7 +4,7 @@ from typing import Any
 
 from sae_service.settings import Settings
 
-LED = ("spec", "prefix", "resume_from", "begin_with", "project")
+OF_LEADER = ("spec", "prefix", "resume_from", "begin_with", "project")
 """What only the worker on the first host knows; its training process tells those on the others."""
 
 

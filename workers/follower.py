@@ -5,6 +5,7 @@ For each attempt it starts a training process, which is told there what to do. W
 
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -56,6 +57,9 @@ def _take_part(settings: Settings, device: str | None, stop: threading.Event) ->
             [sys.executable, "-m", "workers.job_process"], env=child_environment(settings, device),
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+    assert process.stdin is not None
+    # A process that does not listen must not hold up its worker, which has to end it.
+    os.set_blocking(process.stdin.fileno(), False)
     _say(process, {"job": None, "attempt": None, "resume_from": [], "trace": None, **of_host(settings)})
     stop_before: float | None = None
     while process.poll() is None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sae_service import logs, tracing
-from workers.assignment import LED
+from workers.assignment import OF_LEADER
 from workers.child import ORPHANED
 from workers.ending import STOP_SIGNALS, die_with_parent
 
@@ -166,8 +166,8 @@ def together(assignment: dict[str, Any], report: Report, orders: Orders) -> dict
         report.event("info", f"Waiting for the other {place['n_hosts'] - 1} of {place['n_hosts']} hosts at {place['coordinator']}.")
     with waiting(report, orders):
         hosts.join(**place)
-    known = json.dumps({name: assignment.get(name) for name in LED})
-    return assignment | json.loads(hosts.told(known.encode()))
+    known = json.dumps({name: assignment.get(name) for name in OF_LEADER})
+    return assignment | json.loads(hosts.from_leader(known.encode()))
 
 
 def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         roots=Roots(*(tuple(map(Path, assignment[name])) for name in ("readable_roots", "closed_folders"))),
     )
     if assignment["hosts"] is not None:
-        hosts.part()
+        hosts.leave()
     return {"kind": "stopped" if final is None else "finished"}
 
 

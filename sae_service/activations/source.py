@@ -23,6 +23,7 @@ from sae_service.storage.cache import ActivationCache
 
 MEDIAN_ROWS = 1 << 13
 """So many of the first rows tell the median norm."""
+SYNTHETIC_TOLERANCE = 1e-4
 
 
 @runtime_checkable
@@ -88,6 +89,11 @@ class Source:
             return {}
         n_tokens = self._stream.prompts * self._stream.context_size
         return {"model": self.model.n_bytes, "logits": self.model.logits_bytes(n_tokens)}
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference of losses that rounding alone may make."""
+        return SYNTHETIC_TOLERANCE if self.model is None else self.model.tolerance
 
     def norm_limits(self, alive: Callable[[], None]) -> dict[str, float]:
         """The largest norm that a row may have, by hook point, by the medians of the first rows; nothing without a limit."""

@@ -27,12 +27,12 @@ def chosen(
     x: Float[Array, "batch d_read"],
     W_enc: Float[Array, "d_read d_sae"],
     b_enc: Float[Array, " d_sae"],
-    z: Float[Array, "batch d_sae"],
+    z: Float[Array, "batch slots"],
     indices: Indices,
     counts: Counts,
 ) -> Float[Array, "batch slots"]:
-    """x W_enc + b_enc of the latents in the slots, taken from `z`, which holds that of all."""
-    return jnp.where(_taken(indices, counts), jnp.take_along_axis(z, indices, axis=1), BELOW)
+    """x W_enc + b_enc of the latents in the slots, which `z` holds already; other slots are far below any threshold."""
+    return jnp.where(_taken(indices, counts), z, BELOW)
 
 
 def _chosen_forward(x: Array, W_enc: Array, b_enc: Array, z: Array, indices: Array, counts: Array) -> tuple[Array, Any]:

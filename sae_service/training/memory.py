@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from sae_service import hosts
 from sae_service.architectures import ARCHITECTURES
 from sae_service.errors import OutOfMemory
 from sae_service.sae.sites import Sites
@@ -25,6 +26,7 @@ C_LIBRARY = ctypes.CDLL(None)
 
 REMEDIES = {
     "SAE and optimizer state": ("/saes", "Train fewer or narrower SAEs (d_sae), or on more gpus; shard: latents splits one."),
+    "part of a state on its way to a checkpoint": ("/saes", "Train fewer or narrower SAEs (d_sae)."),
     "step": ("/saes", "Lower stream.batch or d_sae."),
     "evaluation": ("/stream/prompts", "Lower stream.prompts or d_sae."),
     "buffer": ("/stream", "Lower stream.buffer_bytes or stream.buffer_rows."),
@@ -121,6 +123,8 @@ def plan(job: JobSpec, sites: dict[str, Sites], placement: Placement, row_bytes:
         evaluations.append(parameters + 4 * job.stream.prompts * job.stream.context_size * (3 * d_sae + 4 * at.d_write))
     buffer = {"buffer": 2 * job.stream.batch * job.stream.steps_in_fill(row_bytes) * row_bytes}
     training, evaluation = {"SAE and optimizer state": max(states.values()), "step": max(steps)}, {"evaluation": max(evaluations)}
+    if hosts.count() > 1:
+        training["part of a state on its way to a checkpoint"] = hosts.PIECE_BYTES
     if job.evaluation.every_tokens:
         training |= evaluation
     # Rows of a model are torch's memory, which JAX only looks at.

@@ -1,5 +1,6 @@
 """Which devices the SAEs of a job live on: each on one of them, or split over all by an axis of its arrays."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sae_service import hosts
-from sae_service.errors import InvalidSpec
+from sae_service.errors import WorkerCrashed
 from sae_service.kernels.sharded import AXIS
 from sae_service.pytree import PyTree
 from sae_service.spec import JobSpec, SAESpec
@@ -130,12 +131,12 @@ def placement(job: JobSpec) -> Placement:
     Where there are fewer devices than were asked for, one is split over as many of them as divide that number. Where they
     are those of several hosts, an SAE that is not split is trained by each host for itself.
 
-    Raises InvalidSpec if the job leaves out devices of several hosts.
+    Raises WorkerCrashed if several hosts have other devices than the worker that took the job counts on.
     """
     devices, own = jax.devices()[: job.gpus], jax.local_devices()[: job.gpus]
     n_shared = max(count for count in range(1, len(devices) + 1) if job.gpus % count == 0)
     if hosts.count() > 1 and n_shared < jax.device_count():
-        raise InvalidSpec(f"must be {jax.device_count()}, the devices of all {hosts.count()} hosts", "/gpus")
+        raise _unlike(job.gpus)
 
     def place(index: int, sae: SAESpec) -> Place:
         if sae.shard == "none" or n_shared == 1:
@@ -143,6 +144,14 @@ def placement(job: JobSpec) -> Placement:
         return Place(mesh_of(devices[:n_shared]), SPLIT_AXES[sae.shard])
 
     return Placement({sae.name: place(index, sae) for index, sae in enumerate(job.saes)})
+
+
+def _unlike(gpus: int) -> WorkerCrashed:
+    """What to say where the devices of all hosts are not as many as a job's."""
+    counts = Counter(device.process_index for device in jax.devices())
+    found = ", ".join(f"host {index} has {counts[index]}" for index in range(hosts.count()))
+    hint = f"Give the worker on each host its {gpus / hosts.count():g} devices by --device."
+    return WorkerCrashed(f"the job is trained on {gpus} devices of {hosts.count()} hosts, and {found}.", hint=hint)
 
 
 def shortage(job: JobSpec, found: Placement) -> list[str]:

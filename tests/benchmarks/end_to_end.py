@@ -9,8 +9,7 @@ on disk, its wall time and its largest resident memory; of ours also what loadin
 compiled is kept for the next job of its kind, so each round has a first job and a second one. Medians over the rounds go into
 end_to_end.json and end_to_end.md. The peer needs .venv-peers (make peers).
 
-SAELens's runner measures nothing on held-out text, and ours measures on 4096 tokens. Ours has the environment that a worker
-gives it.
+SAELens's runner measures nothing on held-out text, and ours measures on 4096 tokens.
 """
 
 import argparse
@@ -24,8 +23,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-from sae_service.settings import LARGE_PAGES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -70,10 +67,10 @@ def round_of(order: dict[str, Any], compiled: Path) -> dict[str, dict[str, float
     }  # fmt: skip
     shutil.rmtree(compiled, ignore_errors=True)
     ours = [sys.executable, "-m", "tests.benchmarks.end_to_end_ours", argument]
-    found = {FIRST: trained(ours, environment | LARGE_PAGES)}
+    found = {FIRST: trained(ours, environment)}
     if PEERS.exists():
         found[PEER] = trained([str(PEERS), str(HERE / "end_to_end_peers.py"), argument], environment)
-    return found | {AGAIN: trained(ours, environment | LARGE_PAGES)}
+    return found | {AGAIN: trained(ours, environment)}
 
 
 def medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -4,8 +4,8 @@
 
 A size is d_in, d_sae, rows of a batch. Each library has a process of its own, and its steps take turns with the others' on
 the same core and the same rows: a machine that slows down does so for all. What is counted is the CPU-seconds of a step, of
-which the median over the rounds is kept. Ours has the environment that a worker gives it. About 32 latents a row are active
-in ours, as after training; what those of the peers take does not depend on it. Writes step.json and step.md into the folder.
+which the median over the rounds is kept. About 32 latents a row are active in ours, as after training; what those of the peers
+take does not depend on it. Writes step.json and step.md into the folder.
 The peers need .venv-peers (make peers).
 """
 
@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from sae_service.settings import LARGE_PAGES
-
 HERE = Path(__file__).parent
 PEERS = HERE.parents[1] / ".venv-peers" / "bin" / "python"
 KINDS = ("topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated")
@@ -34,8 +32,8 @@ OURS, DENSE = "ours", "ours, dense"
 class Contender:
     """A process with a step of one kind of SAE, which it makes when it is told to, and answers with what it took."""
 
-    def __init__(self, command: list[str], order: dict[str, Any], own: dict[str, str]) -> None:
-        environment = os.environ | own | {
+    def __init__(self, command: list[str], order: dict[str, Any]) -> None:
+        environment = os.environ | {
             "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={'true' if order['threads'] > 1 else 'false'}",
             "OMP_NUM_THREADS": str(order["threads"]),
         }
@@ -82,9 +80,9 @@ def measured(kind: str, size: tuple[int, int, int], n_rounds: int, threads: int)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "rows.npy", rows(size))
         order = {"rows": str(Path(folder) / "rows.npy"), "kind": kind, "d_sae": size[1], "batch": size[2], "threads": threads}
-        contenders = [Contender([sys.executable, "-m", "tests.benchmarks.step_ours"], order, LARGE_PAGES)]
+        contenders = [Contender([sys.executable, "-m", "tests.benchmarks.step_ours"], order)]
         if PEERS.exists():
-            contenders.append(Contender([str(PEERS), str(HERE / "step_peers.py")], order, {}))
+            contenders.append(Contender([str(PEERS), str(HERE / "step_peers.py")], order))
         found: dict[str, list[float]] = {name: [] for contender in contenders for name in contender.names}
         for _ in range(n_rounds):
             for contender in contenders:

@@ -31,11 +31,3 @@ def test_it_has_those_of_the_cloud_if_the_checkpoints_are_kept_there(tmp_path: P
     found = child_environment(Settings(data_dir=tmp_path, storage_url="s3://bucket/prefix"), None)
     assert found["AWS_SECRET_ACCESS_KEY"] == "a secret of the cloud"
     assert "SAE_SERVICE_DATABASE_URL" not in found
-
-
-def test_its_arrays_lie_in_large_pages_unless_the_user_has_tuned_the_c_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert child_environment(Settings(data_dir=tmp_path), None)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
-    assert child_environment(Settings(data_dir=tmp_path), None)["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2"

@@ -63,6 +63,9 @@ def test_several_hosts_need_a_place_to_meet_and_slurm_may_say_which_one_this_is(
         settings.load()
     monkeypatch.setenv("SAE_SERVICE_COORDINATOR", "node7:8476")
     assert settings.load().resolved_host_index() == 3
+    monkeypatch.setenv("SLURM_PROCID", "4")
+    with pytest.raises(InvalidSetting, match=r"SLURM_PROCID is 4, which must be less than SAE_SERVICE_HOSTS \(4\)"):
+        settings.load().resolved_host_index()
     monkeypatch.setenv("SAE_SERVICE_HOST_INDEX", "0")
     assert settings.load().resolved_host_index() == 0
 
