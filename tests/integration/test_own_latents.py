@@ -1,4 +1,4 @@
-"""A training job that looks at the latents of its own SAEs: what it finds is what a later look finds, and a stop changes no byte."""
+"""A training job that looks at the latents of its own SAEs finds what a later look finds, and a stop changes no byte."""
 
 from collections.abc import Callable
 from pathlib import Path
