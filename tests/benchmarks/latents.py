@@ -29,7 +29,7 @@ DEMO = Path(sae_service.__file__).parent / "demo"
 LAYER, K, WIDTH, BEST = 2, 32, 128, 20
 HOOK = f"blocks.{LAYER}.hook_resid_post"
 LATENTS_AT_ONCE, N_READ = 128, 50
-PEER_LATENTS = 256
+PEER_LATENTS = 64
 
 
 def stream(tokens: int, batch: int) -> dict[str, Any]:
