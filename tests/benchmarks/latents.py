@@ -92,7 +92,7 @@ def loop(asked: dict[str, Any]) -> dict[str, Any]:
     torch.set_grad_enabled(False)
     model: Any = AutoModelForCausalLM.from_pretrained(DEMO / "model", torch_dtype=torch.float32)
     sae = load_file(Path(asked["sae"]) / "sae_weights.safetensors")
-    tokens = torch.from_numpy(np.load(asked["tokens"]))
+    tokens = torch.from_numpy(np.load(asked["tokens"])[: asked.get("n_rows", 1024)])
     values, latents = [], []
     for prompts in tokens.split(32):
         x = model.transformer(prompts, output_hidden_states=True).hidden_states[LAYER + 1].reshape(-1, 128)
@@ -123,7 +123,7 @@ def loop(asked: dict[str, Any]) -> dict[str, Any]:
         for name, value in part.items():
             found.setdefault(name, []).append(value)
     save_file({name: torch.cat(parts) for name, parts in found.items()}, asked["output"])
-    return {"n_bytes": Path(asked["output"]).stat().st_size}
+    return {"n_bytes": Path(asked["output"]).stat().st_size, "tokens": tokens.numel()}
 
 
 PARTS = {"ours": ours, "loop": loop}
