@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx
+
 import sae_service
 
 HERE = Path(__file__).parent
@@ -92,7 +94,7 @@ def loop(asked: dict[str, Any]) -> dict[str, Any]:
     torch.set_grad_enabled(False)
     model: Any = AutoModelForCausalLM.from_pretrained(DEMO / "model", torch_dtype=torch.float32)
     sae = load_file(Path(asked["sae"]) / "sae_weights.safetensors")
-    tokens = torch.from_numpy(np.load(asked["tokens"])[: asked.get("n_rows", 1024)])
+    tokens = torch.from_numpy(np.load(asked["tokens"]))
     values, latents = [], []
     for prompts in tokens.split(32):
         x = model.transformer(prompts, output_hidden_states=True).hidden_states[LAYER + 1].reshape(-1, 128)
@@ -145,11 +147,8 @@ def in_process(command: list[str], asked: dict[str, Any]) -> dict[str, Any]:
     return json.loads(ended.stdout.splitlines()[-1].removeprefix("ANSWER "))
 
 
-def read_over_rest(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+def of_service(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """Submits the job, lets `ours` carry it out, and asks a server for some of its latents. Returns the costs."""
-    import httpx
-    import numpy as np
-
     from sae_service.jobs.attempts import Attempt
     from sae_service.jobs.database import Database
     from sae_service.settings import Settings
@@ -157,30 +156,41 @@ def read_over_rest(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     from tests.served import served
 
     settings = Settings(data_dir=folder, allowed_roots=(Path(asked["folders"][0]["path"]), DEMO))
-    database = Database(settings.resolved_database_url())
-    with served(settings) as address, httpx.Client(base_url=f"http://{address}/v1", timeout=60) as client:
-        job_id = client.post("/jobs", json=asked).raise_for_status().json()["id"]
-        attempt = Attempt(database, job_id, 1)
-        order = {"spec": attempt.claim("here"), "storage": settings.resolved_storage_url(), "prefix": job_folder(job_id)}
-        cost = in_process([sys.executable, "-m", "tests.benchmarks.latents", "--part", "ours", "--asked"], order)
-        written = cost.pop("answer")
-        written.pop("written_s")
-        attempt.commit(written, keep=2)
-        path, times = f"/saes/{job_id}.topk/latents", list[float]()
-        for latent in np.random.default_rng(0).integers(0, client.get(f"/saes/{job_id}.topk").json()["d_sae"], N_READ).tolist():
+    with served(settings) as address:
+        answer = httpx.post(f"http://{address}/v1/jobs", json=asked, timeout=60)
+    job_id = answer.raise_for_status().json()["id"]
+    # No server meanwhile: it would take an attempt without a worker for a lost one.
+    attempt = Attempt(Database(settings.resolved_database_url()), job_id, 1)
+    order = {"spec": attempt.claim("here"), "storage": settings.resolved_storage_url(), "prefix": job_folder(job_id)}
+    cost = in_process([sys.executable, "-m", "tests.benchmarks.latents", "--part", "ours", "--asked"], order)
+    written = cost.pop("answer")
+    written.pop("written_s")
+    attempt.commit(written, keep=2)
+    with served(settings) as address:
+        read = read_over_rest(f"http://{address}/v1/saes/{job_id}.topk")
+    return cost | read | {"l0": written["metrics"]["topk"]["l0"], "n_bytes": sum(entry["size"] for entry in written["files"])}
+
+
+def read_over_rest(url: str) -> dict[str, Any]:
+    """How long some latents of an SAE, and a sorted list of them, take, in milliseconds; and on what it was looked at."""
+    import numpy as np
+
+    with httpx.Client(timeout=60) as client:
+
+        def timed(path: str, **query: str) -> float:
             began = time.monotonic()
-            client.get(f"{path}/{latent}").raise_for_status()
-            times.append(1000 * (time.monotonic() - began))
-        began = time.monotonic()
-        client.get(path, params={"sort": "density", "order": "desc"}).raise_for_status()
-        about = client.get(f"/saes/{job_id}.topk").json()["looked_at"]
-    listed = 1000 * (time.monotonic() - began)
-    n_bytes = sum(entry["size"] for entry in written["files"])
-    tokens = about["n_prompts"] * about["context_size"]
-    return cost | {
-        "tokens": tokens, "l0": written["metrics"]["topk"]["l0"], "n_bytes": n_bytes,
-        "get_ms": {"first": times[0], "median": median(times), "largest": max(times[1:])}, "list_ms": listed,
-    }  # fmt: skip
+            client.get(f"{url}{path}", params=query).raise_for_status()
+            return 1000 * (time.monotonic() - began)
+
+        sae = client.get(url).raise_for_status().json()
+        chosen = np.random.default_rng(0).integers(0, sae["d_sae"], N_READ).tolist()
+        times = [timed(f"/latents/{latent}") for latent in chosen]
+        about = sae["looked_at"]
+        return {
+            "get_ms": {"first": times[0], "median": median(times[1:]), "largest": max(times[1:])},
+            "list_ms": timed("/latents", sort="density", order="desc"),
+            "tokens": about["n_prompts"] * about["context_size"],
+        }  # fmt: skip
 
 
 def tokens_of(folder: Path, n_tokens: int) -> Path:
@@ -202,17 +212,23 @@ def tokens_of(folder: Path, n_tokens: int) -> Path:
 
 
 def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The cost of each way."""
+    """The cost of each way, told as it is known."""
     sae = options.sae or trained(folder / "trained", options.d_sae, options.trained_tokens)
     (folder / "service").mkdir()
-    found = {"ours": read_over_rest(folder / "service", spec(sae, options.tokens))}
-    tokens = tokens_of(folder, options.tokens)
-    order = {"sae": str(sae), "tokens": str(tokens), "output": str(folder / "loop.safetensors")}
-    found["loop"] = in_process([sys.executable, "-m", "tests.benchmarks.latents", "--part", "loop", "--asked"], order)
+    found = {"ours": told(of_service(folder / "service", spec(sae, options.tokens)))}
+    order = {"sae": str(sae), "tokens": str(tokens_of(folder, options.compared_tokens)), "output": str(folder / "loop.safetensors")}
+    found["loop"] = told(in_process([sys.executable, "-m", "tests.benchmarks.latents", "--part", "loop", "--asked"], order))
+    found["loop"] |= found["loop"].pop("answer")
     if options.peer:
         order |= {"model": str(DEMO / "model"), "layer": LAYER, "n_latents": PEER_LATENTS, "output": str(folder / "peer.html")}
-        found["peer"] = in_process([options.peer, str(HERE / "latents_peer.py")], order)
+        found["peer"] = told(in_process([options.peer, str(HERE / "latents_peer.py")], order))
     return found
+
+
+def told(cost: dict[str, Any]) -> dict[str, Any]:
+    """Prints it."""
+    print(json.dumps(cost), flush=True)  # noqa: T201
+    return cost
 
 
 def main() -> None:
@@ -220,6 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d-sae", type=int, default=16_384)
     parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--compared-tokens", type=int, default=131_072, help="Tokens that the others read.")
     parser.add_argument("--trained-tokens", type=int, default=1_000_000)
     parser.add_argument("--sae", type=Path)
     parser.add_argument("--peer", help="The Python of an environment that has sae-dashboard.")

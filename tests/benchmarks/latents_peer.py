@@ -51,7 +51,7 @@ def main() -> None:
 
     began, model = time.monotonic(), loaded(order["model"])
     sae = SAE.load_from_disk(order["sae"])
-    tokens = torch.from_numpy(np.load(order["tokens"])[: order.get("n_rows", 1024)])
+    tokens = torch.from_numpy(np.load(order["tokens"]))
     chosen = np.random.default_rng(0).choice(sae.cfg.d_sae, order["n_latents"], replace=False).tolist()
     hook_name = f"blocks.{order['layer']}.hook_resid_post"
     started_s, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF)
