@@ -6,9 +6,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from sae_service.errors import InvalidSpec
 from sae_service.schema import Frozen, Moments, Name, pointer, refuse_long
-from sae_service.spec import CheckpointSpec, EvaluationSpec, JobSpec, Labels, SAESpec, Shard
+from sae_service.spec import CheckpointSpec, EvaluationSpec, JobSpec, Labels, LatentsPart, SAESpec, Shard
 
-PARTS = ("checkpoints", "evaluation")
+PARTS = ("checkpoints", "evaluation", "latents")
 """Whose fields can be changed one by one."""
 
 
@@ -33,6 +33,7 @@ class Changes(Frozen):
     )
     checkpoints: CheckpointSpec | None = None
     evaluation: EvaluationSpec | None = None
+    latents: LatentsPart | None = Field(default=None, description="How latents are looked at, once the SAEs are trained.")
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     queue: Name | None = None
     gpus: Annotated[int, Field(ge=1, le=64)] | None = Field(
@@ -70,7 +71,7 @@ def continued(parent: JobSpec, changes: Changes, tokens_done: int, is_final: boo
     stream = {"tokens": tokens, "buffer_rows": parent.stream.steps_per_fill * parent.stream.batch}
     whole = parent.model_dump(mode="json")
     for name, value in given.items():
-        whole[name] = whole[name] | value if name in PARTS else value
+        whole[name] = (whole[name] or {}) | value if name in PARTS else value
     whole["stream"] |= stream
     whole["saes"] = [_changed(parent, sae, changes.saes.get(sae.name, SAEChanges())) for sae in parent.saes]
     try:

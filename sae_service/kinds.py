@@ -6,11 +6,12 @@ from typing import Any
 from sae_service import pipeline
 from sae_service.analysis import latents_job
 from sae_service.news import Checkpoint
+from sae_service.surroundings import Surroundings
 
-RUNS: dict[str, Callable[..., Checkpoint | None]] = {"train": pipeline.run, "latents": latents_job.run}
-"""All take the job's spec and the arguments of `pipeline.run`."""
+RUNS: dict[str, Callable[[Any, Surroundings], Checkpoint | None]] = {"train": pipeline.train, "latents": latents_job.run}
+"""All take the job's spec and its surroundings."""
 
 
-def run(job: Any, *arguments: Any, **further: Any) -> Checkpoint | None:
+def run(job: Any, around: Surroundings) -> Checkpoint | None:
     """Carries out a job of any kind. Returns its final checkpoint, or None if it was asked to stop."""
-    return RUNS[job.kind](job, *arguments, **further)
+    return RUNS[job.kind](job, around)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sae_service.errors import Stopped
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -27,6 +29,12 @@ def ends_here(should_stop: Callable[[], bool], alive: Callable[[], None]) -> boo
     """Whether to stop; a sign of life first."""
     alive()
     return should_stop()
+
+
+def stop_if_asked(should_stop: Callable[[], bool], alive: Callable[[], None]) -> None:
+    """A sign of life; raises Stopped if it is time to stop."""
+    if ends_here(should_stop, alive):
+        raise Stopped
 
 
 class Reporter(Protocol):

@@ -1,35 +1,36 @@
 """A job from its spec to its SAEs: the one place where stream, training, evaluation and storage meet."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import jax
 
-from sae_service import errors, hosts
+from sae_service import errors, hosts, own_latents
 from sae_service.activations.source import Source
 from sae_service.activations.stream import ActivationStream, StreamPosition
+from sae_service.analysis.course import State
+from sae_service.analysis.look import Look
 from sae_service.evaluation.held_out import HeldOut, Observe
 from sae_service.evaluation.of_job import held_out_of
 from sae_service.evaluation.score import score
 from sae_service.hub import pinned
-from sae_service.news import Checkpoint, Reporter, ends_here
+from sae_service.news import Checkpoint, Reporter, ends_here, stop_if_asked
 from sae_service.readable import EVERYWHERE, Roots
-from sae_service.sae.sites import Sites
+from sae_service.sae.inference import SAEs
 from sae_service.schema import SAES
-from sae_service.spec import JobSpec, SAESpec
+from sae_service.setting import Setting
+from sae_service.spec import JobSpec, LatentsPart, SAESpec
 from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.cache import ActivationCache
 from sae_service.storage.checkpoint_writer import CheckpointWriter
 from sae_service.storage.objects import Content, Storage
 from sae_service.storage.provenance import provenance
+from sae_service.surroundings import Surroundings
 from sae_service.training import grouping, memory, precision, start
 from sae_service.training.loop import Trainer, schedule_warnings
-from sae_service.training.placement import Placement, placement, shortage
+from sae_service.training.placement import placement, shortage
 from sae_service.training.step import TrainState
 
 
@@ -46,24 +47,19 @@ def run(
     roots: Roots = EVERYWHERE,
     cache: ActivationCache | None = None,
 ) -> Checkpoint | None:
-    """Trains and evaluates the SAEs of a job. Returns the final checkpoint, or None if it was asked to stop.
-
-    Asked to stop, it publishes a checkpoint of where it is, so that nothing is computed twice.
-
-    Args:
-        prefix: key below which checkpoints are published, each under a name of its own.
-        resume_from: keys of checkpoints, the newest first; the job goes on from the first that is not damaged, to the
-            same result as without the interruption.
-        begin_with: key of the checkpoint of another job, to go on from where none of its own can be read.
-        device: the language model's device, "cpu" or "cuda".
-        alive: called with every step and every forward pass, from more than one thread.
-        roots: where the files of the job may be; everywhere, for a process that reads its own user's files.
-        cache: the activation cache, for jobs that want it.
+    """Trains and evaluates the SAEs of a job, and looks at their latents if it says so. Returns the final checkpoint, or None if
+    it was asked to stop and has published a checkpoint of where it is. The arguments are those of `Surroundings`.
     """
+    return train(job, Surroundings(storage, prefix, reporter, should_stop, resume_from, begin_with, device, alive, roots, cache))
+
+
+def train(job: JobSpec, around: Surroundings) -> Checkpoint | None:
+    """The same, where the surroundings are given as one."""
     job = job.model_copy(update={"stream": pinned(job.stream, hosts.agreed)})
+    reporter = around.reporter
     with ExitStack() as ending:
         meeting = ending.enter_context(hosts.Meeting())
-        source = Source(job, device, roots)
+        source = Source(job, around.device, around.roots)
         ending.callback(source.close, reporter.event)
         of_schedules = (f"saes[{index}].{text}" for index, sae in enumerate(job.saes) for text in schedule_warnings(job, sae))
         products = precision.of_job(job, None if source.model is None else source.model.precisions)
@@ -71,17 +67,17 @@ def run(
         setting = Setting(job, source, placement(job), products)
         of_devices = *precision.warnings(job, products), *shortage(job, setting.placement)
         for warning in (*source.model_warnings, *of_schedules, *of_devices):
-            reporter.event("warning", warning)
+            around.warn(warning)
         reporter.event("info", grouping.said(grouping.groups(job, setting.sites, setting.placement)))
         setting.check_memory(reporter)
-        stops = partial(ends_here, hosts.if_alone(should_stop), alive)
+        stops = partial(ends_here, hosts.if_alone(around.should_stop), around.alive)
         try:
             # Before anything is computed: what is wrong with the held-out text is said at once.
             held_out = held_out_of(job, source.model, stops, reporter.event)
-            source.open_cache(cache, stops)
-            found = checkpoint.restored(storage, resume_from, begin_with, setting.shapes(), partial(reporter.event, "warning"))
+            source.open_cache(around.cache, stops)
+            found = checkpoint.restored(around.storage, around.resume_from, around.begin_with, setting.shapes, around.warn)
             states, values = found or ({}, {"position": {}, "n_steps": 0, "scales": {}})
-            training = _Training(setting, storage, prefix, reporter, should_stop, alive, states, values, *held_out)
+            training = _Training(setting, around, states, values, *held_out)
             ending.callback(training.writer.close)
             meeting.hold(values)
             training.start_reading(ending)
@@ -90,50 +86,24 @@ def run(
             return None
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What an attempt knows of a job before it trains: the source of its rows, where its SAEs are and live, and its precisions."""
-
-    job: JobSpec
-    source: Source
-    placement: Placement
-    products: dict[str, Any]
-
-    @cached_property
-    def sites(self) -> dict[str, Sites]:
-        """Where each SAE reads and writes."""
-        return {sae.name: sae.sites(self.source.widths) for sae in self.job.saes}
-
-    def check_memory(self, reporter: Reporter) -> None:
-        """Says what memory the job needs. Raises OutOfMemory if that is more than the device has."""
-        wanted = memory.plan(self.job, self.sites, self.placement, self.source.row_bytes, self.source.model_memory)
-        reporter.event("info", wanted.said())
-        if warning := wanted.check(memory.device_limits()):
-            reporter.event("warning", warning)
-
-    def shapes(self) -> dict[str, TrainState]:
-        """The shapes of the states, and their places."""
-        return {sae.name: self.placement.of(sae.name, start.shapes(sae, self.sites[sae.name])) for sae in self.job.saes}
-
-
 class _Training:
     """The moving parts of one attempt at a job."""
 
     def __init__(
-        self, setting: Setting, storage: Storage, prefix: str, reporter: Reporter, should_stop: Callable[[], bool],
-        alive: Callable[[], None], states: dict[str, TrainState], values: dict[str, Any], held_out: HeldOut,
+        self, setting: Setting, around: Surroundings, states: dict[str, Any], values: dict[str, Any], held_out: HeldOut,
         observe: Observe | None,
     ) -> None:  # fmt: skip
         self.setting, self.job, self.source = setting, setting.job, setting.source
         self.held_out, self.observe = held_out, observe
-        self.storage, self.prefix, self.reporter = storage, prefix, reporter
+        self.around, self.reporter = around, around.reporter
+        self.begun = own_latents.taken_out(self.job, states, values)
         self.position = StreamPosition.model_validate(values["position"])
         self.states, self.scales, self.n_steps = states, values["scales"], values["n_steps"]
         self.saved = (self.n_steps, False)  # the steps of the last checkpoint, and whether it has held-out figures
         self.trainer: Trainer | None = None
-        self.should_stop, self.alive, self.writer = should_stop, alive, CheckpointWriter()
-        self.ends_here = partial(ends_here, hosts.any_of(should_stop), alive)  # a sign of life, and whether to stop
-        self.stops_here = hosts.any_of(should_stop, hosts.STEPS_BETWEEN)
+        self.should_stop, self.alive, self.writer = around.should_stop, around.alive, CheckpointWriter()
+        self.ends_here = partial(ends_here, hosts.any_of(self.should_stop), self.alive)  # a sign of life, and whether to stop
+        self.stops_here = hosts.any_of(self.should_stop, hosts.STEPS_BETWEEN)
         self.is_due = hosts.of_leader(self.writer.is_due, hosts.STEPS_BETWEEN)
         self.initial = {} if self.n_steps else start.load_all(self.job, self.source.widths, self.source.roots)
         self.hashes = values.get("initial", {}) | {name: found.sha256 for name, found in self.initial.items()}
@@ -209,7 +179,7 @@ class _Training:
         return start.drawn_and_fitted(self.job, sae, sites, scales, rows, places)
 
     def finish(self) -> Checkpoint:
-        """Evaluates the SAEs on held-out text and publishes the final checkpoint. Raises Stopped."""
+        """Evaluates the SAEs, looks at their latents if the job says so, publishes the final checkpoint. Raises Stopped."""
         assert self.trainer is not None
         self.trainer.settle()
         trained_s, figures, values = self.trainer.seconds(), self.trainer.figures(), self.values()
@@ -218,21 +188,48 @@ class _Training:
         # From here on the device is the evaluation's.
         self.stop_reading()
         for warning in self.source.warnings():
-            self.reporter.event("warning", warning)
+            self.around.warn(warning)
         self.trainer.let_go()
         memory.give_back()
+        parameters = {name: found.parameters for name, found in state.items()}
+        saes = {sae.name: partial(self.trainer.placed, sae, parameters) for sae in self.job.saes}
+        measured = self.measured(saes, figures, state, values) if self.begun is None else self.begun.measured
+        for waited in (self.stream.waits.said(trained_s), *self.writer.said(trained_s)):
+            self.reporter.event("info", waited)
+        if self.job.latents is None:
+            return self.publish(state, values, measured, is_final=True)
+        return self.look_at_latents(self.job.latents, saes, state, values, measured)
+
+    def measured(
+        self, saes: SAEs, figures: Mapping[str, Any], state: dict[str, TrainState], values: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The figures of the SAEs, with those of held-out text. Raises Stopped."""
         with ExitStack() as failed:
             # What has been trained is not lost with its evaluation.
             if values["n_steps"] > self.saved[0]:
                 failed.callback(self.publish, state, values, {})
-            parameters = {name: found.parameters for name, found in state.items()}
-            saes = {sae.name: partial(self.trainer.placed, sae, parameters) for sae in self.job.saes}
             self.reporter.event("info", "Measuring on held-out text.")
-            measured = self.held_out.evaluate(saes, self.ends_here)
+            found = self.held_out.evaluate(saes, self.ends_here)
             failed.pop_all()
-        for waited in (self.stream.waits.said(trained_s), *self.writer.said(trained_s)):
-            self.reporter.event("info", waited)
-        return self.publish(state, values, {name: found | figures[name] for name, found in measured.items()})
+        return {name: measured | figures[name] for name, measured in found.items()}
+
+    def look_at_latents(
+        self, part: LatentsPart, saes: SAEs, state: dict[str, TrainState], values: dict[str, Any], measured: dict[str, Any]
+    ) -> Checkpoint:
+        """Looks at the latents of the SAEs, and publishes the final checkpoint with what is seen. Raises Stopped."""
+        assert self.source.model is not None, "synthetic rows have no text"
+        at_hand = {name: load() for name, load in saes.items()}
+        look = Look(self.job.stream, part, self.source.model, at_hand, self.limits, self.source.roots)
+
+        def publish_state(seen: State, n_batches: int, _: int) -> None:
+            begun = own_latents.Begun(seen, measured)
+            self.publish(*own_latents.put_in(self.job, state, values, begun), measured, n_batches=n_batches)
+
+        course = own_latents.course(self.job, look, self.around, self.writer, publish_state, self.begun)
+        course.save()  # a kill from here on takes no step of training and no figure with it
+        # Only one of several hosts writes files, so none of them asks the others meanwhile.
+        stops = partial(stop_if_asked, hosts.if_alone(self.should_stop), self.alive)
+        return course.to_end(lambda: self.publish(state, values, measured, look.files(stops), is_final=True))
 
     def stop_reading(self) -> None:
         """Ends the stream, and what it adds to the activation cache."""
@@ -243,12 +240,9 @@ class _Training:
         """What a checkpoint holds beside the arrays."""
         assert self.trainer is not None
         return {
-            "position": self.position.model_dump(mode="json"),
-            "n_steps": self.trainer.n_steps,
-            "scales": self.scales,
-            "limits": self.limits,
-            "initial": self.hashes,
-        }
+            "position": self.position.model_dump(mode="json"), "n_steps": self.trainer.n_steps, "scales": self.scales,
+            "limits": self.limits, "initial": self.hashes,
+        }  # fmt: skip
 
     def save(self) -> None:
         """Publishes a checkpoint while training goes on, if the last one does not have it all."""
@@ -270,12 +264,16 @@ class _Training:
         return partial(self.publish, self.trainer.snapshot(), self.values(), self.trainer.held_out)
 
     def files(
-        self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]
+        self, states: dict[str, Any], values: dict[str, Any], metrics: dict[str, Any], looked: Iterable[tuple[str, Content]]
     ) -> Iterator[tuple[str, Content]]:
-        """The files of a checkpoint: the state, then those of each SAE, made when it is their turn. `states` is consumed."""
+        """The files of a checkpoint: what a look has found, the state, then those of each SAE, made when it is their turn.
+
+        `states` is consumed, once the look's files are there.
+        """
         assert self.trainer is not None
+        yield from looked
         yield from checkpoint.to_files(states, values).items()
-        parameters = {name: state.parameters for name, state in states.items()}
+        parameters = {sae.name: states[sae.name].parameters for sae in self.job.saes}
         states.clear()
         for sae in self.job.saes:
             found = artifacts.to_files(self.trainer.exported(sae, parameters), self.job, sae, self.provenance)
@@ -284,17 +282,17 @@ class _Training:
             for name in sorted(found):
                 yield f"{SAES}{sae.name}/{name}", found.pop(name)
 
-    def publish(self, states: dict[str, TrainState], values: dict[str, Any], metrics: dict[str, Any]) -> Checkpoint:
-        """Writes the state and the SAEs under a key of their own, and reports them once they are complete; one host does.
+    def publish(
+        self, states: dict[str, Any], values: dict[str, Any], metrics: dict[str, Any],
+        looked: Iterable[tuple[str, Content]] = (), n_batches: int = 0, is_final: bool = False,
+    ) -> Checkpoint:  # fmt: skip
+        """Writes the state and the SAEs, and reports them once they are complete; one host does.
 
-        `states`, on the host, is consumed. Held-out metrics of the last step make it the final checkpoint.
+        Args:
+            states: on the host; consumed.
+            looked: files of a look at latents.
+            n_batches: of text in which latents have been looked at since the last step of training.
         """
-        n_steps, began = values["n_steps"], time.monotonic()
-        key = f"{self.prefix}/step-{n_steps:09d}-{uuid4().hex[:12]}"
-        entries = self.storage.publish(key, self.files(states, values, metrics)) if hosts.leads() else []
-        written_s = time.monotonic() - began
-        tokens, is_final = n_steps * self.job.stream.batch, bool(metrics) and n_steps == self.job.stream.n_steps
-        written = Checkpoint(key, n_steps, tokens, is_final, entries, metrics, score(self.job, n_steps, metrics), written_s)
-        if hosts.leads():
-            self.reporter.checkpoint(written)
-        return written
+        n_steps = values["n_steps"]
+        files, tokens = self.files(states, values, metrics, looked), n_steps * self.job.stream.batch
+        return self.around.publish(files, n_steps + n_batches, tokens, metrics, is_final, score(self.job, n_steps, metrics))

@@ -19,7 +19,7 @@ FOUND = 0.9
 NAMED = 3
 """SAEs of a job that a line names."""
 LINE_EVERY_S = 60
-TRAINED = ("loss", "fvu", "l0")
+TRAINED, LOOKED = ("loss", "fvu", "l0"), ("l0", "never_fired_share")
 HELD_OUT = {"fvu": "held-out fvu", "fvu_by_row": "by row", "l0": "held-out l0", "ce_loss_recovered": "recovered"}
 RESULTS = ("l0", "fvu", "fvu_by_row", "ce_loss_recovered", "dead_share", "tokens_per_s")
 
@@ -240,19 +240,27 @@ def pace(progress: records.Progress) -> str:
     if progress.tokens_per_s and progress.tokens < progress.total_tokens:
         left = round((progress.total_tokens - progress.tokens) / progress.tokens_per_s)
         parts.append(f", {progress.tokens_per_s:,.0f}/s, {timedelta(seconds=left)} left")
+    doing, metrics = _shown(progress)
     for name, row in list(progress.metrics.items())[:NAMED]:
-        parts.append(f"; {name}: training " + ", ".join(f"{metric} {number(row.get(metric))}" for metric in TRAINED))
+        parts.append(f"; {name}: {doing}" + ", ".join(f"{metric} {number(row.get(metric))}" for metric in metrics))
     n_more = len(progress.metrics) - NAMED
     return "".join(parts) + (f"; and {n_more} more" if n_more > 0 else "")
 
 
+def _shown(progress: records.Progress) -> tuple[str, tuple[str, ...]]:
+    """What is done with the SAEs, and the metrics that say how it goes: they are trained, or their latents are looked at."""
+    is_look = any("never_fired_share" in row for row in progress.metrics.values())
+    return ("", LOOKED) if is_look else ("training ", TRAINED)
+
+
 def figures(progress: records.Progress) -> Table:
     """Loss, FVU and L0 of each SAE while it trains, and its last held-out figures if there are."""
-    table = Table("sae", *(f"training {name}" for name in TRAINED), *(HELD_OUT.values() if progress.held_out else ()), box=None)
+    doing, metrics = _shown(progress)
+    table = Table("sae", *(f"{doing}{name}" for name in metrics), *(HELD_OUT.values() if progress.held_out else ()), box=None)
     for name, row in progress.metrics.items():
         measured = progress.held_out.get(name)
         shown = [] if measured is None else [number(measured.get(metric)) for metric in HELD_OUT]
-        table.add_row(name, *(number(row.get(metric)) for metric in TRAINED), *shown)
+        table.add_row(name, *(number(row.get(metric)) for metric in metrics), *shown)
     return table
 
 

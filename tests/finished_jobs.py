@@ -13,6 +13,7 @@ from sae_service.settings import Settings
 from sae_service.spec.stored import read
 from sae_service.storage.job_folders import job_folder
 from sae_service.storage.objects import Storage
+from sae_service.surroundings import Surroundings
 from tests.conftest import DEMO
 from tests.recorder import Recorder
 
@@ -57,7 +58,7 @@ class Finished:
         spec = attempt.claim("here")
         assert spec is not None
         begin_with = attempt.origin_key()
-        final = kinds.run(read(spec), self.storage, job_folder(job_id), recorder, begin_with=begin_with)
+        final = kinds.run(read(spec), Surroundings(self.storage, job_folder(job_id), recorder, begin_with=begin_with))
         assert final is not None
         for written in recorder.checkpoints:
             committed = asdict(written)

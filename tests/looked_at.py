@@ -17,6 +17,7 @@ from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import at
 from sae_service.spec import LatentsSpec, StreamSpec
 from sae_service.storage.objects import Storage
+from sae_service.surroundings import Surroundings
 from tests.conftest import DEMO
 from tests.recorder import Recorder
 from tests.saes import described
@@ -66,7 +67,8 @@ def looked(
 ) -> tuple[Recorder, dict[str, Table]]:  # fmt: skip
     """Carries out a job; returns its news and the columns of each SAE (none if it was stopped)."""
     recorder, storage = Recorder(), Storage(folder.as_uri())
-    final = latents_job.run(job, storage, "jobs/look", recorder, should_stop, resume_from, begin_with)
+    around = Surroundings(storage, "jobs/look", recorder, should_stop, resume_from, begin_with)
+    final = latents_job.run(job, around)
     if final is None:
         return recorder, {}
     names = dict.fromkeys(entry["path"].split("/")[1] for entry in final.files)  # pyright: ignore[reportAttributeAccessIssue]

@@ -180,6 +180,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     from sae_service.readable import Roots
     from sae_service.spec.stored import read
     from sae_service.storage.objects import Storage
+    from sae_service.surroundings import Surroundings
 
     job = read(assignment["spec"])
     if job.stream.model is not None:
@@ -187,8 +188,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
     report.total_steps, report.total_tokens = job.total_steps, job.total_tokens
     report.looked_ns = time.time_ns()
     storage = Storage(assignment["storage_url"])
-    final = kinds.run(
-        job,
+    around = Surroundings(
         storage,
         assignment["prefix"],
         report,
@@ -200,6 +200,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         cache=cache_of(assignment, report) if job.stream.cache != "off" else None,
         roots=Roots(*(tuple(map(Path, assignment[name])) for name in ("readable_roots", "closed_folders"))),
     )
+    final = kinds.run(job, around)
     if assignment["hosts"] is not None:
         hosts.leave()
     return {"kind": "stopped" if final is None else "finished"}

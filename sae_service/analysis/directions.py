@@ -13,7 +13,7 @@ from sae_service.activations.unembedding import Unembedding
 from sae_service.numerics import exact
 
 N_LOGIT_BINS = 50
-SCORES_AT_ONCE = 1 << 25
+SCORES_AT_ONCE = 1 << 23
 """So many scores of directions beside tokens, or beside other directions, are there at once."""
 ROWS_AT_ONCE = 1 << 12
 Alive = Callable[[], None]

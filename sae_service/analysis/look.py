@@ -18,6 +18,7 @@ from sae_service.analysis.columns import Maker
 from sae_service.analysis.latents import LatentsPass, Sizes
 from sae_service.readable import Roots
 from sae_service.sae.inference import InferenceSAE
+from sae_service.schema import SAES
 from sae_service.spec import LatentsPart, StreamSpec
 from sae_service.storage.objects import Content
 
@@ -53,7 +54,17 @@ class Look:
         self._cursor, self._n_last = Cursor(), 0
 
     @property
-    def n_prompts(self) -> int:
+    def wanted_tokens(self) -> int:
+        """Tokens that are to be read, in whole rows of the model."""
+        return self._n_prompts * self._stream.context_size
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that have been read, those that are left out too."""
+        return self.passed.n_prompts * self._stream.context_size
+
+    @property
+    def _n_prompts(self) -> int:
         """Rows of the model that are to be read."""
         return self._part.tokens // self._stream.context_size
 
@@ -63,7 +74,7 @@ class Look:
         Raises:
             DataNotFound, InvalidSpec: it cannot be read, or nothing of it counts.
         """
-        left = self.n_prompts - self.passed.n_prompts
+        left = self._n_prompts - self.passed.n_prompts
         # It begins with the batch that was counted last: only a batch that is read says where it began.
         found = text.passages(self._source, self._cursor, left + self._n_last, self._limits) if left > 0 else iter(())
         for batch in islice(found, 1 if self._n_last else 0, None):
@@ -85,7 +96,7 @@ class Look:
         self._cursor, self._n_last = Cursor.model_validate(values["cursor"]), values["n_last"]
 
     def files(self, alive: Callable[[], None]) -> Iterator[tuple[str, Content]]:
-        """The files of all SAEs, each below the SAE's name, made when it is their turn.
+        """The files of all SAEs as those of a checkpoint, each below its SAE's name, made when it is their turn.
 
         Args:
             alive: called now and then.
@@ -95,7 +106,7 @@ class Look:
         for name in self._saes:
             found = results.to_files(maker.columns(name), vocabulary, self._about(name))
             for path in sorted(found):
-                yield f"{name}/{path}", found.pop(path)
+                yield f"{SAES}{name}/{path}", found.pop(path)
 
     def _about(self, name: str) -> dict[str, Any]:
         """What is to be known of the columns of an SAE."""

@@ -1,12 +1,11 @@
 """The commands on the activation cache of a service."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from sae_service import errors
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, Url, reported, the_only
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, Url, listed, reported, the_only
 from sae_service.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Lists what the activation cache holds, and deletes parts of it.")
@@ -18,11 +17,7 @@ def list_streams(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson
     from sae_service import text_tables
 
     with reported():
-        found = Client(url, api_key).cached_streams()
-        if as_json:
-            typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
-        else:
-            text_tables.show(text_tables.cached_streams(found))
+        listed(Client(url, api_key).cached_streams(), text_tables.cached_streams, as_json)
 
 
 @app.command()

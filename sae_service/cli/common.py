@@ -1,13 +1,14 @@
 """What the commands of the command line have in common: which service and which job, how they fail, whether they print JSON."""
 
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -86,6 +87,17 @@ def reported(place: Callable[[str], str] = option) -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(0) from None
+
+
+def listed(found: Iterable[Any], table: Callable[[list[Any]], Any], as_json: bool) -> None:
+    """Prints records, as a table or as JSON."""
+    from sae_service import text_tables
+
+    records = list(found)
+    if as_json:
+        typer.echo(json.dumps([one.model_dump() for one in records], indent=1))
+    else:
+        text_tables.show(table(records))
 
 
 def full_id(client: Client, given: str) -> str:

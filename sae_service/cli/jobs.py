@@ -19,6 +19,7 @@ from sae_service.cli.common import (
     JobId,
     Url,
     full_id,
+    listed,
     reported,
 )
 from sae_service.cli.job_file import JobFile
@@ -187,11 +188,7 @@ def list_workers(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson
     from sae_service import text_tables
 
     with reported():
-        found = Client(url, api_key).workers()
-        if as_json:
-            typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
-        else:
-            text_tables.show(text_tables.workers(found))
+        listed(Client(url, api_key).workers(), text_tables.workers, as_json)
 
 
 def download(

@@ -8,7 +8,7 @@ import typer
 
 from sae_service import errors
 from sae_service.analysis.records import ExportFormat, Order, Sort
-from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, count, full_id, reported
+from sae_service.cli.common import DEFAULT_URL, ApiKey, AsJson, IdempotencyKey, JobId, Url, count, full_id, listed, reported
 from sae_service.cli.jobs import watch
 from sae_service.client import Client
 
@@ -46,14 +46,10 @@ def list_saes(
     as_json: AsJson = False,
 ) -> None:
     """Lists finished SAEs, those of the newest jobs first."""
-    from sae_service import latent_tables, text_tables
+    from sae_service import latent_tables
 
     with reported():
-        found = list(Client(url, api_key).saes(limit))
-        if as_json:
-            typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
-        else:
-            text_tables.show(latent_tables.saes(found))
+        listed(Client(url, api_key).saes(limit), latent_tables.saes, as_json)
 
 
 def list_latents(
@@ -71,16 +67,12 @@ def list_latents(
     as_json: AsJson = False,
 ) -> None:
     """Lists the latents of a finished SAE: how often each fires, on which tokens, and which it raises."""
-    from sae_service import latent_tables, text_tables
+    from sae_service import latent_tables
 
     with reported():
         client = Client(url, api_key)
         filters = token, raises, min_density, max_density, explanation
-        found = list(client.latents(full_sae_id(client, sae), sort, order, *filters, limit))
-        if as_json:
-            typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
-        else:
-            text_tables.show(latent_tables.latents(found))
+        listed(client.latents(full_sae_id(client, sae), sort, order, *filters, limit), latent_tables.latents, as_json)
 
 
 def show_latent(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sae_service.schema import SPEC_VERSION, Frozen, refuse
+from sae_service.spec.latents import LatentsPart
 from sae_service.spec.queued import MAX_TOKENS, Count, QueuedSpec
 from sae_service.spec.saes import SAESpec
 from sae_service.spec.stream import MAX_STEPS, SYNTHETIC_HOOK, SYNTHETIC_HOOK_OUT, StreamSpec
@@ -32,6 +33,9 @@ class JobSpec(QueuedSpec):
     stream: StreamSpec
     saes: tuple[SAESpec, ...] = Field(min_length=1, max_length=64)
     evaluation: EvaluationSpec = EvaluationSpec()
+    latents: LatentsPart | None = Field(
+        default=None, description="Looks at what each latent of the SAEs does on held-out text, once they are trained."
+    )
     log_every: int = Field(default=50, gt=0, lt=MAX_STEPS, description="Steps between two rows of metrics; evaluations add rows.")
     gpus: int = Field(
         default=1, ge=1, le=64, description="GPUs of the training process; its SAEs are spread over them, or split (shard). 1 also "
@@ -71,6 +75,14 @@ class JobSpec(QueuedSpec):
         return self
 
     @model_validator(mode="after")
+    def _check_latents(self) -> "JobSpec":
+        if self.latents is not None:
+            if self.stream.synthetic is not None:
+                refuse(("latents",), "needs text that latents can fire on, and synthetic activations have none", None)
+            self.latents.check_length(self.stream, "latents")
+        return self
+
+    @model_validator(mode="after")
     def _check_shards(self) -> "JobSpec":
         for index, sae in enumerate(self.saes):
             if sae.shard == "none":
@@ -95,13 +107,14 @@ class JobSpec(QueuedSpec):
 
     @property
     def total_steps(self) -> int:
-        """Training steps."""
-        return self.stream.n_steps
+        """Training steps, and batches of text in which latents are looked at."""
+        return self.stream.n_steps + (self.latents.n_batches(self.stream) if self.latents is not None else 0)
 
     @property
     def total_tokens(self) -> int:
-        """Rows of activations that are trained on."""
-        return self.stream.n_steps * self.stream.batch
+        """Rows of activations that are trained on, and tokens on which latents are looked at."""
+        trained = self.stream.n_steps * self.stream.batch
+        return trained + (self.latents.whole_tokens(self.stream) if self.latents is not None else 0)
 
     @property
     def hook_names(self) -> tuple[str, ...]:

@@ -26,6 +26,19 @@ class LatentsPart(Frozen):
     )
     seed: int = Field(default=0, ge=0, lt=1 << 32, description="Decides which passages of a quantile are kept.")
 
+    def n_batches(self, stream: StreamSpec) -> int:
+        """Batches of text; as many as there are, if the text is long enough."""
+        return -(-(self.tokens // stream.context_size) // stream.prompts)
+
+    def whole_tokens(self, stream: StreamSpec) -> int:
+        """Tokens in whole rows of the model."""
+        return self.tokens // stream.context_size * stream.context_size
+
+    def check_length(self, stream: StreamSpec, *place: str) -> None:
+        """Refuses fewer tokens than a row of the model has, in the field at a place."""
+        if self.tokens < stream.context_size:
+            refuse((*place, "tokens"), f"must be at least context_size ({stream.context_size})", self.tokens)
+
 
 class FolderSpec(Frozen):
     """An SAE in a folder, whoever has trained it."""
@@ -75,21 +88,21 @@ class LatentsSpec(QueuedSpec, LatentsPart):
         for field, names in (("saes", self.saes), ("folders", tuple(folder.name for folder in self.folders))):
             if len(set(names)) < len(names):
                 refuse((field,), "must name each SAE once", names)
-        if self.stream is not None and self.tokens < self.stream.context_size:
-            refuse(("tokens",), f"must be at least context_size ({self.stream.context_size})", self.tokens)
+        if self.stream is not None:
+            self.check_length(self.stream)
         return self
 
     @property
     def total_steps(self) -> int:
-        """Batches of text; as many as there are, if the text is long enough."""
+        """Batches of text."""
         assert self.stream is not None, "the stream of a job's SAEs is filled in when the job is submitted"
-        return -(-(self.tokens // self.stream.context_size) // self.stream.prompts)
+        return self.n_batches(self.stream)
 
     @property
     def total_tokens(self) -> int:
         """Tokens in whole rows of the model."""
         assert self.stream is not None, "the stream of a job's SAEs is filled in when the job is submitted"
-        return self.tokens // self.stream.context_size * self.stream.context_size
+        return self.whole_tokens(self.stream)
 
     @property
     def names(self) -> tuple[str, ...]:

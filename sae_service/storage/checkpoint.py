@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,6 +17,14 @@ ARRAYS, VALUES = "state/arrays.safetensors", "state/values.json"
 FORMAT = 4
 FIRST_EXACT_FORMAT = 3
 """Before it, a job that was resumed twice within a group of documents went on from the beginning of the text."""
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """What is known of an array that stays in the host's memory: of a checkpoint, it is read as it was written."""
+
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 def to_files(state: Any, values: dict[str, Any]) -> dict[str, Content]:
@@ -103,8 +112,10 @@ def _values(content: bytes) -> dict[str, Any]:
     return values
 
 
-def _put(array: np.ndarray, like: Any) -> jax.Array:
+def _put(array: np.ndarray, like: Any) -> jax.Array | np.ndarray:
     """The array where `like` is to be. JAX may take over its memory instead of copying it: nobody else may have it."""
+    if isinstance(like, OnHost):
+        return array
     return jax.block_until_ready(hosts.put(array, getattr(like, "sharding", None)))
 
 

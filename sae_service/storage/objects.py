@@ -19,7 +19,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 from sae_service import tracing
-from sae_service.errors import DamagedCheckpoint, NotFound, StorageFailure
+from sae_service.errors import DamagedCheckpoint, NotFound, Stopped, StorageFailure
 
 MANIFEST = "manifest.json"
 PART, AT_ONCE = 8 << 20, 4
@@ -227,12 +227,17 @@ class Storage:
     def publish(self, prefix: str, files: Mapping[str, Content] | Iterator[tuple[str, Content]]) -> list[dict[str, str | int]]:
         """Writes files below a new prefix, in the order in which they come, and their manifest last.
 
-        Returns the manifest's entries, sorted by path. A file is let go of before the next one is asked for.
+        Returns the manifest's entries, sorted by path. A file is let go of before the next one is asked for. If whoever makes
+        them is Stopped, none of them stays.
         """
         entries = list[dict[str, str | int]]()
-        for path, content in files if isinstance(files, Iterator) else files.items():
-            entries.append({"path": path, "size": len(content), "sha256": self.put(f"{prefix}/{path}", content)})
-            del content
+        try:
+            for path, content in files if isinstance(files, Iterator) else files.items():
+                entries.append({"path": path, "size": len(content), "sha256": self.put(f"{prefix}/{path}", content)})
+                del content
+        except Stopped:
+            self.delete(prefix)
+            raise
         entries.sort(key=lambda entry: str(entry["path"]))
         self.put(f"{prefix}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
         return entries

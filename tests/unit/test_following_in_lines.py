@@ -10,10 +10,10 @@ from sae_service.jobs.records import Job, Progress
 ROW = {"loss": 0.5, "fvu": 0.25, "l0": 16.0}
 
 
-def job(status: Any, tokens: int = 0, names: tuple[str, ...] = ("a",), reason: str | None = None) -> Job:
+def job(status: Any, tokens: int = 0, names: tuple[str, ...] = ("a",), reason: str | None = None, row: Any = ROW) -> Job:
     progress = Progress(
         step=tokens // 256, total_steps=40, tokens=tokens, total_tokens=10_000, tokens_per_s=100.0, updated_at=0,
-        metrics=dict.fromkeys(names, ROW),
+        metrics=dict.fromkeys(names, row),
     )  # fmt: skip
     return Job(
         id="job_1", status=status, status_reason=reason, created_at=0, started_at=0, finished_at=None, attempt=1, worker=None,
@@ -36,6 +36,11 @@ def test_a_line_names_the_first_saes_and_counts_the_others(capsys: pytest.Captur
     text_tables.follow([(job("running", 4_000, names=("a", "b", "c", "d", "e")), "")], is_error=True)
     line = capsys.readouterr().err.splitlines()[1]
     assert line.endswith("; c: training loss 0.5000, fvu 0.2500, l0 16.0; and 2 more")
+
+
+def test_a_job_that_looks_at_latents_shows_what_it_has_seen_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    text_tables.follow([(job("running", 4_000, row={"l0": 16.0, "never_fired_share": 0.25}), "")])
+    assert capsys.readouterr().out.splitlines()[1].endswith("left; a: l0 16.0, never_fired_share 0.2500")
 
 
 def test_a_job_that_waits_says_what_for(capsys: pytest.CaptureFixture[str]) -> None:
