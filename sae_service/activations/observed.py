@@ -14,8 +14,8 @@ from sae_service.errors import InvalidSpec
 Tokens = Int[np.ndarray, "prompts context_size"]
 PATTERN = "blocks.{}.attn.hook_pattern"
 FIGURES = ("distance", "first_share", "separator_share", "entropy")
-"""Of the attention of a head at a position: the mean distance to what is read, the share that the first position of the row has, that
-of all separators (BOS), and the entropy in nats.
+"""Of the attention of a head at a position: the mean distance to what is read, the share on the first position of the row, that on
+all separators (BOS), and the entropy in nats.
 """
 
 

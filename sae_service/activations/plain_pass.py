@@ -102,8 +102,7 @@ class PlainPass:
             return self._model(input_ids=ids, use_cache=False).logits
 
     def show(self, ids: Int[torch.Tensor, "prompts context_size"], looks: Mapping[str, Callable[[torch.Tensor], None]]) -> None:
-        """Shows the values at each hook point, as the model shapes them, when they are computed. The pass ends with the last of them.
-        """
+        """Shows the values at each hook point, as the model shapes them, when they are computed. The pass ends with the last."""
         seen = set[str]()
 
         def note(value: torch.Tensor, name: str) -> None:

@@ -10,6 +10,7 @@ from sae_service.activations.model import LanguageModel
 from sae_service.activations.model_check import check_reads
 from sae_service.analysis.course import Course, Pace, State, shapes_of
 from sae_service.analysis.statistics import results
+from sae_service.analysis.statistics.files import FOLDER
 from sae_service.analysis.statistics.measuring import Measuring
 from sae_service.errors import Stopped
 from sae_service.hub import pinned
@@ -83,5 +84,5 @@ class _Running:
 
     def _files(self) -> Iterator[tuple[str, Content]]:
         found = self._measuring.found
-        yield from results.to_files(found, self._job, self._stream, self._model, self._stop_if_asked).items()
-        yield f"{results.FOLDER}{artifacts.PROVENANCE}", artifacts.as_json(self._source)
+        yield from results.to_files(found, self._stream, self._model, self._stop_if_asked).items()
+        yield f"{FOLDER}{artifacts.PROVENANCE}", artifacts.as_json(self._source)

@@ -21,11 +21,11 @@ class StatisticsSpec(QueuedSpec):
     )
     tokens: int = Field(default=200_000, gt=0, le=MAX_TOKENS, description="Tokens that are read; all that there are, if fewer.")
     attention_tokens: int = Field(
-        default=32_768, ge=0, le=MAX_TOKENS, description="Tokens, the first ones, whose attention is measured, which takes a pass of "
-        "its own; 0: none.",
+        default=32_768, ge=0, le=MAX_TOKENS,
+        description="Tokens, the first ones, whose attention is measured, in a pass of its own; 0: none.",
     )  # fmt: skip
     cut_positions: int = Field(
-        default=128, ge=0, le=1 << 14, description="Positions at which the model reads once more, with less and less context; 0: none."
+        default=128, ge=0, le=1 << 14, description="Positions at which the model reads again, with less and less context; 0: none."
     )
     log_every: int = Field(default=10, gt=0, description="Batches of text between two reports of progress.")
 

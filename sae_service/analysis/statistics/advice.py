@@ -37,9 +37,10 @@ def _float16(hooks: Sequence[HookStatistics]) -> Advice:
         says, value = f"float16 is not safe: {at} is beyond {LARGEST_FLOAT16:,.0f}, the largest that it holds.", "float32"
     elif worst.largest_magnitude * ROOM > LARGEST_FLOAT16:
         share = worst.largest_magnitude / LARGEST_FLOAT16
-        says, value = f"float16 leaves little room: {at} is {share:.0%} of the largest that it holds; take bfloat16 or float32.", None
+        says, value = f"float16 leaves little room: {at} is {share:.0%} of the largest that it holds; take another.", None
     else:
-        says, value = f"float16 holds these rows: {at} is far below {LARGEST_FLOAT16:,.0f}. What modules compute inside was not seen.", None
+        says = f"float16 holds these rows: {at} is far below {LARGEST_FLOAT16:,.0f}. The inside of modules was not seen."
+        value = None
     return Advice(
         about="dtype", says=says, value=value, figure="largest_magnitude", number=worst.largest_magnitude, hook_name=worst.hook_name
     )
@@ -62,8 +63,8 @@ def _normalization(hooks: Sequence[HookStatistics]) -> Advice:
     ratio = high.rms / low.rms if low.rms else 1.0
     if ratio > FAR_APART:
         says = (
-            f"the rms of the numbers is {low.rms:.3g} at {low.hook_name} and {high.rms:.3g} at {high.hook_name}: with normalization "
-            "sqrt_d_in or unit_mean_square one learning rate and one sparsity coefficient mean the same at both; with none they do not."
+            f"the rms of the numbers is {low.rms:.3g} at {low.hook_name} and {high.rms:.3g} at {high.hook_name}: with sqrt_d_in or "
+            "unit_mean_square one sparsity coefficient means the same at both; with none it does not."
         )
     else:
         says = f"the rms of the numbers is {low.rms:.3g} to {high.rms:.3g}: one scale serves all these hook points."

@@ -43,7 +43,7 @@ def signed(values: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
 
 def counted(places: Int[np.ndarray, "..."], n_bins: int) -> Int[np.ndarray, " bins"]:
     """How many values are in each bin."""
-    return np.bincount(places.ravel(), minlength=n_bins)
+    return np.bincount(places.ravel(), minlength=n_bins).astype(np.int32)
 
 
 def quantiles(

@@ -68,7 +68,7 @@ class Cuts:
                     found[part, which, self.hook_names.index(name)] = _cosines(rows[:, -1], full[name][part])
 
                 observed.rows(self._model, cut, self.hook_names, look)
-        self.places = np.concatenate([self.places, chosen + [first_prompt, 0]])
+        self.places = np.concatenate([self.places, chosen + np.array([first_prompt, 0])])
         self.cosines = np.concatenate([self.cosines, found])
 
     def _parts(self, n: int, length: int) -> Iterator[slice]:

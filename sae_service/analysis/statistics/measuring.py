@@ -15,7 +15,7 @@ from sae_service.activations.tokens import Cursor, Prompts
 from sae_service.analysis.statistics.attention import AttentionTally
 from sae_service.analysis.statistics.cuts import Cuts
 from sae_service.analysis.statistics.hook_tally import HookTally
-from sae_service.analysis.statistics.norms import NormTally
+from sae_service.analysis.statistics.norms import NormTally, group_starts
 from sae_service.readable import Roots
 from sae_service.spec import StatisticsSpec, StreamSpec
 
@@ -62,7 +62,9 @@ class Measured:
 class Measuring:
     """The measuring of a model, as a `Course` goes it."""
 
-    def __init__(self, stream: StreamSpec, job: StatisticsSpec, model: LanguageModel, widths: Mapping[str, int], roots: Roots) -> None:
+    def __init__(
+        self, stream: StreamSpec, job: StatisticsSpec, model: LanguageModel, widths: Mapping[str, int], roots: Roots
+    ) -> None:
         """Opens the text.
 
         Args:
@@ -77,6 +79,7 @@ class Measuring:
         self.residual = observed.fit(model, residual_points(n_layers))
         points = dict.fromkeys((*self.residual, *observed.fit(model, written_points(n_layers)), *widths))
         special = model.excluded_tokens((*SPECIAL, *stream.exclude))
+        starts, grouped = group_starts(stream.context_size), {*self.residual, *widths}
         medians = text.norm_limits(self.source, 1.0)
         if not medians:
             raise text.too_little(self.source)
@@ -84,7 +87,7 @@ class Measuring:
         after_blocks = [name for name in self.residual if name.endswith("resid_post")]
         self.found = Measured(
             medians,
-            {name: NormTally(stream.context_size, special) for name in points},
+            {name: NormTally(stream.context_size, starts if name in grouped else [0], special) for name in points},
             {name: HookTally(width, stream.context_size, OUTLIER_MULTIPLE * medians[name]) for name, width in widths.items()},
             AttentionTally(model, observed.attending_layers(model) if job.attention_tokens else [], start),
             Cuts(model, after_blocks, stream.context_size, job.cut_positions, stream.prompts * stream.context_size),

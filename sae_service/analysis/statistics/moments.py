@@ -75,8 +75,7 @@ class Moments:
 
     @property
     def kurtosis(self) -> Row:
-        """The mean fourth power of the deviation over the square of the variance: 3 for a normal distribution; 0 where nothing varies.
-        """
+        """The mean fourth power of the deviation over the square of the variance (normal: 3); 0 where nothing varies."""
         return _ratio(self.m4 / max(self.n, 1), self.variance**2)
 
     def arrays(self) -> Float[np.ndarray, "4 d"]:

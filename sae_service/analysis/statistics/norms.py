@@ -25,11 +25,13 @@ class NormTally:
     """The norms of the rows of a hook point so far.
 
     Attributes:
+        starts: where groups of positions begin whose norms have a histogram of their own.
         tokens: those that are watched, whether their rows count or not; all other figures are of rows that count.
         watched: how many rows of each there are, the sum of their norms, and the largest.
     """
 
     context_size: int
+    starts: list[int]
     tokens: tuple[int, ...]
     counts: Int[np.ndarray, " positions"] = field(init=False)
     sums: Float[np.ndarray, " positions"] = field(init=False)
@@ -41,7 +43,7 @@ class NormTally:
     def __post_init__(self) -> None:
         self.counts = np.zeros(self.context_size, np.int64)
         self.sums, self.squares = np.zeros(self.context_size), np.zeros(self.context_size)
-        self.histogram = np.zeros((len(group_starts(self.context_size)), bins.N_BINS), np.int64)
+        self.histogram = np.zeros((len(self.starts), bins.N_BINS), np.int32)
         self.extremes = np.array([np.inf, -np.inf])
         self.watched = np.zeros((3, len(self.tokens)))
 
@@ -63,9 +65,8 @@ class NormTally:
         self.sums += kept.sum(axis=0)
         self.squares += (kept * kept).sum(axis=0)
         self.extremes = np.array([min(self.extremes[0], norms[keep].min()), max(self.extremes[1], norms[keep].max())])
-        starts = [*group_starts(self.context_size), self.context_size]
-        for group, counts in enumerate(self.histogram):
-            part = slice(starts[group], starts[group + 1])
+        for counts, first, end in zip(self.histogram, self.starts, [*self.starts[1:], self.context_size], strict=True):
+            part = slice(first, end)
             counts += bins.counted(bins.magnitudes(norms[:, part][keep[:, part]]), bins.N_BINS)
 
     @property

@@ -8,7 +8,7 @@ from sae_service.analysis.statistics import bins
 from sae_service.analysis.statistics.hook_tally import HookTally
 from sae_service.analysis.statistics.measuring import OUTLIER_MULTIPLE, Measured
 from sae_service.analysis.statistics.moments import Moments
-from sae_service.analysis.statistics.norms import SHARES, NormTally, group_starts
+from sae_service.analysis.statistics.norms import SHARES, NormTally
 from sae_service.analysis.statistics.records import (
     Dimension,
     HookStatistics,
@@ -41,9 +41,8 @@ def norm_figures(tally: NormTally) -> NormFigures:
 
 def _by_position(tally: NormTally) -> tuple[PositionNorms, ...]:
     """Those of each group of positions in which a row counts."""
-    starts = group_starts(tally.context_size)
     found = list[PositionNorms]()
-    for group, (first, end) in enumerate(zip(starts, [*starts[1:], tally.context_size], strict=True)):
+    for group, (first, end) in enumerate(zip(tally.starts, [*tally.starts[1:], tally.context_size], strict=True)):
         n = int(tally.counts[first:end].sum())
         if n:
             mean = float(tally.sums[first:end].sum() / n)
@@ -52,7 +51,7 @@ def _by_position(tally: NormTally) -> tuple[PositionNorms, ...]:
     return tuple(found)
 
 
-def statistics(name: str, found: Measured, vocabulary: Sequence[str], excluded: Sequence[int]) -> HookStatistics:
+def statistics(name: str, found: Measured, vocabulary: list[str], excluded: Sequence[int]) -> HookStatistics:
     """All that is told of a hook point."""
     norms, tally = found.norms[name], found.hooks[name]
     moments, pooled = tally.moments, tally.moments.pooled()
@@ -73,7 +72,7 @@ def statistics(name: str, found: Measured, vocabulary: Sequence[str], excluded: 
     )  # fmt: skip
 
 
-def _special(norms: NormTally, vocabulary: Sequence[str], excluded: Sequence[int]) -> tuple[TokenNorms, ...]:
+def _special(norms: NormTally, vocabulary: list[str], excluded: Sequence[int]) -> tuple[TokenNorms, ...]:
     """Those of the special tokens that are in the text."""
     median = norms.quantiles((0.5,))[0]
     return tuple(
@@ -97,7 +96,7 @@ def _dimensions(moments: Moments) -> tuple[Dimension, ...]:
     )  # fmt: skip
 
 
-def _outliers(norms: NormTally, tally: HookTally, median: float, vocabulary: Sequence[str]) -> Outliers:
+def _outliers(norms: NormTally, tally: HookTally, median: float, vocabulary: list[str]) -> Outliers:
     n = int(tally.outliers.sum())
     places = np.argsort(-tally.outliers, kind="stable")[:LISTED]
     frequent = sorted(tally.outlier_tokens.items(), key=lambda item: (-item[1], item[0]))[:LISTED]

@@ -1,4 +1,4 @@
-"""What a model's activations are like, as the service shows it. Norms are Euclidean; all figures are of rows that count, unless said."""
+"""What a model's activations are like, as the service shows it. Figures are of the rows that count, unless they say otherwise."""
 
 from typing import Any, Literal
 
@@ -129,7 +129,7 @@ class Layer(Frozen):
     mlp: NormFigures | None = Field(description="What its MLP writes.")
     heads: HeadFigures
     cut_cosines: tuple[float, ...] | None = Field(
-        description="Mean cosine of the residual stream after it, of all context and of the last tokens alone, for each of cut_lengths."
+        description="Mean cosine of the residual stream after it with that of the last tokens alone, for each of cut_lengths."
     )
 
 

@@ -11,21 +11,20 @@ from sae_service.activations.model import LanguageModel
 from sae_service.activations.tokenizer import strings
 from sae_service.analysis.statistics import of_hooks
 from sae_service.analysis.statistics.advice import advice
+from sae_service.analysis.statistics.files import COLUMNS, RECORD
 from sae_service.analysis.statistics.measuring import Measured
-from sae_service.analysis.statistics.norms import group_starts
 from sae_service.analysis.statistics.of_hooks import norm_figures
 from sae_service.analysis.statistics.records import HeadFigures, Layer, Statistics
 from sae_service.analysis.statistics.weights import ov_norms
-from sae_service.spec import StatisticsSpec, StreamSpec
+from sae_service.spec import StreamSpec
 from sae_service.storage import arrays
 from sae_service.storage.artifacts import finite_or_null
 from sae_service.storage.objects import Content
 
-FOLDER = "statistics/"
-RECORD, COLUMNS = f"{FOLDER}statistics.json", f"{FOLDER}columns.safetensors"
 
-
-def to_files(found: Measured, job: StatisticsSpec, stream: StreamSpec, model: LanguageModel, alive: Callable[[], None]) -> dict[str, Content]:
+def to_files(
+    found: Measured, stream: StreamSpec, model: LanguageModel, alive: Callable[[], None]
+) -> dict[str, Content]:
     """The two files.
 
     Args:
@@ -36,14 +35,12 @@ def to_files(found: Measured, job: StatisticsSpec, stream: StreamSpec, model: La
         alive()
         if (weights := observed.ov_weights(model, layer)) is not None:
             ov[layer] = ov_norms(*weights)
-    whole = _statistics(found, job, stream, model, ov)
+    whole = _statistics(found, stream, model, ov)
     content = finite_or_null(whole.model_dump(mode="json"))
     return {RECORD: json.dumps(content, indent=1).encode(), COLUMNS: arrays.to_parts(_columns(found, ov))}
 
 
-def _statistics(
-    found: Measured, job: StatisticsSpec, stream: StreamSpec, model: LanguageModel, ov: dict[int, Any]
-) -> Statistics:
+def _statistics(found: Measured, stream: StreamSpec, model: LanguageModel, ov: dict[int, Any]) -> Statistics:
     spec, dataset = stream.text_source
     vocabulary = strings(model.tokenizer, model.n_vocab)
     excluded = model.excluded_tokens(stream.exclude)
@@ -88,13 +85,12 @@ def _columns(found: Measured, ov: dict[int, Any]) -> dict[str, np.ndarray]:
     """What is longer: by position, by dimension, by head."""
     columns: dict[str, np.ndarray] = {}
     for name, tally in found.norms.items():
-        starts = group_starts(tally.context_size)
         columns |= {
             f"{name}/rows_by_position": tally.counts,
             f"{name}/mean_norm_by_position": tally.sums / np.maximum(tally.counts, 1),
-            f"{name}/norm_quantiles": np.array([tally.quantiles(group=group) for group in range(len(starts))]),
+            f"{name}/norm_quantiles": np.array([tally.quantiles(group=group) for group in range(len(tally.starts))]),
         }
-        columns["position_groups"] = np.array(starts)
+        columns[f"{name}/position_groups"] = np.array(tally.starts)
     for name, tally in found.hooks.items():
         moments = tally.moments
         columns |= {

@@ -22,4 +22,5 @@ def ov_norms(
 
 
 def _triangle(matrix: np.ndarray) -> np.ndarray:
-    return np.linalg.qr(matrix.astype(np.float64), mode="r")
+    _, triangle = np.linalg.qr(matrix.astype(np.float64))
+    return triangle
