@@ -6,15 +6,17 @@ from typing import Any
 from sae_service.analysis.statistics.records import Layer, NormFigures, Statistics
 
 BLUE, RED, GREEN, GREY = "#4477aa", "#ee6677", "#228833", "#888888"
+COLOURS = (BLUE, GREEN, "#ccaa44", RED)
 
 
 def draw(found: Statistics, path: Path) -> None:
-    """Norms and their growth, norms by position, how far back layers look, and how much context they depend on."""
+    """Norms, their growth and their outliers, how much context layers depend on, and what their heads read and write."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    panels = figure.subplots(2, 3).flatten()
-    for panel, part in zip(panels, (_norms, _growth, _positions, _cuts, _distances, _weights), strict=True):
+    figure = Figure(figsize=(20, 8.5), layout="constrained")
+    panels = figure.subplots(2, 4).flatten()
+    parts = (_norms, _growth, _positions, _outliers, _cuts, _distances, _shares, _weights)
+    for panel, part in zip(panels, parts, strict=True):
         part(panel, found)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
@@ -46,19 +48,25 @@ def _norms(panel: Any, found: Statistics) -> None:
 
 
 def _growth(panel: Any, found: Statistics) -> None:
+    """All but the first block's, which begins with embeddings and is told in the title."""
     layers = [one for one in found.layers if one.growth is not None and one.median_growth is not None]
-    places = [one.layer for one in layers]
+    later = [one for one in layers if one.layer]
+    places = [one.layer for one in later]
     panel.axhline(1, color=GREY, linewidth=0.8)
-    panel.plot(places, [one.median_growth for one in layers], color=BLUE, marker=".", label="of the median norm")
-    panel.plot(places, [one.growth for one in layers], color=RED, marker=".", linestyle="--", label="of the mean norm")
-    panel.set(yscale="log", xlabel="layer", title="Growth: norm after the block over norm before it")
-    panel.yaxis.set_major_formatter(_plain)
-    panel.yaxis.set_minor_formatter(_plain)
+    panel.plot(places, [one.growth for one in later], color=RED, marker=".", label="of the mean norm")
+    panel.plot(places, [one.median_growth for one in later], color=BLUE, marker=".", linestyle="--", label="of the median norm")
+    first = f"\n(the first block: {layers[0].growth:.1f})" if len(later) < len(layers) else ""
+    panel.set(xlabel="layer", title=f"Growth: norm after a block over before{first}")
     panel.legend(fontsize="small")
 
 
-def _plain(value: float, _place: int) -> str:
-    return f"{value:.3g}"
+def _plain(panel: Any) -> None:
+    """Numbers, not powers, on a logarithmic axis, three in a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _positions(panel: Any, found: Statistics) -> None:
@@ -69,9 +77,27 @@ def _positions(panel: Any, found: Statistics) -> None:
         if which and one is found.hook_points[round((which - 1) / 3 * last)]:
             continue
         places = [(group.first + group.last) / 2 for group in one.by_position]
-        panel.plot(places, [group.quantiles["0.5"] for group in one.by_position], marker=".", label=one.hook_name)
+        medians = [group.quantiles["0.5"] for group in one.by_position]
+        panel.plot(places, medians, marker=".", color=COLOURS[which])
+        style = {"xytext": (0, 5), "textcoords": "offset points", "ha": "right", "fontsize": "small", "color": COLOURS[which]}
+        panel.annotate(one.hook_name, (places[-1], medians[-1]), **style)
     panel.set(xscale="symlog", yscale="log", xlabel="position in the row", title="Median norm by position")
-    panel.legend(fontsize="small")
+    panel.margins(y=0.1)
+
+
+def _outliers(panel: Any, found: Statistics) -> None:
+    """The longest row, and the largest dimension, of each hook point in the order of the job."""
+    places = range(len(found.hook_points))
+    panel.plot(places, [one.outliers.largest_ratio for one in found.hook_points], color=RED, marker=".")
+    panel.axhline(found.hook_points[0].outliers.multiple, color=GREY, linewidth=0.8, linestyle="--")
+    panel.set(yscale="log", xlabel="hook point", title="Largest norm over the median (red), and the\n"
+              "largest dimension's share of the variance (blue)")  # fmt: skip
+    panel.yaxis.label.set_color(RED)
+    beside = panel.twinx()
+    beside.plot(places, [one.dimensions[0].variance_share for one in found.hook_points], color=BLUE, marker=".")
+    beside.set(ylim=(0, 1))
+    beside.tick_params(axis="y", colors=BLUE)
+    panel.tick_params(axis="y", which="both", colors=RED)
 
 
 def _cuts(panel: Any, found: Statistics) -> None:
@@ -82,7 +108,7 @@ def _cuts(panel: Any, found: Statistics) -> None:
         panel.plot([one.layer for one in layers], cosines, color=(0.85 - 0.6 * shade, 0.8 - 0.5 * shade, 0.9 - 0.2 * shade),
                    marker=".", label=f"last {length}")  # fmt: skip
     panel.set(xlabel="layer", title=f"Cosine to the row with all context ({found.cut_positions} positions)")
-    panel.legend(fontsize="small", ncols=2)
+    panel.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _heads(panel: Any, layers: tuple[Layer, ...], figure: str, colour: str) -> None:
@@ -101,8 +127,12 @@ def _distances(panel: Any, found: Statistics) -> None:
     panel.set(xlabel="layer", title="Mean attention distance of each head, in tokens")
 
 
+def _shares(panel: Any, found: Statistics) -> None:
+    _heads(panel, found.layers, "first_share", RED)
+    panel.set(xlabel="layer", ylim=(-0.02, 1.02), title="Share of each head's attention on the first position")
+
+
 def _weights(panel: Any, found: Statistics) -> None:
     _heads(panel, found.layers, "ov_spectral", GREEN)
     panel.set(yscale="log", xlabel="layer", title="Spectral norm of W_OV of each head")
-    panel.yaxis.set_major_formatter(_plain)
-    panel.yaxis.set_minor_formatter(_plain)
+    _plain(panel)

@@ -74,7 +74,7 @@ def hook_points(found: Statistics) -> Table:
         table.add_row(
             one.hook_name, number(one.rms), number(one.norm.quantiles["0.5"]), number(one.skewness), number(one.kurtosis),
             number(one.largest_magnitude), f"{one.small_shares['0.1']:.1%}", f"{one.mean_share:.1%}", _outliers(one),
-            ", ".join(f"{of.dimension} ({of.variance_share:.1%})" for of in one.dimensions[:3]),
+            ", ".join(f"{of.dimension} ({of.variance_share:.1%})" for of in one.dimensions[:2]),
         )  # fmt: skip
     return table
 

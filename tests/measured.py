@@ -18,7 +18,8 @@ from tests.conftest import DEMO
 from tests.recorder import Recorder
 
 STREAM: dict[str, Any] = {
-    "model": {"name": str(DEMO / "model")}, "dataset": {"path": str(DEMO / "text"), "split": "test"}, "context_size": 48, "prompts": 8,
+    "model": {"name": str(DEMO / "model")}, "dataset": {"path": str(DEMO / "text"), "split": "test"},
+    "context_size": 48, "prompts": 8,
 }  # fmt: skip
 
 

@@ -132,8 +132,7 @@ def test_positions_add_up_to_the_whole(case: Case) -> None:
         shares = case.columns[f"{one.hook_name}/variance"] / one.total_variance
         assert shares.sum() == pytest.approx(1)
         assert [of.variance_share for of in one.dimensions] == pytest.approx(np.sort(shares)[::-1][:10])
-    counts = case.columns[f"{one.hook_name}/rows_by_position"]
-    assert counts[0] == 0, "each row begins with BOS, which is left out"
+        assert counts[0] == 0, "each row begins with BOS, which is left out"
 
 
 def test_rows_of_special_tokens_are_told_beside_the_rest(case: Case) -> None:
@@ -154,8 +153,8 @@ def test_attention_is_that_of_plain_hooks_at_the_positions_that_count(case: Case
         is_bos = (tokens == case.plain.bos)[np.nonzero(keep)[0]][:, None]
         logs = np.log(np.where(pattern > 0, pattern, 1))
         expected = {
-            "distance": (pattern * distances).sum(-1), "first_share": pattern[..., 0], "separator_share": (pattern * is_bos).sum(-1),
-            "entropy": -(pattern * logs).sum(-1),
+            "distance": (pattern * distances).sum(-1), "first_share": pattern[..., 0],
+            "separator_share": (pattern * is_bos).sum(-1), "entropy": -(pattern * logs).sum(-1),
         }  # fmt: skip
         for name, values in expected.items():
             np.testing.assert_allclose(getattr(one.heads, name), values.mean(axis=0), rtol=1e-5)

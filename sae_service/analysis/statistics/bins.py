@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 BITS = 7
 """Of the mantissa."""
 LOWEST, OCTAVES = -32, 64
-"""Magnitudes from 2^-32 to 2^32 have bins of their own; what is smaller is in the first bin, and what is larger in the last."""
+"""Magnitudes from 2^-32 to 2^32 have bins of their own; what is smaller is in the first bin, what is larger in the last."""
 N_BINS = OCTAVES << BITS
 _FIRST = (127 + LOWEST) << BITS
 
@@ -57,7 +57,9 @@ def quantiles(
     total = counts.sum()
     if not total:
         return [float("nan")] * len(shares)
-    below = np.append(0, np.cumsum(counts))
+    below = np.append(0, np.cumsum(counts, dtype=np.int64))
+    # The outermost bins have whatever lies beyond.
+    edges = np.concatenate([[min(edges[0], lowest)], edges[1:-1], [max(edges[-1], highest)]])
     found = list[float]()
     for share in shares:
         place = min(int(np.searchsorted(below, share * total, side="right")) - 1, len(counts) - 1)

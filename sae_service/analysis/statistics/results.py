@@ -37,7 +37,7 @@ def to_files(
             ov[layer] = ov_norms(*weights)
     whole = _statistics(found, stream, model, ov)
     content = finite_or_null(whole.model_dump(mode="json"))
-    return {RECORD: json.dumps(content, indent=1).encode(), COLUMNS: arrays.to_parts(_columns(found, ov))}
+    return {RECORD: json.dumps(content).encode(), COLUMNS: arrays.to_parts(_columns(found, ov))}
 
 
 def _statistics(found: Measured, stream: StreamSpec, model: LanguageModel, ov: dict[int, Any]) -> Statistics:
