@@ -12,6 +12,8 @@ from sae_service.activations.model import LanguageModel
 from sae_service.errors import InvalidSpec
 
 Tokens = Int[np.ndarray, "prompts context_size"]
+AT_ONCE = 1 << 22
+"""Numbers of a pattern that are looked at together."""
 PATTERN = "blocks.{}.attn.hook_pattern"
 FIGURES = ("distance", "first_share", "separator_share", "entropy")
 """Of the attention of a head at a position: the mean distance to what is read, the share on the first position of the row, that on
@@ -63,8 +65,7 @@ def attention(
     separators = torch.from_numpy(is_separator).to(model.device)
 
     def show(pattern: torch.Tensor, layer: int) -> None:
-        # One prompt at a time: in float64 a pattern is twice as large as it is.
-        found = [_figures(one.double(), here) for one, here in zip(pattern, separators, strict=True)]
+        found = [_figures(one, here) for one, here in zip(pattern, separators, strict=True)]
         look(layer, torch.stack(found, dim=1).cpu().numpy())
 
     model.show(tokens, {PATTERN.format(layer): partial(show, layer=layer) for layer in layers})
@@ -73,14 +74,15 @@ def attention(
 def _figures(
     pattern: Float[torch.Tensor, "heads queries keys"], is_separator: Bool[torch.Tensor, " keys"]
 ) -> Float[torch.Tensor, "figures heads queries"]:
-    places = torch.arange(pattern.shape[-1], device=pattern.device)
-    distances = (places[:, None] - places[None]).to(pattern.dtype)
-    return torch.stack([
-        (pattern * distances).sum(dim=-1),
-        pattern[..., 0],
-        pattern[..., is_separator].sum(dim=-1),
-        -torch.special.xlogy(pattern, pattern).sum(dim=-1),
-    ])  # fmt: skip
+    places, found = torch.arange(pattern.shape[-1], device=pattern.device), list[torch.Tensor]()
+    # A few queries at a time: in float64 a pattern is twice as large as it is.
+    step = max(1, AT_ONCE // (pattern.shape[0] * pattern.shape[2]))
+    for part, queries in zip(pattern.split(step, dim=1), places.split(step), strict=True):
+        exact = part.double()
+        distance = (exact * (queries[:, None] - places)).sum(dim=-1)
+        entropy = -torch.special.xlogy(exact, exact).sum(dim=-1)
+        found.append(torch.stack([distance, exact[..., 0], exact[..., is_separator].sum(dim=-1), entropy]))
+    return torch.cat(found, dim=-1)
 
 
 def ov_weights(model: LanguageModel, layer: int) -> tuple[np.ndarray, np.ndarray] | None:

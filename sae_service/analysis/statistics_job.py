@@ -36,7 +36,7 @@ def run(job: StatisticsSpec, around: Surroundings) -> Checkpoint | None:
     stream = pinned(job.stream)
     model = LanguageModel(stream.text_source[0], around.device, around.roots)
     widths = check_reads(model, stream.context_size, _pointers(job, model))
-    measuring = Measuring(stream, job, model, widths, around.roots)
+    measuring = Measuring(stream, job, model, widths, around.roots, around.alive)
     for warning in model.warnings:
         around.warn(warning)
     source = provenance(job.model_dump(mode="json"), stream, jax.devices()[0].device_kind, around.roots, model.precisions)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from sae_service.analysis.statistics import bins
 from sae_service.analysis.statistics.advice import BFLOAT16_NOISE
+from sae_service.analysis.statistics.hook_tally import HookTally
 from sae_service.analysis.statistics.moments import Moments
-from sae_service.analysis.statistics.norms import group_starts
+from sae_service.analysis.statistics.norms import NormTally, group_starts, norms_of
 from sae_service.analysis.statistics.weights import ov_norms
 
 
@@ -78,3 +79,27 @@ def test_the_noise_of_bfloat16_is_what_rounding_makes() -> None:
     half = np.uint32(0x8000)
     rounded = ((x.view(np.uint32) + half) & np.uint32(0xFFFF0000)).view(np.float32)
     assert np.mean((rounded / x - 1) ** 2) == pytest.approx(BFLOAT16_NOISE, rel=0.02)
+
+
+def test_rows_that_are_no_numbers_are_counted_and_in_no_other_figure() -> None:
+    rows = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    tokens, keep = np.arange(8).reshape(2, 4), np.ones((2, 4), bool)
+    keep[0, 0] = False
+    rows[0, 0], rows[0, 1], rows[1, 2, 1] = 1000, np.inf, np.nan
+    norms = norms_of(rows)
+    is_finite = np.isfinite(norms)
+    lengths, tally = NormTally(4, [0, 2], (0, 6)), HookTally(3, 4, limit=2.0)
+    lengths.add(norms, keep, tokens, is_finite)
+    tally.add(rows, norms, keep, tokens, is_finite)
+    good = rows[keep & is_finite]
+    assert (tally.not_finite[0], tally.moments.n, lengths.n) == (2, 5, 5)
+    np.testing.assert_allclose(tally.moments.mean, good.mean(axis=0), rtol=1e-6)
+    assert tally.extremes.tolist() == [good.min(), good.max(), 1000], "what a number type has to hold is that of all rows"
+    assert lengths.watched[0].tolist() == [1, 0], "a row that is left out is watched too"
+    longer = keep & is_finite & (norms > 2)
+    assert sum(tally.outlier_tokens.values()) == tally.outliers.sum() == longer.sum() > 0
+    assert tally.outlier_square[0] == pytest.approx((norms[longer] ** 2).sum())
+    again = HookTally(3, 4, limit=2.0)
+    again.restore(tally.state())
+    assert again.outlier_tokens == tally.outlier_tokens
+    assert again.moments.arrays().tobytes() == tally.moments.arrays().tobytes()

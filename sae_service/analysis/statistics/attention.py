@@ -1,5 +1,7 @@
 """What attention heads attend to, on average over positions that count."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -22,10 +24,17 @@ class AttentionTally:
         self.n, self.even = np.zeros(1, np.int64), np.zeros(2)
         self.sums: dict[int, Float[np.ndarray, "figures heads"]] = {}
 
-    def add(self, tokens: Int[np.ndarray, "prompts positions"], keep: Bool[np.ndarray, "prompts positions"]) -> None:
-        """Counts what is attended to from the positions of a batch that count."""
+    def add(
+        self, tokens: Int[np.ndarray, "prompts positions"], keep: Bool[np.ndarray, "prompts positions"], alive: Callable[[], None]
+    ) -> None:
+        """Counts what is attended to from the positions of a batch that count.
+
+        Args:
+            alive: called now and then.
+        """
 
         def look(layer: int, found: np.ndarray) -> None:
+            alive()
             total = np.einsum("fphq,pq->fh", found, keep.astype(np.float64))
             self.sums[layer] = self.sums[layer] + total if layer in self.sums else total
 

@@ -1,6 +1,6 @@
 """How much context a row depends on: its cosine to the row that the model has of the last few tokens alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -52,16 +52,18 @@ class Cuts:
 
     def add(
         self, tokens: Int[np.ndarray, "prompts positions"], chosen: Int[np.ndarray, "places 2"], first_prompt: int,
-        full: dict[str, Float[np.ndarray, "places d_model"]],
+        full: dict[str, Float[np.ndarray, "places d_model"]], alive: Callable[[], None],
     ) -> None:  # fmt: skip
         """Looks at places of a batch.
 
         Args:
             full: the rows there, with all their context, by hook point.
+            alive: called now and then.
         """
         found = np.zeros((len(chosen), len(self.lengths), len(self.hook_names)))
         for which, length in enumerate(self.lengths):
             for part in self._parts(len(chosen), length + 1):
+                alive()
                 cut = np.stack([_cut(tokens[prompt], position, length) for prompt, position in chosen[part]])
 
                 def look(name: str, rows: np.ndarray, which: int = which, part: slice = part) -> None:

@@ -1,6 +1,6 @@
 """The pass over text that measures a model, batch by batch, and the state from which it goes on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from sae_service.activations.tokens import Cursor, Prompts
 from sae_service.analysis.statistics.attention import AttentionTally
 from sae_service.analysis.statistics.cuts import Cuts
 from sae_service.analysis.statistics.hook_tally import HookTally
-from sae_service.analysis.statistics.norms import NormTally, group_starts
+from sae_service.analysis.statistics.medians import medians_of
+from sae_service.analysis.statistics.norms import NormTally, group_starts, norms_of
 from sae_service.readable import Roots
 from sae_service.spec import StatisticsSpec, StreamSpec
 
@@ -63,26 +64,26 @@ class Measuring:
     """The measuring of a model, as a `Course` goes it."""
 
     def __init__(
-        self, stream: StreamSpec, job: StatisticsSpec, model: LanguageModel, widths: Mapping[str, int], roots: Roots
-    ) -> None:
+        self, stream: StreamSpec, job: StatisticsSpec, model: LanguageModel, widths: Mapping[str, int], roots: Roots,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Opens the text.
 
         Args:
             widths: of the rows of the hook points that are measured.
+            alive: called now and then.
 
         Raises:
             DataNotFound, InvalidSpec: it cannot be read, or nothing of it counts.
         """
-        self._stream, self._job, self._model = stream, job, model
+        self._stream, self._job, self._model, self._alive = stream, job, model, alive
         self.source = text.reading(text.whole(stream), "held_out", model, tuple(widths), roots)
         n_layers = model.bridge.cfg.n_layers
         self.residual = observed.fit(model, residual_points(n_layers))
         points = dict.fromkeys((*self.residual, *observed.fit(model, written_points(n_layers)), *widths))
         special = model.excluded_tokens((*SPECIAL, *stream.exclude))
         starts, grouped = group_starts(stream.context_size), {*self.residual, *widths}
-        medians = text.norm_limits(self.source, 1.0)
-        if not medians:
-            raise text.too_little(self.source)
+        medians = medians_of(self.source, list(widths), alive)
         start = None if model.tokenizer is None else separator(model.tokenizer)
         after_blocks = [name for name in self.residual if name.endswith("resid_post")]
         self.found = Measured(
@@ -134,7 +135,8 @@ class Measuring:
         if multiple is not None:
 
             def look(name: str, rows: np.ndarray) -> None:
-                keep[...] &= np.linalg.norm(rows, axis=2) <= multiple * self.found.medians[name]
+                self._alive()
+                keep[...] &= norms_of(rows) <= multiple * self.found.medians[name]
 
             observed.rows(self._model, prompts.tokens, list(self.found.hooks), look)
         return keep
@@ -145,7 +147,8 @@ class Measuring:
         full: dict[str, Float[np.ndarray, "places d_model"]] = {}
 
         def look(name: str, rows: np.ndarray) -> None:
-            norms = np.sqrt(np.einsum("pcd,pcd->pc", rows, rows, dtype=np.float64))
+            self._alive()
+            norms = norms_of(rows)
             is_finite = np.isfinite(norms)
             found.norms[name].add(norms, keep, tokens, is_finite)
             if name in found.hooks:
@@ -155,11 +158,11 @@ class Measuring:
 
         observed.rows(self._model, tokens, list(found.norms), look)
         if len(chosen):
-            found.cuts.add(tokens, chosen, first, full)
+            found.cuts.add(tokens, chosen, first, full, self._alive)
         # As many whole rows as there are still to be looked at.
         n_attended = min(len(tokens), -(-self._job.attention_tokens // self._stream.context_size) - first)
         if n_attended > 0 and found.attention.layers:
-            found.attention.add(tokens[:n_attended], keep[:n_attended])
+            found.attention.add(tokens[:n_attended], keep[:n_attended], self._alive)
 
     def figures(self) -> dict[str, dict[str, float]]:
         """What is told on the way."""

@@ -12,6 +12,11 @@ SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """The quantiles that are told."""
 
 
+def norms_of(rows: Float[np.ndarray, "prompts positions d_in"]) -> Float[np.ndarray, "prompts positions"]:
+    """The norm of each row, in float64."""
+    return np.sqrt(np.einsum("pcd,pcd->pc", rows, rows, dtype=np.float64))
+
+
 def group_starts(context_size: int) -> list[int]:
     """Where groups of positions begin, each about a third longer than the one before: 0, 1, 2, 3, 4, 6, 8, 12, 16, ..."""
     starts = [0, 1, 2, 3]

@@ -30,8 +30,10 @@ def _named(shares: Sequence[float], values: Sequence[float]) -> dict[str, float]
     return {f"{share:g}": float(value) for share, value in zip(shares, values, strict=True)}
 
 
-def norm_figures(tally: NormTally) -> NormFigures:
-    """The norms at all positions."""
+def norm_figures(tally: NormTally | None) -> NormFigures | None:
+    """The norms at all positions; None where no row counts."""
+    if tally is None or not tally.n:
+        return None
     smallest, largest = map(float, tally.extremes)
     return NormFigures(
         n=tally.n, mean=tally.mean, deviation=max(tally.mean_square - tally.mean**2, 0) ** 0.5, smallest=smallest, largest=largest,
@@ -58,9 +60,10 @@ def statistics(name: str, found: Measured, vocabulary: list[str], excluded: Sequ
     rms = float(np.sqrt(pooled.variance[0] + pooled.mean[0] ** 2))
     smallest, largest, magnitude = map(float, tally.extremes)
     values = bins.quantiles(tally.values, bins.SIGNED_EDGES, VALUE_SHARES, smallest, largest)
-    square = float((moments.variance + moments.mean**2).sum())
+    square, norm = float((moments.variance + moments.mean**2).sum()), norm_figures(norms)
+    assert norm is not None, "its median was one of finite rows"
     return HookStatistics(
-        hook_name=name, d_in=len(moments.mean), norm=norm_figures(norms), by_position=_by_position(norms),
+        hook_name=name, d_in=len(moments.mean), norm=norm, by_position=_by_position(norms),
         special_tokens=_special(norms, vocabulary, excluded),
         mean=float(pooled.mean[0]), rms=rms, deviation=float(np.sqrt(pooled.variance[0])), skewness=float(pooled.skewness[0]),
         kurtosis=float(pooled.kurtosis[0]), quantiles=_named(VALUE_SHARES, values), smallest=smallest, largest=largest,

@@ -47,12 +47,11 @@ def _statistics(found: Measured, stream: StreamSpec, model: LanguageModel, ov: d
     hooks = tuple(of_hooks.statistics(name, found, vocabulary, excluded) for name in found.hooks)
     n_attended = int(found.attention.n[0])
     even = [float(value / n_attended) for value in found.attention.even] if n_attended else [None, None]
-    embedding = found.norms.get("blocks.0.hook_resid_pre")
     return Statistics(
         model=spec.name, dataset=dataset.path, dtype=spec.dtype, context_size=stream.context_size, exclude=stream.exclude,
         tokens=found.n_prompts * stream.context_size, rows=next(iter(found.norms.values())).n, attention_rows=n_attended,
         even_distance=even[0], even_entropy=even[1], cut_lengths=tuple(found.cuts.lengths), cut_positions=len(found.cuts.places),
-        embedding=None if embedding is None else norm_figures(embedding),
+        embedding=norm_figures(found.norms.get("blocks.0.hook_resid_pre")),
         layers=tuple(_layer(layer, found, ov.get(layer)) for layer in range(model.bridge.cfg.n_layers)),
         hook_points=hooks, advice=tuple(advice(hooks, stream)),
     )  # fmt: skip
@@ -60,11 +59,10 @@ def _statistics(found: Measured, stream: StreamSpec, model: LanguageModel, ov: d
 
 def _layer(layer: int, found: Measured, ov: tuple[np.ndarray, np.ndarray] | None) -> Layer:
     after, attention, mlp = (
-        norm_figures(tally) if (tally := found.norms.get(f"blocks.{layer}.{site}")) is not None else None
+        norm_figures(found.norms.get(f"blocks.{layer}.{site}"))
         for site in ("hook_resid_post", "hook_attn_out", "hook_mlp_out")
     )
-    tally = found.norms.get(f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre")
-    before = None if tally is None else norm_figures(tally)
+    before = norm_figures(found.norms.get(f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"))
     growth = (None, None)
     if after is not None and before is not None and before.mean and before.quantiles["0.5"]:
         growth = after.mean / before.mean, after.quantiles["0.5"] / before.quantiles["0.5"]
