@@ -22,6 +22,7 @@ from api import (
     metrics,
     problems,
     saes,
+    statistics,
 )
 from api.access import Callers
 from api.access_log import AccessLog
@@ -79,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings, app.state.keys, app.state.storage = settings, keys, storage
     app.state.tables, app.state.explanations = saes.Tables(storage), Explanations(database)
     app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
-    for module in (jobs, continuation, events, logs, files, conversion, saes, latents, explanations, cache, catalog):
+    for module in (jobs, continuation, events, logs, files, conversion, saes, latents, explanations, statistics, cache, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(only_known_parameters)], responses=problems.RESPONSES)
     app.include_router(health.router)
     app.include_router(metrics.router)

@@ -38,6 +38,15 @@ JOB_EXAMPLES: dict[str, Any] = {
             "metadata": {"project": "layer-8"},
         },
     },
+    "statistics": {
+        "summary": "What a model's activations are like",
+        "value": {
+            "kind": "statistics",
+            "stream": {"model": {"name": "gpt2"}, "dataset": {"path": "monology/pile-uncopyrighted"}, "context_size": 1024},
+            "hook_names": ["blocks.8.hook_resid_pre", "blocks.8.hook_mlp_out"],
+            "tokens": 1_000_000,
+        },
+    },
     "latents": {
         "summary": "What the latents of a finished job's SAEs do",
         "value": {"kind": "latents", "job": "job_019b0c1d2e3f4a5b6c7d8e", "saes": ["resid-8-gated"], "tokens": 10_000_000},

@@ -23,7 +23,7 @@ from sae_service.errors import DataNotFound, InvalidSpec, located
 from sae_service.formats import FORMATS, folder
 from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
 from sae_service.readable import LARGEST_LOOK, Look, Roots, content
-from sae_service.spec import DatasetSpec, JobSpec, LatentsSpec, StreamSpec, fields, is_path
+from sae_service.spec import DatasetSpec, JobSpec, LatentsSpec, StatisticsSpec, StreamSpec, fields, is_path
 from sae_service.training import start
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -81,7 +81,15 @@ def _check_latents(job: LatentsSpec, roots: Roots) -> None:
         _check_text(job.stream.model_copy(update={"dataset": job.dataset}), hooks, roots)
 
 
-CHECKS: dict[str, Callable[[Any, Roots], None]] = {"train": _check_training, "latents": _check_latents}
+def _check_statistics(job: StatisticsSpec, roots: Roots) -> None:
+    _check_text(job.stream, [(name, f"/hook_names/{index}") for index, name in enumerate(job.hook_names)], roots)
+
+
+CHECKS: dict[str, Callable[[Any, Roots], None]] = {
+    "train": _check_training,
+    "latents": _check_latents,
+    "statistics": _check_statistics,
+}
 """What is looked at before a job of each kind is queued."""
 
 

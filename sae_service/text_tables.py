@@ -248,7 +248,9 @@ def pace(progress: records.Progress) -> str:
 
 
 def _shown(progress: records.Progress) -> tuple[str, tuple[str, ...]]:
-    """What is done with the SAEs, and the metrics that say how it goes: they are trained, or their latents are looked at."""
+    """What is done, and the metrics that say how it goes: SAEs are trained, their latents looked at, or a model is measured."""
+    if any("mean_norm" in row for row in progress.metrics.values()):
+        return "", ("mean_norm",)
     is_look = any("never_fired_share" in row for row in progress.metrics.values())
     return ("", LOOKED) if is_look else ("training ", TRAINED)
 

@@ -6,7 +6,7 @@ library's default for BOS differs between model families.
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -203,6 +203,21 @@ class LanguageModel(Tokenizing):
             raise InvalidSpec(f"the model computed nothing at hook point {missing[0]!r}", param="/saes")
         return {name: found[name].flatten(start_dim=2).to(self._dtype) for name in hook_names}
 
+    def show(
+        self, tokens: Int[np.ndarray, "prompts context_size"], looks: Mapping[str, Callable[[torch.Tensor], None]]
+    ) -> None:
+        """Shows what each hook point has when it is computed, as the library has it: nobody holds all of them at a time."""
+        ids = self._ids(tokens)
+        with self._computing():
+            own = {name: look for name, look in looks.items() if self._own and self._own.trusted((name,))}
+            if own and self._own and self._own.plain:
+                self._own.plain.show(ids, own)
+            others = {name: look for name, look in looks.items() if name not in own}
+            if others:
+                hooks = [(name, partial(_shown, look)) for name, look in others.items()]
+                stop = last_layer(tuple(others))
+                self.bridge.run_with_hooks(ids, fwd_hooks=hooks, stop_at_layer=stop, return_type="logits" if stop is None else None)
+
     def losses(
         self, tokens: Int[np.ndarray, "prompts context_size"], edits: Mapping[str, Edit] | None = None
     ) -> Float[np.ndarray, "prompts predicted"]:
@@ -254,6 +269,10 @@ class LanguageModel(Tokenizing):
 
     def _mask(self, keep: Bool[np.ndarray, "prompts context_size"]) -> Bool[torch.Tensor, "prompts context_size 1"]:
         return torch.from_numpy(keep).to(self.device)[..., None]
+
+
+def _shown(look: Callable[[torch.Tensor], None], value: torch.Tensor, hook: Any) -> None:
+    look(value)
 
 
 def keep_mask(tokens: Int[np.ndarray, "prompts context_size"], excluded: tuple[int, ...]) -> Bool[np.ndarray, "..."]:

@@ -72,6 +72,19 @@ def check(model: LanguageModel, context_size: int, places: Sequence[Place]) -> F
     return Found({name: rows[name].shape[-1] for name in pointers}, same + model.warnings)
 
 
+def check_reads(model: LanguageModel, context_size: int, pointers: Mapping[str, str]) -> dict[str, int]:
+    """The width of the rows at each hook point, of a model that is only read. Raises as `check` does.
+
+    Args:
+        pointers: the field that names each hook point.
+    """
+    check_context(context_size, model.bridge.cfg.n_ctx)
+    _check_names(model, pointers)
+    model.first_losses()
+    fired = _values(model, model.sample(), pointers, [], next(iter(pointers.values()), None))
+    return {name: fired[name].flatten(start_dim=2).shape[-1] for name in pointers}
+
+
 def _check_names(model: LanguageModel, pointers: Mapping[str, str | None]) -> None:
     known = model.bridge.hook_dict
     for name, param in pointers.items():
@@ -91,9 +104,11 @@ def _siblings(model: LanguageModel, hook_name: str) -> list[str]:
     return [name for name in names if name != hook_name and name in model.bridge.hook_dict]
 
 
-def _values(model: LanguageModel, tokens: Tokens, pointers: Mapping[str, str | None], others: Sequence[str]) -> dict[str, Any]:
+def _values(
+    model: LanguageModel, tokens: Tokens, pointers: Mapping[str, str | None], others: Sequence[str], param: str | None = "/saes"
+) -> dict[str, Any]:
     """The values at each hook point, in the order in which they are computed. Raises InvalidSpec for what are no rows."""
-    with blamed(InvalidSpec, "the hook points cannot be read", "/saes"):
+    with blamed(InvalidSpec, "the hook points cannot be read", param):
         fired = model.fired(tokens, dict.fromkeys((*pointers, *others)))
     for name, param in pointers.items():
         values = [value for at, value in fired if at == name]

@@ -111,15 +111,21 @@ class PlainPass:
                 hooks.callback(self._places[name].hooked(look).remove)
             return self._model(input_ids=ids, use_cache=False).logits
 
-    def read(self, ids: Int[torch.Tensor, "prompts context_size"], hook_names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """The values at each hook point that is computed, as the model shapes them. The pass ends with the last of them."""
-        found: dict[str, torch.Tensor] = {}
+    def show(self, ids: Int[torch.Tensor, "prompts context_size"], looks: Mapping[str, Callable[[torch.Tensor], None]]) -> None:
+        """Shows the values at each hook point, as the model shapes them, when they are computed. The pass ends with the last."""
+        seen = set[str]()
 
         def note(value: torch.Tensor, name: str) -> None:
-            found[name] = value
-            if len(found) == len(hook_names):
+            looks[name](value)
+            seen.add(name)
+            if len(seen) == len(looks):
                 raise _AllSeen
 
         with suppress(_AllSeen):
-            self.logits(ids, {name: partial(note, name=name) for name in hook_names})
+            self.logits(ids, {name: partial(note, name=name) for name in looks})
+
+    def read(self, ids: Int[torch.Tensor, "prompts context_size"], hook_names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The values at each hook point that is computed, as `show` has them."""
+        found: dict[str, torch.Tensor] = {}
+        self.show(ids, {name: partial(found.__setitem__, name) for name in hook_names})
         return found

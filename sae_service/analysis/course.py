@@ -1,12 +1,14 @@
 """A look's way through its text: what is told on the way, when it is saved, and where it stops. All jobs that look go it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-from sae_service.analysis.look import Look
+import numpy as np
+from jaxtyping import Int
+
 from sae_service.errors import Stopped
 from sae_service.news import Checkpoint, Reporter
 from sae_service.storage.checkpoint import OnHost
@@ -14,6 +16,45 @@ from sae_service.storage.checkpoint_writer import CheckpointWriter
 
 State = tuple[dict[str, Any], dict[str, Any]]
 """The arrays and the values from which a look goes on."""
+
+
+class Batch(Protocol):
+    """What was read at once."""
+
+    @property
+    def tokens(self) -> Int[np.ndarray, "prompts context_size"]:
+        """Its tokens."""
+        ...
+
+
+class Look(Protocol):
+    """What goes the way."""
+
+    @property
+    def wanted_tokens(self) -> int:
+        """Tokens that are to be read."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that have been read, those that are left out too."""
+        ...
+
+    def batches(self) -> Iterator[Batch]:
+        """What is left of the text, batch by batch, each looked at when it comes out."""
+        ...
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """What is told on the way, by what it is about."""
+        ...
+
+    def state(self) -> State:
+        """Copies of what it goes on from."""
+        ...
+
+    def restore(self, state: dict[str, Any], values: dict[str, Any]) -> None:
+        """Goes on from a state."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +78,7 @@ class Course:
         stop_if_asked: shows a sign of life; raises Stopped.
         writer: writes what `publish` says while the text is read on.
         publish: makes a checkpoint of a state, after so many batches and tokens.
+        said: what is done on text, and after it.
         before: steps and tokens of the job that came before.
         n_batches: so many have been read.
         n_saved: so many the last checkpoint knows of; -1: there is none, and the job would lose something without.
@@ -48,6 +90,7 @@ class Course:
     stop_if_asked: Callable[[], None]
     writer: CheckpointWriter
     publish: Callable[[State, int, int], Any]
+    said: tuple[str, str] = ("Looking at latents", "Looking at the directions of the latents.")
     before: tuple[int, int] = (0, 0)
     n_batches: int = 0
     n_saved: int = 0
@@ -70,7 +113,7 @@ class Course:
         try:
             self._pass_over_text()
             self.writer.finish()
-            self.reporter.event("info", "Looking at the directions of the latents.")
+            self.reporter.event("info", self.said[1])
             return publish_results()
         except Stopped:
             self.save()
@@ -80,7 +123,7 @@ class Course:
     def _pass_over_text(self) -> None:
         """Reads what is left. Raises Stopped."""
         wanted, every = self.look.wanted_tokens, self.pace.every_tokens
-        self.reporter.event("info", f"Looking at latents on {wanted:,} tokens of text.")
+        self.reporter.event("info", f"{self.said[0]} on {wanted:,} tokens of text.")
         self.stop_if_asked()
         for batch in self.look.batches():
             self.n_batches += 1

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sae_service import __version__
-from sae_service.cli import cache, changes, jobs, keys, latents, saes
+from sae_service.cli import cache, changes, jobs, keys, latents, saes, statistics
 from sae_service.cli.common import DataDir, reported
 from sae_service.cli.config import config
 from sae_service.schema import DEFAULT_PORT
@@ -92,5 +92,6 @@ PANELS = {
 for panel, commands in PANELS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)
+app.add_typer(statistics.app, name="statistics", rich_help_panel="What a model's activations are like")
 app.add_typer(keys.app, name="keys", rich_help_panel="The service's machines and keys")
 app.add_typer(cache.app, name="cache", rich_help_panel="The service's machines and keys")

@@ -26,7 +26,7 @@ LOOKED_AT = 1000
 """The newest jobs, among which one is found by a part of its id."""
 OPTIONS = {
     "model/name": "--model", "dataset/path": "--dataset", "hook_name": "--hook", "saes": "--hook", "folder": "--output",
-    "metadata": "--label", "name": "NAME",
+    "metadata": "--label", "name": "NAME", "hook_names": "--hook",
 }  # fmt: skip
 """The options and arguments that are not called as the fields that they fill, by the ends of their pointers."""
 CHANGE = re.compile(r"/saes/([^/]*)(?:/(?:optimizer|architecture))?(?:/([^/]*))?")
@@ -60,6 +60,8 @@ def option(pointer: str) -> str:
     if change and not change[1].isdigit():
         return f"--set {'.'.join(part for part in change.groups() if part)}".replace("~1", "/").replace("~0", "~")
     *parents, field = pointer.split("[")[0].split("/")
+    if field.isdigit() and parents[-1] == "hook_names":
+        field = parents.pop()
     return OPTIONS.get("/".join([*parents[-1:], field])) or OPTIONS.get(field) or f"--{field.replace('_', '-')}"
 
 

@@ -8,6 +8,7 @@ from sae_service.spec.job import EvaluationSpec, JobSpec
 from sae_service.spec.latents import FolderSpec, LatentsPart, LatentsSpec
 from sae_service.spec.queued import CheckpointSpec, Labels
 from sae_service.spec.saes import InitialSpec, SAESpec, Shard
+from sae_service.spec.statistics import StatisticsSpec
 from sae_service.spec.stream import DatasetSpec, ModelSpec, StreamSpec, SyntheticSpec, is_path
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ModelSpec",
     "SAESpec",
     "Shard",
+    "StatisticsSpec",
     "StreamSpec",
     "SyntheticSpec",
     "is_path",

@@ -8,9 +8,10 @@ from sae_service.plain_words import unknown_name
 from sae_service.schema import refuse
 from sae_service.spec.job import JobSpec
 from sae_service.spec.latents import LatentsSpec
+from sae_service.spec.statistics import StatisticsSpec
 
 DEFAULT_KIND = "train"
-SPECS: dict[str, Any] = {"train": JobSpec, "latents": LatentsSpec}
+SPECS: dict[str, Any] = {"train": JobSpec, "latents": LatentsSpec, "statistics": StatisticsSpec}
 """What a job of each kind says. What is looked at before it is queued is in `preflight`, and what it does in `kinds`."""
 
 
@@ -27,7 +28,7 @@ def _check_kind(spec: Any) -> Any:
 
 
 AnySpec = Annotated[
-    Annotated[JobSpec, Tag("train")] | Annotated[LatentsSpec, Tag("latents")],
+    Annotated[JobSpec, Tag("train")] | Annotated[LatentsSpec, Tag("latents")] | Annotated[StatisticsSpec, Tag("statistics")],
     Discriminator(kind_of),
     BeforeValidator(_check_kind),
 ]
