@@ -60,7 +60,7 @@ def course(
     """
     stops = partial(stop_if_asked, hosts.any_of(around.should_stop), around.alive)
     pace, before = Pace(job.log_every, job.checkpoints.every_tokens), (job.stream.n_steps, job.stream.n_steps * job.stream.batch)
-    found = Course(look, pace, around.reporter, stops, writer, publish, before, n_saved=-1)
+    found = Course(look, pace, around.reporter, stops, writer, publish, before=before, n_saved=-1)
     if begun is not None:
         found.go_on_from(begun.seen)
     return found
