@@ -14,6 +14,7 @@ from sae_service.storage.objects import Storage
 from tests.host_of_job import PREFIX
 from tests.published import published
 from tests.service import free_port
+from tests.small_jobs import small_job
 from tests.split_jobs import difference
 from tests.split_jobs import spec as split_spec
 
@@ -110,6 +111,16 @@ def test_stopped_by_any_host_it_goes_on_to_the_same_bytes_or_on_one_device_to_th
     assert [path for path in ours if path.endswith("safetensors") and ours[path] != theirs[path]] == []
     hosts.run("gathered", 1, 1, spec(False), begun="stopped")
     assert difference(ours, hosts.files("gathered")) < 1e-6
+
+
+def test_each_host_looks_at_latents_and_the_first_writes_what_it_has_seen(hosts: Hosts) -> None:
+    part = {"tokens": 4096, "best": 3, "per_quantile": 1}
+    job = small_job(tokens=8 * 256) | {"gpus": 2, "latents": part, "checkpoints": {"every_tokens": 1024, "keep": 9}}
+    job["saes"] = [job["saes"][0] | {"shard": "latents"}]
+    leader, follower = hosts.run("looks", 2, 1, job)
+    assert (leader["error"], follower["error"], follower["reported"]) == (None, None, 0)
+    assert leader["reported"] == len(hosts.checkpoints("looks")) > 4, "of training, of the look, and the final one"
+    assert json.loads(hosts.files("looks")["saes/standard_256/latents.json"])["n_prompts"] == 4096 // 128
 
 
 def test_hosts_that_read_other_rows_are_told_so(hosts: Hosts) -> None:
