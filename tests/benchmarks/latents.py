@@ -253,7 +253,7 @@ def table(found: dict[str, Any]) -> str:
     """The costs, as a page."""
     ours, d_sae = found["ours"], found["d_sae"]
     lines = [
-        f"# Looking at the latents of an SAE with {d_sae:,}", "",
+        f"# Looking at the {d_sae:,} latents of an SAE", "",
         f"A TopK SAE (L0 {ours['l0']:.0f}) on the demo's model, {found['cpus']} cores; passages of {WIDTH} tokens. The last",
         "column is for all latents on a million tokens, extrapolated from what was done after the start, each latent and token",
         "alike. `python -m tests.benchmarks.latents --peer PYTHON` measures it anew, and says what the loop has not.", "",
