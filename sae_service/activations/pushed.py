@@ -87,7 +87,8 @@ class Prompt:
             losses = -log_probs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
             kl = (self._log_probs.exp() * (self._log_probs - log_probs)).sum(dim=-1)
             followed = logits[:, -1, self._followed]
-            return Said(*map(_array, (losses, kl, followed)), {name: _array(row) for name, row in rows.items()})
+            watched = {name: _array(row) for name, row in rows.items()}
+            return Said(_array(losses), _array(kl), _array(followed), watched)
 
 
 def next_logits(

@@ -41,19 +41,24 @@ def resolved(spec: Any, jobs: JobStore) -> tuple[Any, Checkpoint | None]:
         raise InvalidSpec(first["msg"], pointer(first["loc"], whole)) from error
 
 
+def _of_latent(spec: SteeringSpec, sizes: dict[str, int]) -> tuple[str, ...]:
+    """The SAE that the latent of a job is of, by the numbers of latents of those there are. Raises InvalidSpec."""
+    if spec.latent is None:
+        return ()
+    name, *others = spec.saes or sizes
+    if others:
+        raise InvalidSpec(f"must name the one SAE that the latent is of; the job has {', '.join(sizes)}", "/saes")
+    if spec.latent >= sizes[name]:
+        raise InvalidSpec(f"the SAE has no latent {spec.latent}; its latents are 0 to {sizes[name] - 1}", "/latent")
+    return (name,)
+
+
 def _prompted(spec: PromptedSpec, parent: JobSpec) -> PromptedSpec:
     """A job on prompts with the SAEs, the model and the exclusions of the job that it names. Raises InvalidSpec."""
     if spec.model is not None and spec.model != parent.stream.model:
         raise InvalidSpec("is that of the job; leave it out", "/model")
     sizes = {sae.name: sae.architecture.d_sae for sae in parent.saes}
-    saes = spec.saes or tuple(sizes)
-    if isinstance(spec, SteeringSpec):
-        if spec.latent is None:
-            saes = ()
-        elif len(saes) > 1:
-            raise InvalidSpec(f"must name the one SAE that the latent is of; the job has {', '.join(sizes)}", "/saes")
-        elif spec.latent >= (d_sae := sizes[saes[0]]):
-            raise InvalidSpec(f"the SAE has no latent {spec.latent}; its latents are 0 to {d_sae - 1}", "/latent")
+    saes = _of_latent(spec, sizes) if isinstance(spec, SteeringSpec) else spec.saes or tuple(sizes)
     exclude = parent.stream.exclude if spec.exclude is None else spec.exclude
     return spec.model_copy(update={"saes": saes, "model": parent.stream.model, "exclude": exclude})
 

@@ -111,7 +111,7 @@ def clusters(profiles: Float[np.ndarray, "coefficients parts"], names: Sequence[
     from scipy.cluster.vq import kmeans2
 
     lengths = np.linalg.norm(profiles, axis=0)
-    is_there = lengths > 1e-6 * max(lengths.max(initial=0), 1e-30)
+    is_there = lengths > 1e-4 * max(lengths.max(initial=0), 1e-30)
     shapes = (profiles / np.where(is_there, lengths, 1)).T[is_there]
     if not len(shapes):
         return {}
