@@ -53,7 +53,7 @@ def _reading(model: LanguageModel, prompt: str | tuple[int, ...], excluded: tupl
     if len(ids) > (longest := model.bridge.cfg.n_ctx):
         raise InvalidSpec(f"has {len(ids)} tokens, and the model's context is {longest}", place)
     tokens = np.array(ids, np.int32)
-    keep = keep_mask(tokens, excluded)
+    keep = keep_mask(tokens[None], excluded)[0]
     if not keep.any():
         raise InvalidSpec("has only tokens that are left out (exclude)", place)
     return Reading(tokens, keep, place)

@@ -38,7 +38,7 @@ def steer(
     count: Annotated[int, typer.Option(help="How many.")] = 128,
     logit: Annotated[list[str] | None, typer.Option(help="A token whose logit is followed; may be repeated.")] = None,
     contrast: Contrast = None,
-    continue_at: Annotated[list[float] | None, typer.Option(help="A coefficient at which the model goes on; may be repeated.")] = None,
+    continue_at: Annotated[list[float] | None, typer.Option(help="A coefficient at which it goes on; may be repeated.")] = None,
     wait: Wait = True,
     columns: Columns = None,
     url: Url = DEFAULT_URL,
