@@ -23,6 +23,7 @@ from api import (
     problems,
     saes,
     statistics,
+    steering,
 )
 from api.access import Callers
 from api.access_log import AccessLog
@@ -80,7 +81,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings, app.state.keys, app.state.storage = settings, keys, storage
     app.state.tables, app.state.explanations = saes.Tables(storage), Explanations(database)
     app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
-    for module in (jobs, continuation, events, logs, files, conversion, saes, latents, explanations, statistics, cache, catalog):
+    kinds = (latents, explanations, statistics, steering)
+    for module in (jobs, continuation, events, logs, files, conversion, saes, *kinds, cache, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(only_known_parameters)], responses=problems.RESPONSES)
     app.include_router(health.router)
     app.include_router(metrics.router)

@@ -47,6 +47,19 @@ JOB_EXAMPLES: dict[str, Any] = {
             "tokens": 1_000_000,
         },
     },
+    "steering": {
+        "summary": "What a model says when a latent is added to its activations",
+        "value": {
+            "kind": "steering",
+            "job": "job_019b0c1d2e3f4a5b6c7d8e",
+            "saes": ["resid-8-gated"],
+            "latent": 4711,
+            "prompts": ["The capital of France is"],
+            "logits": [" Paris"],
+            "contrast": [" Paris", " Rome"],
+            "continuations": {"coefficients": [0, 8]},
+        },
+    },
     "latents": {
         "summary": "What the latents of a finished job's SAEs do",
         "value": {"kind": "latents", "job": "job_019b0c1d2e3f4a5b6c7d8e", "saes": ["resid-8-gated"], "tokens": 10_000_000},

@@ -16,6 +16,7 @@ from sae_service import downloads, errors, growing_log
 from sae_service.answers import Answers
 from sae_service.jobs.records import Checkpoint, Event, Job, JobSummary, MetricsRow, Worker
 from sae_service.latents_client import LatentsCalls
+from sae_service.prompted_client import PromptedCalls
 from sae_service.schema import DEFAULT_PORT, OWN_FORMAT, SAES
 from sae_service.statistics_client import StatisticsCalls
 from sae_service.storage.cached_stream import CachedStream
@@ -26,7 +27,7 @@ CHUNK = 1 << 20
 Answer = TypeVar("Answer")
 
 
-class Client(LatentsCalls, StatisticsCalls):
+class Client(LatentsCalls, StatisticsCalls, PromptedCalls):
     """One service. Every method raises the service's own errors, and ServiceUnavailable if it does not answer."""
 
     def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None) -> None:

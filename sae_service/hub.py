@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sae_service.errors import DataNotFound, ModelNotFound, SAEServiceError, translated
 from sae_service.settings import hub_host, is_offline
-from sae_service.spec import StreamSpec, fields, is_path
+from sae_service.spec import ModelSpec, StreamSpec, fields, is_path
 
 T = TypeVar("T")
 TIMEOUT_S = 3
@@ -38,6 +38,12 @@ def pinned(stream: StreamSpec, agreed: Callable[[Callable[[], Any]], Any] = lamb
     return stream.model_copy(
         update={kind: getattr(stream, kind).model_copy(update={"revision": commit}) for kind, commit in found.items()}
     )
+
+
+def pinned_model(model: ModelSpec) -> ModelSpec:
+    """A model with the commit that it has now."""
+    commit = None if is_path(model.name) else _commit("model", model.name, model.revision)
+    return model if commit is None else model.model_copy(update={"revision": commit})
 
 
 def _of_hub(stream: StreamSpec) -> dict[str, tuple[str, str | None]]:

@@ -23,7 +23,19 @@ from sae_service.errors import DataNotFound, InvalidSpec, located
 from sae_service.formats import FORMATS, folder
 from sae_service.hook_points import RESIDUAL_SITES, check_folding, check_hook
 from sae_service.readable import LARGEST_LOOK, Look, Roots, content
-from sae_service.spec import DatasetSpec, JobSpec, LatentsSpec, StatisticsSpec, StreamSpec, fields, is_path
+from sae_service.spec import (
+    DatasetSpec,
+    FolderSpec,
+    JobSpec,
+    LatentsSpec,
+    ModelSpec,
+    PromptedSpec,
+    StatisticsSpec,
+    SteeringSpec,
+    StreamSpec,
+    fields,
+    is_path,
+)
 from sae_service.training import start
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -66,19 +78,48 @@ def _check_training(job: JobSpec, roots: Roots) -> None:
 
 def _check_latents(job: LatentsSpec, roots: Roots) -> None:
     assert job.stream is not None, "the stream of a job's SAEs is filled in when the job is submitted"
-    for index, one in enumerate(job.folders):
-        with located(f"/folders/{index}"):
-            path = roots.inside(one.path, "/path")
-            if not path.is_dir():
-                raise InvalidSpec("there is no such folder", "/path")
-            roots.refuse_links_out_of(path, one.path, "/path")
-            FORMATS[one.format or folder.detected(path)].sizes(path)
-    hooks = [(one.hook_name, f"/folders/{index}/hook_name") for index, one in enumerate(job.folders)]
+    hooks, _ = _check_folders(job.folders, roots)
     if job.dataset is None:
         _check_text(job.stream, hooks, roots)
         return
     with located("/dataset", "/stream/dataset"):
         _check_text(job.stream.model_copy(update={"dataset": job.dataset}), hooks, roots)
+
+
+def _check_folders(folders: Sequence[FolderSpec], roots: Roots) -> tuple[list[tuple[str, str]], list[int]]:
+    """The hook points of SAEs in folders with their fields, and how many latents each has, once they may and can be read."""
+    hooks, sizes = list[tuple[str, str]](), list[int]()
+    for index, one in enumerate(folders):
+        with located(f"/folders/{index}"):
+            path = roots.inside(one.path, "/path")
+            if not path.is_dir():
+                raise InvalidSpec("there is no such folder", "/path")
+            roots.refuse_links_out_of(path, one.path, "/path")
+            sizes.append(FORMATS[one.format or folder.detected(path)].sizes(path)[1])
+        hooks.append((one.hook_name, f"/folders/{index}/hook_name"))
+    return hooks, sizes
+
+
+def _check_prompted(job: PromptedSpec, roots: Roots) -> None:
+    assert job.model is not None, "the model of a job's SAEs is filled in when the job is submitted"
+    hooks, sizes = _check_folders(job.folders, roots)
+    given = job.direction if isinstance(job, SteeringSpec) else None
+    if isinstance(job, SteeringSpec):
+        if job.hook_name is not None:
+            hooks.append((job.hook_name, "/hook_name"))
+        for d_sae in sizes:
+            if job.latent is not None and job.latent >= d_sae:
+                raise InvalidSpec(f"the SAE has no latent {job.latent}; its latents are 0 to {d_sae - 1}", "/latent")
+    with located("/model", "/stream/model"):
+        _, config = _check_model(job.model, 1, hooks, roots)
+        with suppress(ConnectionError):
+            _ask_for(job.model)
+    limit, width = _first(config, CONTEXT), _first(config, WIDTH)
+    for index, prompt in enumerate(job.prompts):
+        if limit is not None and not isinstance(prompt, str) and len(prompt) > limit:
+            raise InvalidSpec(f"has {len(prompt)} tokens, and the model's context is {limit}", f"/prompts/{index}")
+    if given is not None and width is not None and hooks[0][0].split(".")[-1] in RESIDUAL_SITES and len(given) != width:
+        raise InvalidSpec(f"has {len(given)} numbers, and the rows of {hooks[0][0]} have {width}", "/direction")
 
 
 def _check_statistics(job: StatisticsSpec, roots: Roots) -> None:
@@ -89,6 +130,8 @@ CHECKS: dict[str, Callable[[Any, Roots], None]] = {
     "train": _check_training,
     "latents": _check_latents,
     "statistics": _check_statistics,
+    "steering": _check_prompted,
+    "attribution": _check_prompted,
 }
 """What is looked at before a job of each kind is queued."""
 
@@ -105,17 +148,7 @@ def _check_text(stream: StreamSpec, hooks: Sequence[tuple[str, str]], roots: Roo
     else:
         dataset_files.check_name(dataset.path)
     check_splits(dataset)
-    folder, config = None, dict[str, Any]()
-    if is_path(model.name):
-        folder, config = model_files.checked_folder(model.name, roots)
-    else:
-        model_files.check_hub_name(model.name)
-    if (limit := _first(config, CONTEXT)) is not None:
-        model_files.check_context(stream.context_size, limit)
-    if model.weight_processing == "compatibility":
-        check_folding(config.get("model_type"))
-    for name, param in hooks:
-        check_hook(name, _first(config, LAYERS), config.get("model_type"), param)
+    folder, config = _check_model(model, stream.context_size, hooks, roots)
     if is_path(dataset.path):
         check_dataset(dataset, dataset.split, roots)
         if dataset.held_out_split is not None:
@@ -124,11 +157,34 @@ def _check_text(stream: StreamSpec, hooks: Sequence[tuple[str, str]], roots: Roo
         _check_chat(folder)
     # A hub that does not answer is no reason to refuse: the training process may have the model, or a network.
     with suppress(ConnectionError):
-        if not is_path(model.name):
-            hub.check_model(model.name, model.revision)
+        _ask_for(model)
         if not is_path(dataset.path):
             hub.check_dataset(dataset.path, dataset.revision)
     return config
+
+
+def _check_model(
+    model: ModelSpec, context_size: int, hooks: Sequence[tuple[str, str]], roots: Roots
+) -> tuple[Path | None, dict[str, Any]]:
+    """The folder and the configuration of a model, none of one from a hub, once it may be read and has the hook points."""
+    folder, config = None, dict[str, Any]()
+    if is_path(model.name):
+        folder, config = model_files.checked_folder(model.name, roots)
+    else:
+        model_files.check_hub_name(model.name)
+    if (limit := _first(config, CONTEXT)) is not None:
+        model_files.check_context(context_size, limit)
+    if model.weight_processing == "compatibility":
+        check_folding(config.get("model_type"))
+    for name, param in hooks:
+        check_hook(name, _first(config, LAYERS), config.get("model_type"), param)
+    return folder, config
+
+
+def _ask_for(model: ModelSpec) -> None:
+    """Asks the hub for a model that is not in a folder. Raises as `hub.check_model` does."""
+    if not is_path(model.name):
+        hub.check_model(model.name, model.revision)
 
 
 def _check_chat(folder: Path) -> None:

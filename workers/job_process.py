@@ -178,13 +178,14 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
 
     from sae_service import hosts, kinds
     from sae_service.readable import Roots
+    from sae_service.spec.kinds import model_of, wants_cache
     from sae_service.spec.stored import read
     from sae_service.storage.objects import Storage
     from sae_service.surroundings import Surroundings
 
     job = read(assignment["spec"])
-    if job.stream.model is not None:
-        report.event("info", f"Loading the model {job.stream.model.name}.")
+    if (model := model_of(job)) is not None:
+        report.event("info", f"Loading the model {model.name}.")
     report.total_steps, report.total_tokens = job.total_steps, job.total_tokens
     report.looked_ns = time.time_ns()
     storage = Storage(assignment["storage_url"])
@@ -197,7 +198,7 @@ def train(assignment: dict[str, Any], report: Report, orders: Orders) -> dict[st
         begin_with=assignment["begin_with"],
         device="cuda" if jax.default_backend() == "gpu" else "cpu",
         alive=report.alive,
-        cache=cache_of(assignment, report) if job.stream.cache != "off" else None,
+        cache=cache_of(assignment, report) if wants_cache(job) else None,
         roots=Roots(*(tuple(map(Path, assignment[name])) for name in ("readable_roots", "closed_folders"))),
     )
     final = kinds.run(job, around)

@@ -148,9 +148,9 @@ class LanguageModel(Tokenizing):
             raise not_exact()
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """A forward pass, one at a time."""
-        with self._lock, torch.inference_mode(), products_in(self.precision, self._spec.dtype, self.device):
+    def computing(self, gradients: bool = False) -> Iterator[None]:
+        """A forward pass, one at a time; with gradients if they are wanted."""
+        with self._lock, torch.inference_mode(not gradients), products_in(self.precision, self._spec.dtype, self.device):
             yield
 
     def fired(self, tokens: Int[np.ndarray, "prompts context_size"], hook_names: Iterable[str]) -> list[tuple[str, Any]]:
@@ -160,12 +160,13 @@ class LanguageModel(Tokenizing):
         def note(value: Any, hook: Any, name: str) -> None:
             found.append((name, value.clone() if isinstance(value, torch.Tensor) else value))
 
-        with self._computing():
+        with self.computing():
             hooks = [(name, partial(note, name=name)) for name in hook_names]
-            self.bridge.run_with_hooks(self._ids(tokens), fwd_hooks=hooks, return_type="logits")
+            self.bridge.run_with_hooks(self.ids(tokens), fwd_hooks=hooks, return_type="logits")
         return found
 
-    def _ids(self, tokens: Int[np.ndarray, "prompts context_size"]) -> torch.Tensor:
+    def ids(self, tokens: Int[np.ndarray, "prompts context_size"]) -> torch.Tensor:
+        """Tokens on its device. Raises InvalidSpec for one that it does not have."""
         if (largest := int(tokens.max())) >= self.n_vocab:
             message = f"there is a token {largest}, and the model has {self.n_vocab} tokens: it is not the tokenizer's model."
             raise InvalidSpec(message, param=fields.MODEL_NAME)
@@ -176,7 +177,7 @@ class LanguageModel(Tokenizing):
         """The model's own forward pass; None if the weights are folded, which is the bridge's doing."""
         if self._spec.weight_processing != "none":
             return None
-        return TriedPass(self.bridge, self._read_by_bridge, self._ids(self.sample()), self.tolerance)
+        return TriedPass(self.bridge, self._read_by_bridge, self.ids(self.sample()), self.tolerance)
 
     @property
     def warnings(self) -> list[str]:
@@ -195,9 +196,9 @@ class LanguageModel(Tokenizing):
 
         It takes two passes where some of them are read in the model's own pass, and others by the bridge alone.
         """
-        with self._computing():
+        with self.computing():
             read = self._own.read if self._own else self._read_by_bridge
-            found = read(self._ids(tokens), hook_names)
+            found = read(self.ids(tokens), hook_names)
         missing = [name for name in hook_names if name not in found]
         if missing:
             raise InvalidSpec(f"the model computed nothing at hook point {missing[0]!r}", param="/saes")
@@ -207,8 +208,8 @@ class LanguageModel(Tokenizing):
         self, tokens: Int[np.ndarray, "prompts context_size"], looks: Mapping[str, Callable[[torch.Tensor], None]]
     ) -> None:
         """Shows what each hook point has when it is computed, as the library has it: nobody holds all of them at a time."""
-        ids = self._ids(tokens)
-        with self._computing():
+        ids = self.ids(tokens)
+        with self.computing():
             own = {name: look for name, look in looks.items() if self._own and self._own.trusted((name,))}
             if own and self._own and self._own.plain:
                 self._own.plain.show(ids, own)
@@ -222,24 +223,27 @@ class LanguageModel(Tokenizing):
         self, tokens: Int[np.ndarray, "prompts context_size"], edits: Mapping[str, Edit] | None = None
     ) -> Float[np.ndarray, "prompts predicted"]:
         """Next-token loss in nats at every position but the last, with the hook points in `edits` edited."""
-        ids = self._ids(tokens)
-
-        def look(tensor: torch.Tensor, hook: Any = None, *, edit: Edit) -> torch.Tensor | None:
-            edited = edit(tensor.flatten(start_dim=2))
-            return None if edited is None else edited.reshape(tensor.shape).to(tensor.dtype)
-
-        looks = {name: partial(look, edit=edit) for name, edit in (edits or {}).items()}
-        with self._computing():
-            if plain := self._own and self._own.trusted(looks):
-                logits = plain.logits(ids, looks)
-            else:
-                logits = self.bridge.run_with_hooks(ids, fwd_hooks=list(looks.items()), return_type="logits")
+        ids = self.ids(tokens)
+        with self.computing():
+            logits = self.logits(ids, edits or {})
             # One prompt at a time: with a large vocabulary the logits are the most that there is, and these are copies of them.
             found = [
                 torch.nn.functional.cross_entropy(prompt[:-1].float(), predicted[1:], reduction="none")
                 for prompt, predicted in zip(logits, ids, strict=True)
             ]
         return torch.stack(found).cpu().numpy()
+
+    def logits(self, ids: Int[torch.Tensor, "prompts context_size"], edits: Mapping[str, Edit]) -> torch.Tensor:
+        """The logits with the hook points in `edits` edited, within `computing`."""
+
+        def look(tensor: torch.Tensor, hook: Any = None, *, edit: Edit) -> torch.Tensor | None:
+            edited = edit(tensor.flatten(start_dim=2))
+            return None if edited is None else edited.reshape(tensor.shape).to(tensor.dtype)
+
+        looks = {name: partial(look, edit=edit) for name, edit in edits.items()}
+        if plain := self._own and self._own.trusted(looks):
+            return plain.logits(ids, looks)
+        return self.bridge.run_with_hooks(ids, fwd_hooks=list(looks.items()), return_type="logits")
 
     def spliced_losses(
         self, tokens: Int[np.ndarray, "prompts context_size"], keep: Bool[np.ndarray, "prompts context_size"], sites: Sites,

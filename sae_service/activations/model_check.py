@@ -33,7 +33,7 @@ class Place:
 
     def pointer(self, hook_name: str) -> str | None:
         """The field that names a hook point."""
-        return self.param and f"{self.param}/{'hook_name' if hook_name in self.reads else 'hook_name_out'}"
+        return None if self.param is None else f"{self.param}/{'hook_name' if hook_name in self.reads else 'hook_name_out'}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sae_service.readable import Roots
 from sae_service.sae.inference import InferenceSAE
 from sae_service.sae.sites import Sites, check_width
 from sae_service.schema import SAES
-from sae_service.spec import FolderSpec, LatentsSpec
+from sae_service.spec import FolderSpec, LatentsSpec, PromptedSpec
 from sae_service.spec.stored import read_training
 from sae_service.storage import artifacts, checkpoint
 from sae_service.storage.objects import Storage
@@ -48,7 +48,7 @@ class Subjects:
     limits: dict[str, float] | None
 
 
-def subjects(job: LatentsSpec, storage: Storage, checkpoint_key: str | None, roots: Roots) -> Subjects:
+def subjects(job: LatentsSpec | PromptedSpec, storage: Storage, checkpoint_key: str | None, roots: Roots) -> Subjects:
     """The SAEs of a job.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sae_service import __version__
-from sae_service.cli import cache, changes, jobs, keys, latents, saes, statistics
+from sae_service.cli import cache, changes, jobs, keys, latents, prompted, saes, statistics
 from sae_service.cli.common import DataDir, reported
 from sae_service.cli.config import config
 from sae_service.schema import DEFAULT_PORT
@@ -86,6 +86,7 @@ PANELS = {
         "look": latents.look, "saes": latents.list_saes, "latents": latents.list_latents, "latent": latents.show_latent,
         "export": latents.export, "explain": latents.explain,
     },
+    "What latents do to what a model says": {"steer": prompted.steer, "steering": prompted.show_steering},
     "SAEs in folders": {"evaluate": saes.evaluate, "compare": saes.compare},
     "The service's machines and keys": {"workers": jobs.list_workers, "worker": worker, "config": config, "key": keys.key},
 }  # fmt: skip

@@ -129,6 +129,12 @@ def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json
         raise typer.Exit(_watch(client, full_id(client, job_id), as_json))
 
 
+def followed(client: Client, job_id: str) -> None:
+    """Follows a job on standard error. Ends the command if the job does not succeed."""
+    if code := _watch(client, job_id, as_json=False, is_error=True):
+        raise typer.Exit(code)
+
+
 def _watch(client: Client, job_id: str, as_json: bool, is_error: bool = False) -> int:
     from sae_service import text_tables
 

@@ -31,7 +31,7 @@ def summary(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": spec.get("kind", "train"),
         "looks_at_latents": spec.get("kind") == "latents" or spec.get("latents") is not None,
-        "model": (stream.get("model") or {}).get("name"),
+        "model": (spec.get("model") or stream.get("model") or {}).get("name"),
         "dataset": dataset.get("path"),
         "tokens": spec.get("tokens", stream.get("tokens")),
         "gpus": spec.get("gpus", 1),

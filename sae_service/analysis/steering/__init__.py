@@ -1,0 +1,1 @@
+"""What a model does when a direction is added to its activations."""
