@@ -52,6 +52,7 @@ def killed(service: Service, spec: dict[str, Any], n_steps: int, n_kills: int = 
     return service.ended(job)
 
 
+@pytest.mark.slow
 def test_a_training_job_that_is_killed_as_it_looks_ends_with_the_same_bytes(service: Service, tmp_path: Path) -> None:
     spec = tiny_job(latents=PART, **PACE)
     calm = service.ended(service.client.submit(spec))
@@ -62,6 +63,7 @@ def test_a_training_job_that_is_killed_as_it_looks_ends_with_the_same_bytes(serv
     assert events.count("Measuring on held-out text.") == 1, "what was measured is not measured again"
 
 
+@pytest.mark.slow
 def test_a_later_look_that_is_killed_ends_with_the_same_bytes(service: Service, tmp_path: Path) -> None:
     trained = service.ended(service.client.submit(tiny_job()))
     spec = {"kind": "latents", "job": trained.id, **PART, **PACE}

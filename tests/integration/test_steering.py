@@ -67,7 +67,7 @@ def test_the_parts_add_up_to_the_whole(tmp_path: Path, folder: dict[str, str]) -
     np.testing.assert_allclose(without_other, columns["total"], atol=1e-4, rtol=0)
     change = np.array(found.contrast.change)
     np.testing.assert_allclose(change, columns["total"].mean(axis=0), atol=1e-5)
-    slope = np.diff([part.change for part in found.contrast.parts if part.name == "direct"][0])
+    slope = np.diff(next(part.change for part in found.contrast.parts if part.name == "direct"))
     assert np.ptp(slope) < 1e-5 * np.abs(slope).max() + 1e-6, "the direct path is a line"
     assert {part.cluster for part in found.contrast.parts if part.name != "other"} == {1, 2}
 
@@ -182,7 +182,11 @@ def wrong(fields: dict[str, Any]) -> Callable[[Path], Any]:
     ("fields", "pointer", "text"),
     [
         ({"coefficients": [0, 1e30], "model": MODEL | {"dtype": "float16"}}, "/coefficients", "1e+30"),
-        ({"continuations": {"coefficients": [1e30]}, "model": MODEL | {"dtype": "float16"}}, "/continuations/coefficients", "1e+30"),
+        (
+            {"continuations": {"coefficients": [1e30]}, "model": MODEL | {"dtype": "float16"}},
+            "/continuations/coefficients",
+            "1e+30",
+        ),
         ({"continuations": {"coefficients": [1], "tokens": 126}}, "/continuations/tokens", "at most 124"),
         ({"prompts": ["the king " * 100]}, "/prompts/0", "context is 128"),
         ({"prompts": ["a", [1, 2048]]}, "/prompts/1", "0 to 2047"),

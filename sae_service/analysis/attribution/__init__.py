@@ -1,1 +1,0 @@
-"""What each latent contributes to what a model says."""
