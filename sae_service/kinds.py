@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sae_service import pipeline
-from sae_service.analysis import latents_job, statistics_job, steering_job
+from sae_service.analysis import attribution_job, latents_job, statistics_job, steering_job
 from sae_service.news import Checkpoint
 from sae_service.surroundings import Surroundings
 
@@ -13,6 +13,7 @@ RUNS: dict[str, Callable[[Any, Surroundings], Checkpoint | None]] = {
     "latents": latents_job.run,
     "statistics": statistics_job.run,
     "steering": steering_job.run,
+    "attribution": attribution_job.run,
 }
 """All take the job's spec and its surroundings."""
 

@@ -1,6 +1,7 @@
 """What a job on prompts begins with: its model, its SAEs and what it reads."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Float
 
 from sae_service import __version__
 from sae_service.activations import observed
+from sae_service.activations import tokenizer as text
 from sae_service.activations.model import LanguageModel
 from sae_service.activations.model_check import Place, check
 from sae_service.analysis.prompts import Reading, readings
@@ -38,6 +40,17 @@ class Stage:
     widths: dict[str, int]
     readings: list[Reading]
     provenance: dict[str, Any]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Of all tokens of the model."""
+        return text.strings(self.model.tokenizer, self.model.n_vocab)
+
+    @property
+    def order(self) -> dict[str, int]:
+        """The hook points of the SAEs, numbered in the order in which the model computes them."""
+        fired = self.model.fired(self.model.sample(), self.widths)
+        return {name: index for index, (name, _) in enumerate(fired)}
 
 
 def opened(job: PromptedSpec, around: Surroundings, directions: tuple[Place, ...] = ()) -> Stage:
