@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 
 from api import (
+    attribution,
     cache,
     catalog,
     continuation,
@@ -81,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings, app.state.keys, app.state.storage = settings, keys, storage
     app.state.tables, app.state.explanations = saes.Tables(storage), Explanations(database)
     app.state.threads, app.state.registry = health.Threads(), metrics.registry(database, settings.lease_s)
-    kinds = (latents, explanations, statistics, steering)
+    kinds = (latents, explanations, statistics, steering, attribution)
     for module in (jobs, continuation, events, logs, files, conversion, saes, *kinds, cache, catalog):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(only_known_parameters)], responses=problems.RESPONSES)
     app.include_router(health.router)

@@ -60,6 +60,15 @@ JOB_EXAMPLES: dict[str, Any] = {
             "continuations": {"coefficients": [0, 8]},
         },
     },
+    "attribution": {
+        "summary": "What each latent contributes to the difference of two logits",
+        "value": {
+            "kind": "attribution",
+            "job": "job_019b0c1d2e3f4a5b6c7d8e",
+            "prompts": ["The capital of France is"],
+            "contrasts": [[" Paris", " Rome"]],
+        },
+    },
     "latents": {
         "summary": "What the latents of a finished job's SAEs do",
         "value": {"kind": "latents", "job": "job_019b0c1d2e3f4a5b6c7d8e", "saes": ["resid-8-gated"], "tokens": 10_000_000},

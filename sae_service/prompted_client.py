@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sae_service.analysis.attribution.records import Attribution
 from sae_service.analysis.steering.records import Steering
 from sae_service.answers import Answers
 from sae_service.errors import NotFound
@@ -31,6 +32,10 @@ class PromptedCalls(ABC):
         """Writes the figures of each prompt at each coefficient, a file in the format of safetensors. Returns its path."""
         self._fetch(f"{_path(job_id, 'steering')}/file", None, Path(path))
         return Path(path)
+
+    def attribution(self, job_id: str) -> Attribution:
+        """What latents contribute to differences of logits, as a finished job has found it."""
+        return self._answers.record(Attribution, self._ask("GET", _path(job_id, "attribution")))
 
 
 def _path(job_id: str, of: str) -> str:

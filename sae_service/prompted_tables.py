@@ -2,11 +2,14 @@
 
 from rich.table import Column, Table
 
+from sae_service.analysis.attribution.records import Attribution
 from sae_service.analysis.steering.records import ErrorTerm, Steering
 from sae_service.text_tables import number
 
 LINES = 21
 """Coefficients that are shown, of how many there are."""
+NODES = 30
+"""Latents that are shown, and edges between them."""
 PARTS = 6
 """Parts of a difference that are shown: those that change most."""
 
@@ -67,4 +70,56 @@ def _continuations(found: Steering) -> Table:
     table = Table(Column("prompt", justify="right"), Column("coefficient", justify="right"), "goes on with", box=None)
     for one in found.continuations:
         table.add_row(str(one.prompt), f"{one.coefficient:.4g}", repr(one.text) if one.text is not None else str(one.tokens))
+    return table
+
+
+def attribution(found: Attribution) -> list[Table | str]:
+    """All that was attributed."""
+    shown: list[Table | str] = [_attributed(found), "", _nodes(found)]
+    if len(found.nodes) > NODES:
+        shown.append(f"{NODES} of {len(found.nodes)} latents at positions; --json has all.")
+    shown += ["", _correlations(found)]
+    if found.edges:
+        shown += ["", _edges(found)]
+    return shown
+
+
+def _attributed(found: Attribution) -> Table:
+    """One line for each prompt: the difference, and what all latents of each SAE have to do with it."""
+    sums = [f"{what} of {name}" for name in found.saes for what in ("latents", "error")]
+    table = Table("prompt", "difference of logits", "", *(Column(name, justify="right") for name in sums), box=None)
+    for index, one in enumerate(found.prompts):
+        totals = {total.sae: total for total in found.totals if total.prompt == index}
+        effects = (value for name in found.saes for value in (totals[name].effect, totals[name].error_effect))
+        first, second = one.contrast
+        table.add_row(str(index), f"{first!r} - {second!r}", _signed(one.difference), *map(_signed, effects))
+    return table
+
+
+def _nodes(found: Attribution) -> Table:
+    """One line for each latent at a position, those of the largest effects."""
+    names = ("prompt", "position", "activation", "effect", "GradDrop", "with softmax", "exact")
+    table = Table("", "latent", "token", *(Column(name, justify="right") for name in names), box=None)
+    for index, one in enumerate(found.nodes[:NODES]):
+        figures = (one.activation, one.effect, one.grad_drop, one.qk, one.exact)
+        name = f"{one.sae}.{one.latent}"
+        table.add_row(str(index), name, repr(one.token), str(one.prompt), str(one.position), *map(_signed, figures))
+    return table
+
+
+def _correlations(found: Attribution) -> Table:
+    names = {"effect": "effect", "qk": "with softmax", "effect_size": "size of the effect", "grad_drop": "GradDrop, with the size"}
+    n = sum(one.exact is not None for one in found.nodes)
+    columns = (Column(name, justify="right") for name in ("Pearson", "Spearman", "error"))
+    table = Table(f"with the exact effects of {n}", *columns, box=None)
+    for name, of in found.correlations.items():
+        table.add_row(names[name], *(_signed(value) for value in (of.pearson, of.spearman, of.mean_error)))
+    return table
+
+
+def _edges(found: Attribution) -> Table:
+    table = Table("from", "to", Column("adds to its pre-activation", justify="right"), box=None)
+    for edge in found.edges[:NODES]:
+        ends = (found.nodes[end] for end in (edge.source, edge.target))
+        table.add_row(*(f"{one.sae}.{one.latent} at {one.position} ({one.token!r})" for one in ends), _signed(edge.weight))
     return table

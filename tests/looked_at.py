@@ -29,12 +29,12 @@ STREAM: dict[str, Any] = {
 }  # fmt: skip
 
 
-def rows_of_text(n_rows: int = 2000) -> np.ndarray:
-    """Activations at HOOK."""
+def rows_of_text(n_rows: int = 2000, hook_name: str = HOOK) -> np.ndarray:
+    """Activations at a hook point."""
     stream = StreamSpec.model_validate({**STREAM, "tokens": 4096, "batch": 1})
     model = LanguageModel(stream.text_source[0], "cpu")
-    source = text.reading(stream, "held_out", model, (HOOK,), EVERYWHERE)
-    return np.concatenate([batch.rows[HOOK] for batch in text.passages(source, Cursor(), 1 + n_rows // 60, {})])[:n_rows]
+    source = text.reading(stream, "held_out", model, (hook_name,), EVERYWHERE)
+    return np.concatenate([batch.rows[hook_name] for batch in text.passages(source, Cursor(), 1 + n_rows // 60, {})])[:n_rows]
 
 
 def sparse_sae(x: np.ndarray, d_sae: int = 96, k: int | None = None, seed: int = 0, l0: float = 8) -> InferenceSAE:
@@ -48,12 +48,12 @@ def sparse_sae(x: np.ndarray, d_sae: int = 96, k: int | None = None, seed: int =
     return InferenceSAE(W.T.copy(), -(mean @ W.T), W, mean, threshold.astype(np.float32), k=k, sites=at(HOOK, x.shape[1]))
 
 
-def in_folder(folder: Path, sae: InferenceSAE) -> dict[str, str]:
+def in_folder(folder: Path, sae: InferenceSAE, hook_name: str = HOOK) -> dict[str, str]:
     """Writes an SAE, and says how a job names it."""
     folder.mkdir(parents=True)
-    for name, content in saelens.to_files(sae, described(HOOK)).items():
+    for name, content in saelens.to_files(sae, described(hook_name)).items():
         (folder / name).write_bytes(content)
-    return {"path": str(folder), "hook_name": HOOK, "name": folder.name}
+    return {"path": str(folder), "hook_name": hook_name, "name": folder.name}
 
 
 def latents_spec(*folders: dict[str, str], **fields: Any) -> LatentsSpec:

@@ -86,7 +86,10 @@ PANELS = {
         "look": latents.look, "saes": latents.list_saes, "latents": latents.list_latents, "latent": latents.show_latent,
         "export": latents.export, "explain": latents.explain,
     },
-    "What latents do to what a model says": {"steer": prompted.steer, "steering": prompted.show_steering},
+    "What latents do to what a model says": {
+        "steer": prompted.steer, "steering": prompted.show_steering,
+        "attribute": prompted.attribute, "attribution": prompted.show_attribution,
+    },
     "SAEs in folders": {"evaluate": saes.evaluate, "compare": saes.compare},
     "The service's machines and keys": {"workers": jobs.list_workers, "worker": worker, "config": config, "key": keys.key},
 }  # fmt: skip

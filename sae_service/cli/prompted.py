@@ -80,3 +80,51 @@ def _show_steering(client: Client, job_id: str, columns: Path | None, as_json: b
         typer.echo(found.model_dump_json(indent=1))
     else:
         text_tables.show(*prompted_tables.steering(found))
+
+
+def attribute(
+    job_id: JobId,
+    prompt: Prompts,
+    contrast: Annotated[tuple[str, str], typer.Option(help="Two tokens: the logit of the first minus that of the second.")],
+    sae: Annotated[list[str] | None, typer.Option(help="One of the job's SAEs; may be repeated. Default: all.")] = None,
+    counterfactual: Annotated[
+        list[str] | None, typer.Option(help="For each prompt another one of as many tokens, whose activations are taken over.")
+    ] = None,
+    position: Annotated[int, typer.Option(help="After which the logits are read, from 0, or from -1 for the last.")] = -1,
+    top: Annotated[int, typer.Option(help="Latents at positions that are kept.")] = 200,
+    exact: Annotated[int, typer.Option(help="So many of them are patched one by one.")] = 50,
+    wait: Wait = True,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Says what each latent of a finished job's SAEs contributes to a difference of logits, and shows it."""
+    with reported():
+        client = Client(url, api_key)
+        spec: dict[str, Any] = {
+            "kind": "attribution", "job": full_id(client, job_id), "saes": sae or [], "prompts": prompt, "contrasts": [contrast],
+            "counterfactuals": counterfactual or [], "position": position, "top": top, "exact": exact,
+        }  # fmt: skip
+        made = client.submit(spec)
+        if not wait:
+            typer.echo(made.id)
+            return
+        followed(client, made.id)
+        _show_attribution(client, made.id, as_json)
+
+
+def show_attribution(job_id: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Shows what a finished job has attributed to latents."""
+    with reported():
+        client = Client(url, api_key)
+        _show_attribution(client, full_id(client, job_id), as_json)
+
+
+def _show_attribution(client: Client, job_id: str, as_json: bool) -> None:
+    from sae_service import prompted_tables, text_tables
+
+    found = client.attribution(job_id)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        text_tables.show(*prompted_tables.attribution(found))

@@ -18,6 +18,7 @@ from tests.steered import MODEL, PROMPTS, steered, steering_spec
 
 KING, LORD, LAST = " king", " lord", "blocks.3.hook_resid_post"
 LATENT = 7
+HALF = MODEL | {"dtype": "float16"}
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +182,8 @@ def wrong(fields: dict[str, Any]) -> Callable[[Path], Any]:
 @pytest.mark.parametrize(
     ("fields", "pointer", "text"),
     [
-        ({"coefficients": [0, 1e30], "model": MODEL | {"dtype": "float16"}}, "/coefficients", "1e+30"),
-        (
-            {"continuations": {"coefficients": [1e30]}, "model": MODEL | {"dtype": "float16"}},
-            "/continuations/coefficients",
-            "1e+30",
-        ),
+        ({"coefficients": [0, 1e30], "model": HALF}, "/coefficients", "1e+30"),
+        ({"continuations": {"coefficients": [1e30]}, "model": HALF}, "/continuations/coefficients", "1e+30"),
         ({"continuations": {"coefficients": [1], "tokens": 126}}, "/continuations/tokens", "at most 124"),
         ({"prompts": ["the king " * 100]}, "/prompts/0", "context is 128"),
         ({"prompts": ["a", [1, 2048]]}, "/prompts/1", "0 to 2047"),

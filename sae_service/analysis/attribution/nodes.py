@@ -101,8 +101,9 @@ def strongest(
     change = np.where(one.keep[:, None], to - clean.activations, 0)
     effects = change * np.asarray(gradient @ np.asarray(sae.W_dec).T)
     error = (0 if patch is None else patch.error) - clean.error
-    places = np.flatnonzero(change)
-    sums = Sums(len(places), float(effects.sum(dtype=np.float64)), float((error * gradient)[one.keep].sum(dtype=np.float64)))
+    places = np.flatnonzero(effects)
+    of_errors = (error * gradient)[one.keep].sum(dtype=np.float64)
+    sums = Sums(int(np.count_nonzero(change)), float(effects.sum(dtype=np.float64)), float(of_errors))
     order = np.argsort(-np.abs(effects.reshape(-1)[places]), kind="stable")[:top]
     positions, latents = np.divmod(places[order], effects.shape[1])
     columns = (clean.activations[positions, latents], to[positions, latents])

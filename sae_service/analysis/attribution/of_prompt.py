@@ -1,7 +1,7 @@
 """Attribution on one prompt: effects to the first order, with gradients dropped, with the softmax anew, and exact ones."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -52,9 +52,12 @@ class OnPrompt:
         return gradients.by_rows(self.model, self.one.tokens, self.difference, self._sites)
 
     def value(self, one: Reading) -> float:
-        """The difference after a prompt."""
+        """The difference of the logits after a prompt."""
+        return self._undisturbed(one, replace(self.difference, direction=None))
+
+    def _undisturbed(self, one: Reading, difference: Difference) -> float:
         nothing = Moves(np.zeros(1, np.int64), {})
-        return float(differences(self.model, one.tokens, self.difference, nothing)[0])
+        return float(differences(self.model, one.tokens, difference, nothing)[0])
 
     def nodes(self, top: int) -> dict[str, tuple[Nodes, Float[np.ndarray, " nodes"]]]:
         """The latents of each SAE with the largest effects, and these. Raises Stopped."""
@@ -86,7 +89,7 @@ class OnPrompt:
 
     def exact(self, nodes: Nodes) -> Float[np.ndarray, " nodes"]:
         """The effect of patching each alone."""
-        before, found = self.value(self.one), list[np.ndarray]()
+        before, found = self._undisturbed(self.one, self.difference), list[np.ndarray]()
         for first in range(0, len(nodes), self._at_once):
             self.stop_if_asked()
             moves = nodes.moves.part(first, first + self._at_once)
