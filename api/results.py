@@ -16,6 +16,7 @@ Record = TypeVar("Record", bound=Frozen)
 SAID = {
     "statistics": ("measures no statistics", "there are statistics"),
     "steering": ("steers no model", "there is something to see"),
+    "attribution": ("attributes nothing", "there is something to see"),
 }
 
 

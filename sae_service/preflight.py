@@ -131,6 +131,7 @@ CHECKS: dict[str, Callable[[Any, Roots], None]] = {
     "latents": _check_latents,
     "statistics": _check_statistics,
     "steering": _check_prompted,
+    "attribution": _check_prompted,
 }
 """What is looked at before a job of each kind is queued."""
 

@@ -62,7 +62,7 @@ class SAESummary(Frozen):
 class Summary(Frozen):
     """What a list shows of a spec."""
 
-    kind: str = Field(default="train", description="What it does: train, latents, statistics or steering.")
+    kind: str = Field(default="train", description="What it does: train, latents, statistics, steering or attribution.")
     looks_at_latents: bool = Field(default=False, description="Whether it says what the latents of its SAEs do.")
     model: str | None = Field(default=None, description="Null for synthetic activations.")
     dataset: str | None = None

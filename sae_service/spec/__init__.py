@@ -4,6 +4,7 @@ Everything that can be checked without a model or text is checked here, with the
 A parsed spec has no gaps: what the user left out is filled in, so the stored spec says all that was done.
 """
 
+from sae_service.spec.attribution import AttributionSpec
 from sae_service.spec.job import EvaluationSpec, JobSpec
 from sae_service.spec.latents import FolderSpec, LatentsPart, LatentsSpec
 from sae_service.spec.prompted import PromptedSpec
@@ -14,6 +15,7 @@ from sae_service.spec.steering import SteeringSpec
 from sae_service.spec.stream import DatasetSpec, ModelSpec, StreamSpec, SyntheticSpec, is_path
 
 __all__ = [
+    "AttributionSpec",
     "CheckpointSpec",
     "DatasetSpec",
     "EvaluationSpec",

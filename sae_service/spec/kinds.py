@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Tag
 
 from sae_service.plain_words import unknown_name
 from sae_service.schema import refuse
+from sae_service.spec.attribution import AttributionSpec
 from sae_service.spec.job import JobSpec
 from sae_service.spec.latents import LatentsSpec
 from sae_service.spec.prompted import PromptedSpec
@@ -19,6 +20,7 @@ SPECS: dict[str, Any] = {
     "latents": LatentsSpec,
     "statistics": StatisticsSpec,
     "steering": SteeringSpec,
+    "attribution": AttributionSpec,
 }
 """What a job of each kind says. What is looked at before it is queued is in `preflight`, and what it does in `kinds`."""
 
@@ -39,7 +41,8 @@ AnySpec = Annotated[
     Annotated[JobSpec, Tag("train")]
     | Annotated[LatentsSpec, Tag("latents")]
     | Annotated[StatisticsSpec, Tag("statistics")]
-    | Annotated[SteeringSpec, Tag("steering")],
+    | Annotated[SteeringSpec, Tag("steering")]
+    | Annotated[AttributionSpec, Tag("attribution")],
     Discriminator(kind_of),
     BeforeValidator(_check_kind),
 ]

@@ -1,4 +1,4 @@
-"""A job that looks at what SAEs do on given prompts, as its user writes it."""
+"""A job that looks at what SAEs do on given prompts, as its user writes it: what steering and attribution have in common."""
 
 from typing import Annotated, Any
 

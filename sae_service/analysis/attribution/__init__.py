@@ -1,0 +1,1 @@
+"""What each latent contributes to what a model says."""
