@@ -18,12 +18,8 @@ Number = Array | float | int
 def kth_largest(values: Float[Array, "*rows n"], k: Number) -> Float[Array, "*rows"]:
     """The k-th largest of each row of values >= 0; `k` may be traced, so other k need no other compiled step.
 
-    On a CPU rows are looked at a few at a time, which then stay in the processor's cache; for a `k` that is known as the program
-    is compiled they are sorted as far as need be, which takes a third of the time.
+    On a CPU rows are looked at a few at a time, which then stay in the processor's cache.
     """
-    if isinstance(k, int) and k <= values.shape[-1] and jax.default_backend() == "cpu":
-        # Behind a barrier: where XLA sees that nobody asks for the places, it sorts whole rows.
-        return jax.lax.optimization_barrier(jax.lax.top_k(values, k))[0][..., -1]
     if values.ndim != 2 or len(values) % CACHED_ROWS or jax.default_backend() != "cpu":
         return kth_largest_at_once(values, k)
     blocks = values.reshape(-1, CACHED_ROWS, values.shape[1])
