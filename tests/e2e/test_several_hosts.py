@@ -66,6 +66,7 @@ def shared_spec(spec: dict[str, Any]) -> dict[str, Any]:
     return spec | {"gpus": 2}
 
 
+@pytest.mark.slow
 def test_a_job_survives_the_death_and_the_stop_of_the_second_host(
     service: Service, follow: Callable[[], Follower], shared_spec: dict[str, Any], tmp_path: Path
 ) -> None:
