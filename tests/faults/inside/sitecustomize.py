@@ -26,9 +26,9 @@ def main(wanted: dict[str, Any]) -> None:
         crash(**wanted["crash"])
     if "log" in wanted:
         wrap("sae_service.training.loop:Trainer.step", before=lambda *_: note(Path(wanted["log"])))
-        wrap("sae_service.pipeline:run", before=lambda job, storage, prefix, *_: JOB.append(prefix))
+        wrap("sae_service.pipeline:train", before=lambda job, around: JOB.append(around.prefix))
     if "poison" in wanted:
-        wrap("sae_service.pipeline:run", before=lambda job, *_: poisoned(job, wanted["poison"]))
+        wrap("sae_service.pipeline:train", before=lambda job, *_: poisoned(job, wanted["poison"]))
 
 
 def set_all(values: dict[str, Any]) -> None:
