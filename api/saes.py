@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from api.dependencies import Jobs
 from api.jobs import Page, page
-from sae_service.analysis.library import Library, Place
+from sae_service.analysis.finished import Library, Place
 from sae_service.analysis.records import SAE, SAEEntry
 from sae_service.analysis.results import Table
 from sae_service.errors import NotFound, UnknownCursor
